@@ -1,0 +1,148 @@
+"""In the flow: tokens come in; one value of a field's type goes out.
+
+What each type accepts follows protobuf's text format (protobuf.dev, "Text Format Language
+Specification"), as Caffe's own reader does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeAlias, cast
+
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+
+from caffe_proto.lexer import Tokens
+
+__all__ = ["Reader", "Scalar", "scalar_reader", "string_bytes"]
+
+Scalar: TypeAlias = bool | int | float | str | bytes
+Reader: TypeAlias = Callable[[Tokens, FieldDescriptor], Scalar]
+
+_BOOLS = {"true": True, "True": True, "t": True, "1": True}
+_BOOLS |= {"false": False, "False": False, "f": False, "0": False}
+_ESCAPE = re.compile(
+    rb"\\(?:(?P<octal>[0-7]{1,3})|[xX](?P<hex>[0-9a-fA-F]{1,2})|u(?P<u>[0-9a-fA-F]{4})"
+    rb"|U(?P<U>[0-9a-fA-F]{8})|(?P<plain>.))"
+)
+_PLAIN_ESCAPES = dict(zip(b"nrtabfv\\'\"?", b"\n\r\t\a\b\f\v\\'\"?", strict=True))
+
+
+def scalar_reader(field: FieldDescriptor) -> Reader:
+    """Return the function that reads one value of the field's type."""
+    return _READERS[field.type]
+
+
+def _integer(tokens: Tokens, field: FieldDescriptor) -> int:
+    sign = -1 if tokens.accept("-") else 1
+    text = tokens.peek.text
+    if tokens.peek.kind != "number" or not re.fullmatch(r"\d+|0[xX][0-9a-fA-F]+", text):
+        raise tokens.expected(f"a whole number for {field.name}")
+    octal = text.startswith("0") and text.isdigit()
+    try:
+        value = int(text, 8 if octal else 0)
+    except ValueError:  # 8 or 9 in an octal number
+        raise tokens.expected(f"a whole number for {field.name}") from None
+    tokens.advance()
+    return sign * value
+
+
+def _floating(tokens: Tokens, field: FieldDescriptor) -> float:
+    sign = -1.0 if tokens.accept("-") else 1.0
+    token = tokens.peek
+    text = token.text.lower()
+    # 010 could mean eight or ten; Caffe's reader refuses it as well.
+    number = token.kind == "number" and not re.match(r"0[x\d]", text)
+    if not number and text not in ("inf", "infinity", "nan"):
+        raise tokens.expected(f"a number for {field.name}")
+    tokens.advance()
+    return sign * float(text.removesuffix("f") if number else text)
+
+
+def _boolean(tokens: Tokens, field: FieldDescriptor) -> bool:
+    value = _BOOLS.get(tokens.peek.text)
+    if value is None:
+        raise tokens.expected(f"true or false for {field.name}")
+    tokens.advance()
+    return value
+
+
+def _enum(tokens: Tokens, field: FieldDescriptor) -> int:
+    known = cast("EnumDescriptor", field.enum_type)
+    choices = "one of " + ", ".join(value.name for value in known.values)
+    if tokens.peek.kind == "word":
+        named = known.values_by_name.get(tokens.peek.text)
+        if named is None:
+            raise tokens.expected(f"{choices} for {field.name}")
+        tokens.advance()
+        return named.number
+    begin = tokens.peek
+    number = _integer(tokens, field)
+    if number not in known.values_by_number:
+        raise tokens.error(begin.at, f"{field.name}: {number} is not the number of {choices}")
+    return number
+
+
+def _string(tokens: Tokens, field: FieldDescriptor) -> str:
+    begin = tokens.peek
+    raw = string_bytes(tokens, field.name)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise tokens.error(begin.at, f"{field.name} is not valid UTF-8") from None
+
+
+def _bytes(tokens: Tokens, field: FieldDescriptor) -> bytes:
+    return string_bytes(tokens, field.name)
+
+
+def string_bytes(tokens: Tokens, name: str) -> bytes:
+    """Read one or more quoted strings side by side; they count as one.
+
+    Raises:
+        CaffeFormatError: Something else comes next, or an escape is not known.
+
+    """
+    if tokens.peek.kind != "string":
+        raise tokens.expected(f"text in quotes for {name}")
+    raw = b""
+    while tokens.peek.kind == "string":
+        token = tokens.advance()
+        part = token.text[1:-1].encode("utf-8", "surrogateescape")
+        try:
+            raw += _ESCAPE.sub(_unescape, part) if b"\\" in part else part
+        except ValueError as error:
+            raise tokens.error(token.at, f"{name}: {error}") from None
+    return raw
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    """Return the bytes that one escape sequence stands for."""
+    code = match["u"] or match["U"]
+    if code:
+        try:
+            return chr(int(code, 16)).encode("utf-8")
+        except (ValueError, OverflowError):  # half a surrogate pair, or beyond Unicode
+            raise ValueError(f"the escape \\u{code.decode()} is no character") from None
+    if match["hex"] or match["octal"]:
+        value = int(match["hex"], 16) if match["hex"] else int(match["octal"], 8)
+        if value > 255:
+            raise ValueError(f"the escape \\{match['octal'].decode()} is no byte")
+        return bytes([value])
+    plain = match["plain"]
+    if plain[0] not in _PLAIN_ESCAPES:
+        raise ValueError(f"the escape \\{plain.decode('ascii', 'replace')} is not known")
+    return bytes([_PLAIN_ESCAPES[plain[0]]])
+
+
+_READERS: dict[int, Reader] = {
+    FieldDescriptor.TYPE_FLOAT: _floating,
+    FieldDescriptor.TYPE_DOUBLE: _floating,
+    FieldDescriptor.TYPE_INT32: _integer,
+    FieldDescriptor.TYPE_INT64: _integer,
+    FieldDescriptor.TYPE_UINT32: _integer,
+    FieldDescriptor.TYPE_BOOL: _boolean,
+    FieldDescriptor.TYPE_ENUM: _enum,
+    FieldDescriptor.TYPE_STRING: _string,
+    FieldDescriptor.TYPE_BYTES: _bytes,
+}

@@ -1,0 +1,35 @@
+"""INT8 calibration of Caffe models for ncnn, without Caffe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from int8calib.engine.run import Net, load_caffe
+    from int8calib.errors import Int8CalibError
+    from int8calib.layers.registry import register_layer
+
+__all__ = ["Int8CalibError", "Net", "__version__", "load_caffe", "register_layer"]
+
+_HOMES = {
+    "Int8CalibError": "int8calib.errors",
+    "Net": "int8calib.engine.run",
+    "load_caffe": "int8calib.engine.run",
+    "register_layer": "int8calib.layers.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that importing the package stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, those not imported yet included."""
+    return sorted(__all__)

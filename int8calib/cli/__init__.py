@@ -1,0 +1,1 @@
+"""Command lines come in, exit codes go out: one thin file per command."""

@@ -1,0 +1,58 @@
+"""Caffe model to INT8 calibration table, with the command line of caffe-int8-convert-tool.
+
+Takes the options of caffe-int8-convert-tool-dev-weight.py and writes the table that current
+ncnn reads. `int8calib calibrate` can do more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from int8calib.cli import calibrate
+from int8calib.cli.guard import guarded
+from int8calib.cli.main import add_output_arguments
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The reference tool's options, with its defaults."""
+    parser = argparse.ArgumentParser(
+        prog="caffe-int8-convert-tool",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--proto", required=True, help="path to deploy prototxt")
+    parser.add_argument("--model", required=True, help="path to pretrained weights")
+    parser.add_argument("--mean", nargs=3, default=["0", "0", "0"], help="value of mean, 3 numbers")
+    parser.add_argument("--norm", type=float, default=1.0, help="value of normalize")
+    parser.add_argument("--images", required=True, help="path to calibration images")
+    parser.add_argument("--output", default="calibration.table", help="calibration table to write")
+    parser.add_argument(
+        "--group", type=int, choices=(0, 1), default=1, help="1: scale per channel, 0: per layer"
+    )
+    parser.add_argument("--gpu", type=int, default=0, help="ignored: this build runs on the CPU")
+    add_output_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run as `int8calib calibrate` would with the same options."""
+    given = build_parser().parse_args(argv)
+    full = argparse.ArgumentParser()
+    calibrate.add_arguments(full)
+    add_output_arguments(full)
+    args = full.parse_args(
+        [
+            *("--proto", given.proto, "--model", given.model),
+            *("--images", given.images, "--output", given.output),
+            *("--group", str(given.group), "--gpu", str(given.gpu)),
+        ]
+    )
+    args.mean, args.norm = given.mean, [given.norm]
+    args.quiet, args.verbose, args.debug = given.quiet, given.verbose, given.debug
+    return guarded(calibrate.run, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What a command shows while it works: a progress bar on a terminal, log lines elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Progress = Callable[[str, int, int], None]
+LOG_EVERY = 5.0
+"""Seconds between two log lines of one stage."""
+
+
+class Screen:
+    """Where a command prints. Messages go to stderr, results to stdout."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.quiet: bool = args.quiet
+        self.verbose: bool = args.verbose
+
+    def say(self, message: str) -> None:
+        """A line that `--quiet` leaves out."""
+        if not self.quiet:
+            print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+    def detail(self, message: str) -> None:
+        """A line that only `--verbose` shows."""
+        if self.verbose and not self.quiet:
+            print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+    def result(self, text: str) -> None:
+        """What the command was asked for."""
+        if not self.quiet:
+            print(text, flush=True)  # noqa: T201
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table on stdout; the first column is text, the others are numbers."""
+        if self.quiet:
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="right" if i else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._console().print(table)
+
+    @contextmanager
+    def progress(self, what: str = "images") -> Iterator[Progress]:
+        """A function `(stage, done, total)` that shows how far the work is."""
+        if self.quiet:
+            yield lambda stage, done, total: None
+        elif sys.stderr.isatty():
+            with _bar(what) as show:
+                yield show
+        else:
+            yield _LogLines(self, what)
+
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        if sys.stdout.isatty():
+            return Console()
+        # Not a terminal: nothing to wrap to, so rows stay on their line.
+        return Console(width=200, color_system=None, soft_wrap=True)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    started: dict[str, float] = {}
+    with RichProgress(*columns, console=Console(stderr=True)) as progress:
+
+        def show(stage: str, done: int, total: int) -> None:
+            now = time.monotonic()
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total or None, rate="")
+                started[stage] = now
+            rate = done / max(now - started[stage], 1e-3)
+            progress.update(tasks[stage], completed=done, rate=f"{rate:.1f} {what}/s")
+
+        yield show
+
+
+class _LogLines:
+    """Progress as plain lines: a stage's first, then one every few seconds, and its last."""
+
+    def __init__(self, screen: Screen, what: str) -> None:
+        self._screen = screen
+        self._what = what
+        self._started: dict[str, float] = {}
+        self._spoken: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        self._started.setdefault(stage, now)
+        self._spoken.setdefault(stage, now)
+        if done != total and now - self._spoken[stage] < LOG_EVERY:
+            return
+        self._spoken[stage] = now
+        seconds = now - self._started[stage]
+        of = f" of {total}" if total else ""
+        rate = f", {done / seconds:.1f} {self._what}/s" if seconds > 0 else ""
+        left = f", {(total - done) * seconds / done:.0f} s left" if done and done < total else ""
+        self._screen.say(f"{stage}: {done}{of} {self._what}{rate}{left}")

@@ -1,0 +1,62 @@
+"""Every error that int8calib raises on purpose; stands before all stages and imports none.
+
+    Int8CalibError
+    ├── ModelError              the network as given cannot be used
+    │   ├── ModelFileError          a prototxt or caffemodel cannot be read or parsed
+    │   ├── WeightsError            the caffemodel does not fit the prototxt
+    │   ├── ShapeError              a layer cannot take the shapes that reach it
+    │   └── UnsupportedLayerError   a needed layer type has no implementation
+    ├── ImageError              calibration images or their preprocessing
+    ├── StatisticsError         activations that cannot be counted, statistics that do not merge
+    ├── OptionError             an option with a value that means nothing
+    ├── TableError              a calibration table that breaks the reader's rules
+    └── OutputError             a result that cannot be written
+
+A message is one line: the file or layer, what was found, what would be right.
+"""
+
+from __future__ import annotations
+
+
+class Int8CalibError(Exception):
+    """Base of all errors raised on purpose; the command line turns it into one line and exit 2."""
+
+
+class ModelError(Int8CalibError):
+    """The network as given cannot be used."""
+
+
+class ModelFileError(ModelError):
+    """A prototxt, caffemodel or binaryproto cannot be read or parsed."""
+
+
+class WeightsError(ModelError):
+    """The caffemodel does not fit the prototxt: missing weights or wrong shapes."""
+
+
+class ShapeError(ModelError):
+    """A layer cannot take the bottom shapes that reach it."""
+
+
+class UnsupportedLayerError(ModelError):
+    """A layer type on a needed path has no implementation."""
+
+
+class ImageError(Int8CalibError):
+    """Calibration images are missing, unreadable, or do not fit the preprocessing."""
+
+
+class StatisticsError(Int8CalibError):
+    """Activations hold NaN or infinity, or statistics cannot be merged."""
+
+
+class OptionError(Int8CalibError):
+    """An option has a value that means nothing here."""
+
+
+class TableError(Int8CalibError):
+    """A calibration table breaks a rule of its reader; names file and line where there is one."""
+
+
+class OutputError(Int8CalibError):
+    """A result cannot be written."""

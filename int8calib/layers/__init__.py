@@ -1,0 +1,1 @@
+"""Caffe layer types: parameters, weights and bottoms come in, tops go out."""

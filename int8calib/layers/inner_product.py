@@ -1,0 +1,48 @@
+"""InnerProduct: every bottom flattened from an axis on, times a weight matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from caffe_proto import LayerParameter
+from int8calib.layers.registry import Array, Shape, layer
+from int8calib.layers.shapes import axis_index, flat_from
+
+
+def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    param = params.inner_product_param
+    axis = axis_index(param.axis, len(bottoms[0]))
+    return [(*bottoms[0][:axis], int(param.num_output))]
+
+
+def _weights(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    param = params.inner_product_param
+    inputs = flat_from(bottoms[0], axis_index(param.axis, len(bottoms[0])))
+    num_output = int(param.num_output)
+    weight = (inputs, num_output) if param.transpose else (num_output, inputs)
+    return [weight, (num_output,)] if param.bias_term else [weight]
+
+
+def _macs(params: LayerParameter, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:
+    return prod(bottoms[0]) * tops[0][-1]
+
+
+@layer("InnerProduct", shape=_shape, weights=_weights, macs=_macs)
+def inner_product(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """top = x @ weight.T + bias, with x (M, K): axes before `axis` and those from it, flattened.
+
+    Source: Caffe's InnerProductLayer. Weight (num_output, K), or (K, num_output) if `transpose`.
+    """
+    param = params.inner_product_param
+    axis = axis_index(param.axis, bottoms[0].ndim)
+    inputs = flat_from(bottoms[0].shape, axis)
+    weight = weights[0].reshape((inputs, -1) if param.transpose else (-1, inputs))
+    top = np.matmul(bottoms[0].reshape(-1, inputs), weight if param.transpose else weight.T)
+    if len(weights) > 1:
+        top += weights[1].reshape(-1)
+    return [top.reshape(*bottoms[0].shape[:axis], -1)]

@@ -1,0 +1,165 @@
+"""Pooling: the maximum or mean over windows of images (N, C, H, W)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from caffe_proto import LayerParameter, caffe_pb2
+from int8calib.errors import ShapeError
+from int8calib.layers.registry import Array, Kernel, Shape, Take, layer
+from int8calib.layers.shapes import need_ndim
+from int8calib.layers.windows import Windows, window_view
+
+_MAX, _AVE = caffe_pb2.PoolingParameter.MAX, caffe_pb2.PoolingParameter.AVE
+
+
+def pooling_windows(params: LayerParameter, height: int, width: int) -> Windows:
+    """The windows over an image of that size; `global_pooling` makes one window of it."""
+    param = params.pooling_param
+    if param.pool not in (_MAX, _AVE):
+        raise ShapeError("pool is STOCHASTIC; only MAX and AVE are supported")
+    if param.global_pooling:
+        return Windows((height, width))
+    windows = Windows(
+        kernel=(param.kernel_h or param.kernel_size, param.kernel_w or param.kernel_size),
+        stride=(param.stride_h or param.stride, param.stride_w or param.stride),
+        pad=(param.pad_h or param.pad, param.pad_w or param.pad),
+    )
+    if min(*windows.kernel, *windows.stride) < 1:
+        raise ShapeError(f"kernel {windows.kernel} and stride {windows.stride} must be at least 1")
+    if windows.pad[0] >= windows.kernel[0] or windows.pad[1] >= windows.kernel[1]:
+        raise ShapeError(f"pad {windows.pad} must be smaller than kernel {windows.kernel}")
+    return windows
+
+
+def pooled_size(
+    windows: Windows, height: int, width: int, *, floor: bool = False
+) -> tuple[int, int]:
+    """Rounded up unless `floor`, less a last window that would start in the far padding."""
+    sizes = []
+    for length, kernel, stride, pad in zip(
+        (height, width), windows.kernel, windows.stride, windows.pad, strict=True
+    ):
+        room = length + 2 * pad - kernel
+        if room < 0 and floor:
+            raise ShapeError(f"a {height}x{width} bottom is smaller than kernel {windows.kernel}")
+        size = (room if floor else room + stride - 1) // stride + 1
+        if any(windows.pad) and (size - 1) * stride >= length + pad:
+            size -= 1
+        sizes.append(max(size, 1))
+    return sizes[0], sizes[1]
+
+
+def _geometry(params: LayerParameter, shape: Shape) -> tuple[Windows, tuple[int, int]]:
+    windows = pooling_windows(params, *shape[2:])
+    floor = params.pooling_param.round_mode == caffe_pb2.PoolingParameter.FLOOR
+    return windows, pooled_size(windows, *shape[2:], floor=floor)
+
+
+def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    need_ndim(bottoms, 4)
+    if len(params.top) > 1:
+        raise ShapeError("the second top (the mask of maxima) is not supported")
+    return [(*bottoms[0][:2], *_geometry(params, bottoms[0])[1])]
+
+
+def window_counts(windows: Windows, size: tuple[int, int], height: int, width: int) -> Array:
+    """Pixels in each window clipped to the padded image, as AVE divides by: (out_h, out_w)."""
+    lengths = []
+    for count, length, kernel, stride, pad in zip(
+        size, (height, width), windows.kernel, windows.stride, windows.pad, strict=True
+    ):
+        starts = np.arange(count) * stride - pad
+        lengths.append(np.minimum(starts + kernel, length + pad) - starts)
+    return np.outer(*lengths).astype(np.float32)
+
+
+def _padded_shape(windows: Windows, size: tuple[int, int], shape: Shape) -> Shape:
+    """Room for images, their padding and what the last window hangs over."""
+    n, channels = shape[:2]
+    lengths = [
+        max((count - 1) * stride + kernel, length + pad)
+        for count, stride, kernel, length, pad in zip(
+            size, windows.stride, windows.kernel, shape[2:], windows.pad, strict=True
+        )
+    ]
+    return (n, channels, *lengths)
+
+
+def _plan(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
+) -> Kernel:
+    """Maxima or sums first over rows, then over columns; the whole image at once when global."""
+    shape = bottoms[0]
+    windows, size = _geometry(params, shape)
+    maximum = params.pooling_param.pool == _MAX
+    if size == (1, 1) and windows.pad == (0, 0) and windows.kernel == shape[2:]:
+        return _plan_global(maximum)
+    counts = window_counts(windows, size, *shape[2:])
+    fill = np.float32(-np.inf if maximum else 0)
+    padded = take(_padded_shape(windows, size, (1, *shape[1:])))
+    inside = padded[
+        0,
+        :,
+        windows.pad[0] : windows.pad[0] + shape[2],
+        windows.pad[1] : windows.pad[1] + shape[3],
+    ]
+    combine = np.maximum if maximum else np.add
+    rows = take((shape[1], size[0], padded.shape[3]))
+    row_taps = [
+        padded[0, :, i : i + (size[0] - 1) * windows.stride[0] + 1 : windows.stride[0]]
+        for i in range(windows.kernel[0])
+    ]
+    column_taps = [
+        rows[:, :, j : j + (size[1] - 1) * windows.stride[1] + 1 : windows.stride[1]]
+        for j in range(windows.kernel[1])
+    ]
+
+    def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
+        for image, top in zip(images[0], tops[0], strict=True):
+            padded.fill(fill)
+            np.copyto(inside, image)
+            np.copyto(rows, row_taps[0])
+            for tap in row_taps[1:]:
+                combine(rows, tap, out=rows)
+            np.copyto(top, column_taps[0])
+            for tap in column_taps[1:]:
+                combine(top, tap, out=top)
+            if not maximum:
+                np.divide(top, counts, out=top)
+
+    return run
+
+
+def _plan_global(maximum: bool) -> Kernel:
+    def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
+        if maximum:
+            np.max(images[0], axis=(2, 3), keepdims=True, out=tops[0])
+        else:
+            np.mean(images[0], axis=(2, 3), keepdims=True, out=tops[0])
+
+    return run
+
+
+@layer("Pooling", shape=_shape, plan=_plan)
+def pooling(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """MAX: the largest pixel of a window; AVE: its sum over its size clipped to the padded image.
+
+    Source: Caffe's PoolingLayer. Sizes round up unless `round_mode: FLOOR`.
+    """
+    images = bottoms[0]
+    height, width = images.shape[2:]
+    windows, size = _geometry(params, images.shape)
+    maximum = params.pooling_param.pool == _MAX
+    room = _padded_shape(windows, size, images.shape)
+    padded = np.full(room, -np.inf if maximum else 0, np.float32)
+    top, left = windows.pad
+    padded[:, :, top : top + height, left : left + width] = images
+    view = window_view(padded, windows, size)
+    if maximum:
+        return [view.max(axis=(2, 3))]
+    return [view.sum(axis=(2, 3)) / window_counts(windows, size, height, width)]

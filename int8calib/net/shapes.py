@@ -1,0 +1,122 @@
+"""Shapes of all blobs before anything runs: a graph and its input shapes to `{Blob: shape}`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from int8calib.errors import OptionError, ShapeError
+from int8calib.layers.registry import Array, Shape, find_type, has_type
+from int8calib.net.graph import Blob, Graph, Layer
+from int8calib.net.inputs import INPUT_TYPES
+
+
+def infer_shapes(
+    graph: Graph, inputs: Mapping[str, Shape], layers: Iterable[Layer] | None = None
+) -> dict[Blob, Shape]:
+    """The shape of every blob that `layers` (all by default) make from inputs of these shapes.
+
+    With `layers` given, each must have a known type, and a failing shape rule raises `ShapeError`
+    with the layer's name. Without, what lies behind a type unknown to the engine is left out.
+    """
+    shapes: dict[Blob, Shape] = {}
+    for layer in graph.layers if layers is None else layers:
+        if layer.type in INPUT_TYPES:
+            shapes.update({top: inputs[top.name] for top in layer.tops if top.name in inputs})
+        elif layers is None and not (
+            has_type(layer.type) and all(bottom in shapes for bottom in layer.bottoms)
+        ):
+            continue
+        else:
+            shapes.update(zip(layer.tops, top_shapes(graph, layer, shapes), strict=True))
+    return shapes
+
+
+def top_shapes(graph: Graph, layer: Layer, shapes: Mapping[Blob, Shape]) -> list[Shape]:
+    """One layer's top shapes; errors name the prototxt and the layer."""
+    kind = find_type(layer.type)
+    try:
+        tops = list(kind.shape(layer.params, [shapes[bottom] for bottom in layer.bottoms]))
+    except ShapeError as error:
+        raise ShapeError(f"{graph.source}: {layer.label}: {error}") from None
+    if len(tops) != len(layer.tops):
+        raise ShapeError(
+            f"{graph.source}: {layer.label}: has {len(layer.tops)} tops; expected {len(tops)}"
+        )
+    return tops
+
+
+def resolve_inputs(
+    graph: Graph,
+    given: Mapping[str, Shape] | None = None,
+    weights: Mapping[str, tuple[Array, ...]] | None = None,
+) -> dict[str, Shape]:
+    """A full shape for every input: as given, as in the prototxt, channels from the weights.
+
+    Raises `OptionError` for a shape given to no input, `ShapeError` where a size stays unknown.
+    """
+    given = dict(given or {})
+    for name in given:
+        if name not in graph.inputs:
+            raise OptionError(
+                f"{graph.source}: an input shape is given for {name!r}, "
+                f"but the inputs are {', '.join(map(repr, graph.inputs))}"
+            )
+    return {
+        name: given.get(name) or _complete(graph, name, shape, weights or {})
+        for name, shape in graph.inputs.items()
+    }
+
+
+def _complete(
+    graph: Graph, name: str, shape: Shape | None, weights: Mapping[str, tuple[Array, ...]]
+) -> Shape:
+    """`shape` with unknown channels taken from the first convolution that reads the input."""
+    if shape and len(shape) == 4 and shape[1] == 0:
+        for reader in graph.readers().get(Blob(name), []):
+            blobs = weights.get(reader.name)
+            if reader.type == "Convolution" and blobs:
+                channels = blobs[0].shape[1] * reader.params.convolution_param.group
+                shape = (shape[0], channels, *shape[2:])
+    if not shape or min(shape) < 1:
+        raise ShapeError(
+            f"{graph.source}: the size of input {name!r} is not in the prototxt "
+            f"(found {shape}); give it as {name}=1,3,H,W"
+        )
+    return shape
+
+
+def free_batch(graph: Graph, shapes: Mapping[Blob, Shape]) -> Graph:
+    """The graph with Reshape layers that fix the batch size copying it instead.
+
+    A deploy prototxt often writes `dim: 1` (or 10) first; the batch size is the engine's to
+    choose, so a first dim equal to the batch the prototxt declares becomes 0.
+    """
+    return replace(graph, layers=tuple(_free_batch(layer, shapes) for layer in graph.layers))
+
+
+def _free_batch(layer: Layer, shapes: Mapping[Blob, Shape]) -> Layer:
+    if layer.type != "Reshape" or layer.bottoms[0] not in shapes or layer.tops[0] not in shapes:
+        return layer
+    param = layer.params.reshape_param
+    batch = shapes[layer.bottoms[0]][0]
+    if param.axis != 0 or not param.shape.dim or param.shape.dim[0] != batch:
+        return layer
+    params = type(layer.params)()
+    params.CopyFrom(layer.params)
+    params.reshape_param.shape.dim[0] = 0
+    return replace(layer, params=params)
+
+
+def is_batchable(graph: Graph, inputs: Mapping[str, Shape], layers: Iterable[Layer]) -> bool:
+    """Whether every blob of `layers` keeps one entry of axis 0 per image of the batch."""
+    layers = tuple(layers)
+    one, two = ({name: (batch, *shape[1:]) for name, shape in inputs.items()} for batch in (1, 2))
+    try:
+        single, double = infer_shapes(graph, one, layers), infer_shapes(graph, two, layers)
+    except ShapeError:
+        return False
+    return all(
+        double[blob] == (2 * shape[0], *shape[1:]) and shape[0] == 1 if shape else False
+        for blob, shape in single.items()
+    )

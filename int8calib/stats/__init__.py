@@ -1,0 +1,1 @@
+"""Activations come in, ranges and histograms that can be merged go out."""

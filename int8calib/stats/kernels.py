@@ -1,0 +1,123 @@
+"""Compiled loops of the statistics stage: float32 values in, ranges and bin counts out.
+
+Imported inside the functions that need it, so that importing `int8calib.stats` does not load
+numba. Arrays in, arrays out; nothing is shared, so the kernels run beside each other in threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import float32, int32, int64, uint16
+
+BINS = 2048
+ZERO_SLOTS = 16
+"""Slots for exact zeros; neighbours use different ones, so no add waits for the one before it."""
+SLOTS = 2 * BINS + ZERO_SLOTS
+"""Slots of one histogram: bins of positive values, bins of negative values, exact zeros."""
+LARGEST = np.float32(np.finfo(np.float32).max)
+
+
+class Kernel:
+    """A function compiled by numba at its first call, for its one signature, without the GIL.
+
+    numba keeps the machine code in `__pycache__` or the user's cache folder. Where neither can be
+    written it refuses to decorate at all, and where the disk is full it fails after compiling:
+    here both only cost the cache. `py_func` is the plain Python function.
+    """
+
+    def __init__(self, py_func: Callable[..., Any], signature: object) -> None:
+        """Keep the function; nothing is compiled yet."""
+        self.py_func = py_func
+        self._signature = signature
+        self._compiled: Callable[..., Any] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the compiled function; the first call compiles it or loads it from the cache."""
+        with self._lock:
+            if self._compiled is None:
+                try:
+                    self._compiled = self._compile(cache=True)
+                except (RuntimeError, OSError):
+                    self._compiled = self._compile(cache=False)
+        return self._compiled(*arguments)
+
+    def _compile(self, cache: bool) -> Callable[..., Any]:
+        decorate = numba.njit(self._signature, nogil=True, cache=cache, error_model="numpy")
+        compiled: Callable[..., Any] = decorate(self.py_func)
+        return compiled
+
+
+def kernel(signature: object) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorate a function as a `Kernel` with this numba signature."""
+    return lambda function: Kernel(function, signature)
+
+
+def readonly(dtype: Any) -> Any:
+    """Return numba's type of a contiguous vector that the kernel only reads."""
+    return numba.types.Array(dtype, 1, "C", readonly=True)
+
+
+@kernel(numba.types.UniTuple(int32, 2)(readonly(int32)))
+def extreme_keys(bits: Any) -> Any:
+    """Return the smallest and the largest order key of float32 values given as their bits.
+
+    The key of a value is its bits, with all but the sign flipped for negative values: keys order
+    as the values do and NaN lies beyond both infinities. On whole numbers the compiler may use
+    SIMD, which the rules for NaN forbid it on floats. `bits`: int32 (n,), n > 0.
+    """
+    smallest = np.int32(0x7FFFFFFF)
+    largest = np.int32(-0x7FFFFFFF)
+    for i in range(bits.shape[0]):
+        flip = (bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+        key = np.int32(bits[i] ^ flip)
+        if key < smallest:
+            smallest = key
+        if key > largest:
+            largest = key
+    return smallest, largest
+
+
+@kernel(int32(readonly(float32), float32, uint16[::1], int32[:, ::1], int64[::1]))
+def count_slots(values: Any, absmax: Any, slots: Any, partial: Any, counts: Any) -> Any:
+    """Write the number of `values` in each slot to `counts`; return 1 if one was NaN or infinite.
+
+    A value's slot is its bin, `int(|v| / absmax * BINS)` in float32 and at most BINS - 1, as in
+    ncnn's tools/quantize/ncnn2table.cpp; plus BINS for a negative value; exact zeros have their
+    own. The slots of a block are computed by SIMD, then counted into four histograms in turn, so
+    that equal neighbours do not wait for each other's store.
+
+    `values`: float32 (n,), n < 2**31; `counts`: int64 (SLOTS,). Scratch of any content:
+    `slots` uint16 (block size,), `partial` int32 (4, SLOTS).
+    """
+    bad = np.int32(0)
+    partial[:] = 0
+    for start in range(0, values.shape[0], slots.shape[0]):
+        block = values[start : start + slots.shape[0]]
+        n = block.shape[0]
+        for i in range(n):
+            size = abs(block[i])
+            place = size / absmax * np.float32(BINS)
+            slot = np.int32(place if place < np.float32(BINS - 1) else np.float32(BINS - 1))
+            if block[i] < np.float32(0):
+                slot = np.int32(slot + BINS)
+            if size == np.float32(0):
+                slot = np.int32(2 * BINS + (i & (ZERO_SLOTS - 1)))
+            slots[i] = slot
+            if not size <= LARGEST:
+                bad = np.int32(1)
+        for i in range(n // 4):
+            partial[0, slots[4 * i]] += 1
+            partial[1, slots[4 * i + 1]] += 1
+            partial[2, slots[4 * i + 2]] += 1
+            partial[3, slots[4 * i + 3]] += 1
+        for i in range(n - n % 4, n):
+            partial[0, slots[i]] += 1
+    for k in range(counts.shape[0]):
+        counts[k] = np.int64(partial[0, k]) + partial[1, k] + partial[2, k] + partial[3, k]
+    return bad

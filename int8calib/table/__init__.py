@@ -1,0 +1,41 @@
+"""Scales per layer come in, calibration table files go out; and back, checked and compared."""
+
+from __future__ import annotations
+
+from int8calib.table.check import check_table
+from int8calib.table.diff import DiffRow, diff_tables
+from int8calib.table.files import (
+    convert_table,
+    read_table,
+    read_table_lenient,
+    read_text,
+    write_table,
+)
+from int8calib.table.findings import Finding, Scan
+from int8calib.table.formats import FORMATS, Format, detect_format, get_format
+from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
+from int8calib.table.ncnn_param import read_param, requirements_from_param
+from int8calib.table.requirement import Requirement
+
+__all__ = [
+    "FORMATS",
+    "BottomEvidence",
+    "CalibrationTable",
+    "DiffRow",
+    "Finding",
+    "Format",
+    "LayerScales",
+    "Requirement",
+    "Scan",
+    "check_table",
+    "convert_table",
+    "detect_format",
+    "diff_tables",
+    "get_format",
+    "read_param",
+    "read_table",
+    "read_table_lenient",
+    "read_text",
+    "requirements_from_param",
+    "write_table",
+]

@@ -1,0 +1,173 @@
+"""A table, and what a network needs, come in; what is wrong with the table goes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from int8calib.table.findings import Finding, Scan, sort_findings
+from int8calib.table.formats import detect_format, get_format
+from int8calib.table.model import CalibrationTable, LayerScales
+from int8calib.table.requirement import Requirement
+from int8calib.table.rules import lint_layers
+
+# Two ways to the same absmax differ by rounding and by the digits of `%f`, not by more.
+SAME = 1e-3
+# Clipping methods (aciq, mse) move a weight scale by less than this factor.
+DEFAULT_TOLERANCE = 2.0
+
+_Array = NDArray[np.floating[Any]]
+
+
+def check_table(
+    source: str | CalibrationTable,
+    *,
+    requirements: Sequence[Requirement] | None = None,
+    format: str | None = None,
+    tolerance: float = DEFAULT_TOLERANCE,
+) -> list[Finding]:
+    """All findings about a table's text, or about a table; errors first, then by line.
+
+    A text is linted by the rules of its `format` (None: told from the content), a table by those
+    of ncnn. `requirements` adds what the network says; a weight scale further than the factor
+    `tolerance` from what the weights give is an error, a smaller difference a warning.
+    """
+    if isinstance(source, CalibrationTable):
+        scan = Scan(source, tuple(lint_layers(source)))
+    else:
+        chosen = detect_format(source) if format is None else get_format(format)
+        scan = chosen.scan(source)
+    findings = list(scan.findings)
+    if requirements is not None:
+        findings += _check_requirements(scan, requirements, tolerance)
+    return sort_findings(findings)
+
+
+def _check_requirements(
+    scan: Scan, requirements: Sequence[Requirement], tolerance: float
+) -> list[Finding]:
+    """What the network says about the rows that could be read."""
+    table = scan.table
+    if table.blob_scales and all(math.isnan(layer.bottom_scale) for layer in table.layers):
+        return _check_blobs(table, requirements)
+    layers = {layer.name: layer for layer in table.layers}
+    needed = {requirement.name for requirement in requirements}
+    # A layer that has a finding already is not missing, its rows are only unusable.
+    reported = {finding.layer for finding in scan.findings}
+    if layers and needed and not layers.keys() & needed:
+        message = "no layer of the table is in the network: this is another network's table"
+        return [Finding("error", None, None, message)]
+    findings = [
+        Finding(
+            "warning",
+            scan.lines.get(name),
+            name,
+            f"{name}: the network has no such layer that ncnn quantises, its rows do nothing",
+        )
+        for name in layers
+        if name not in needed
+    ]
+    for requirement in requirements:
+        layer = layers.get(requirement.name)
+        if layer is not None:
+            findings += _check_layer(layer, requirement, scan.lines.get(layer.name), tolerance)
+        elif requirement.name not in reported:
+            message = f"{requirement.name}: no rows, the layer stays in float"
+            findings.append(Finding("warning", None, requirement.name, message))
+    return findings + _check_shared_bottoms(layers, requirements, scan.lines)
+
+
+def _check_blobs(table: CalibrationTable, requirements: Sequence[Requirement]) -> list[Finding]:
+    missing = {
+        requirement.bottom: requirement.name
+        for requirement in reversed(requirements)
+        if requirement.bottom is not None and requirement.bottom not in table.blob_scales
+    }
+    return [
+        Finding("error", None, layer, f"{layer}: no scale for the blob {blob} that it reads")
+        for blob, layer in missing.items()
+    ]
+
+
+def _check_shared_bottoms(
+    layers: Mapping[str, LayerScales], requirements: Sequence[Requirement], lines: Mapping[str, int]
+) -> list[Finding]:
+    """Requantise fusion takes the bottom scale of a blob's first consumer for all of them."""
+    findings = []
+    first: dict[str, LayerScales] = {}
+    for requirement in requirements:
+        layer = layers.get(requirement.name)
+        if layer is None or requirement.bottom is None:
+            continue
+        known = first.setdefault(requirement.bottom, layer)
+        if not math.isclose(known.bottom_scale, layer.bottom_scale, rel_tol=1e-6):
+            message = (
+                f"{layer.name}: bottom scale {layer.bottom_scale:.9g}, but {known.name} reads the "
+                f"same blob {requirement.bottom} with {known.bottom_scale:.9g}; one scale is right"
+            )
+            findings.append(Finding("error", lines.get(layer.name), layer.name, message))
+    return findings
+
+
+def _check_layer(
+    layer: LayerScales, requirement: Requirement, line: int | None, tolerance: float
+) -> list[Finding]:
+    """The count of weight scales, then their values, one finding at most."""
+    count = layer.weight_scales.size
+    if count != requirement.weight_count:
+        message = (
+            f"{layer.name}: {count} weight scales, {requirement.ncnn_type} needs "
+            f"{requirement.weight_count}"
+        )
+        return [Finding("error", line, layer.name, message)]
+    folded, raw = requirement.weight_scales_folded, requirement.weight_scales_raw
+    expected, other = (folded, raw) if requirement.folded else (raw, folded)
+    if expected is None:
+        return []
+    found = _alive(layer.weight_scales, layer.dead_channels)
+    wanted = _alive(expected)
+    if _same(found, wanted):
+        return []
+    if other is not None and _same(found, _alive(other)):
+        made, needs = ("un", "") if requirement.folded else ("", "un")
+        message = (
+            f"{layer.name}: made from {made}folded weights, the network's are {needs}folded "
+            "(BatchNorm)"
+        )
+        return [Finding("error", line, layer.name, message)]
+    levels = 31 if requirement.levels == 127 else 127
+    if _same(found, _alive(expected * (levels / requirement.levels))):
+        message = f"{layer.name}: weight scales for {levels} levels, {requirement.levels} expected"
+        return [Finding("warning", line, layer.name, message)]
+    return [_contradiction(layer.name, line, found, wanted, tolerance)]
+
+
+def _contradiction(
+    name: str, line: int | None, found: _Array, wanted: _Array, tolerance: float
+) -> Finding:
+    ratios = found / wanted
+    worst = int(np.argmax(np.abs(np.log(ratios))))
+    ratio = float(ratios[worst])
+    far = not 1 / tolerance <= ratio <= tolerance
+    effect = "the weights saturate" if ratio > 1 else "levels are wasted"
+    message = (
+        f"{name}: weight scale {float(found[worst]):.6g} of channel {worst} is {ratio:.4g} times "
+        f"what the weights give ({float(wanted[worst]):.6g}): {effect}"
+    )
+    return Finding("error" if far else "warning", line, name, message)
+
+
+def _alive(scales: _Array, dead: Sequence[int] = ()) -> _Array:
+    """`scales` in 64 bits with 1 for every dead channel, whatever marks it."""
+    result: NDArray[np.float64] = np.array(scales, dtype=np.float64)
+    result[~np.isfinite(result) | (result <= 0)] = 1.0
+    result[list(dead)] = 1.0
+    return result
+
+
+def _same(found: _Array, wanted: _Array) -> bool:
+    return found.shape == wanted.shape and bool(np.allclose(found, wanted, rtol=SAME, atol=0.0))

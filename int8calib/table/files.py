@@ -1,0 +1,78 @@
+"""Table files come in and go out, in any format."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from int8calib.errors import TableError
+from int8calib.output import write_atomic
+from int8calib.table.findings import Scan
+from int8calib.table.formats import detect_format, get_format
+from int8calib.table.model import CalibrationTable
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a table file; raises TableError when it is missing or no text."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise TableError(f"{Path(path)}: no such file") from None
+    except OSError as error:
+        message = f"{Path(path)}: cannot be read: {error.strerror or error}"
+        raise TableError(message) from error
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"{Path(path)}:{line}: byte {data[error.start]:#04x} is no UTF-8 text"
+        raise TableError(message) from None
+
+
+def read_table(path: str | os.PathLike[str], format: str | None = None) -> CalibrationTable:
+    """The table in the file `path`, strictly: raises TableError `path:line: ...` at any error.
+
+    `format` is a name of `FORMATS`, or None to tell it from the content.
+    """
+    text = read_text(path)
+    chosen = detect_format(text) if format is None else get_format(format)
+    return chosen.read(text, str(Path(path)))
+
+
+def read_table_lenient(path: str | os.PathLike[str], format: str | None = None) -> Scan:
+    """The usable rows of the file `path` with all findings; raises only for an unreadable file."""
+    text = read_text(path)
+    chosen = detect_format(text) if format is None else get_format(format)
+    return chosen.scan(text)
+
+
+def write_table(
+    path: str | os.PathLike[str], table: CalibrationTable, format: str = "ncnn"
+) -> None:
+    """Write `table` to `path`, whole or not at all.
+
+    Raises TableError for what the format cannot hold, OutputError when `path` is unwritable,
+    OptionError for an unknown format.
+    """
+    text = get_format(format).write(table)
+    write_atomic(path, text)
+
+
+def convert_table(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    source_format: str | None = None,
+    target_format: str = "ncnn",
+) -> CalibrationTable:
+    """Read `source` strictly, write it to `target`, return the table.
+
+    Raises TableError that says what is missing when `target_format` needs more than `source`
+    holds: nothing is invented.
+    """
+    table = read_table(source, source_format)
+    try:
+        write_table(target, table, target_format)
+    except TableError as error:
+        raise TableError(f"{Path(source)}: no {target_format} table: {error}") from error
+    return table

@@ -1,0 +1,51 @@
+"""A table comes in, ncnn's calibration table goes out, and back: the input of ncnn2int8.
+
+All weight rows in network order, then all bottom rows; single spaces, nine significant digits
+(enough for every 32-bit float), a dead channel as 1. Format: ncnn, tools/quantize/ncnn2table.cpp
+(the writer) and ncnn2int8.cpp (the reader).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from int8calib.errors import TableError
+from int8calib.table.findings import Scan, raise_first_error
+from int8calib.table.model import CalibrationTable, LayerScales
+from int8calib.table.rows import pair_layers, parse_rows
+from int8calib.table.rules import WEIGHT_SUFFIX, lint_layers
+
+SUMMARY = "what ncnn2int8 reads: two rows a layer"
+
+
+def write(table: CalibrationTable) -> str:
+    """The text of `table`; raises TableError naming the layer that breaks a rule."""
+    if not table.layers:
+        raise TableError(
+            "the table holds no layers, and the ncnn format needs weight and bottom scales of each"
+        )
+    raise_first_error(lint_layers(table), "ncnn table")
+    rows = [f"{layer.name}{WEIGHT_SUFFIX} {_weights(layer)}\n" for layer in table.layers]
+    rows += [f"{layer.name} {_digits(layer.bottom_scale)}\n" for layer in table.layers]
+    return "".join(rows)
+
+
+def scan(text: str) -> Scan:
+    """Every layer of `text` with both its rows, and all problems of the text.
+
+    A weight scale of inf is how ncnn2table writes a dead channel: it reads as 1, as a warning.
+    """
+    return pair_layers(parse_rows(text, dtype=np.float32, dead_value=math.inf))
+
+
+def _weights(layer: LayerScales) -> str:
+    dead = set(layer.dead_channels)
+    scales = layer.weight_scales.tolist()
+    return " ".join("1" if c in dead else _digits(scale) for c, scale in enumerate(scales))
+
+
+def _digits(scale: float) -> str:
+    # ncnn computes in 32-bit floats: the text is that float's, not its 64-bit neighbour's.
+    return f"{float(np.float32(scale)):.9g}"

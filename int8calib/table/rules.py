@@ -1,0 +1,107 @@
+"""Names, scales and whole tables come in; what ncnn's table reader would misread goes out.
+
+The rules follow `read_int8scale_table` and `quantize_*` in ncnn's tools/quantize/ncnn2int8.cpp:
+rows are cut at spaces, keys are read by `%255s`, `_param_` anywhere makes a weight row, and
+the weight row of a layer is looked up through a 256-byte buffer holding `<name>_param_0`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from int8calib.table.findings import Finding
+from int8calib.table.model import CalibrationTable, LayerScales
+
+WEIGHT_SUFFIX = "_param_0"
+WEIGHT_MARK = "_param_"
+# 255 bytes hold a key; the weight row's key is the name and its suffix of 8 bytes.
+MAX_KEY_BYTES = 255
+MAX_NAME_BYTES = MAX_KEY_BYTES - len(WEIGHT_SUFFIX)
+
+
+def name_problem(name: str) -> str | None:
+    """Why ncnn would misread the layer or blob name `name`; None when it would not.
+
+    A leading `#` is allowed: ncnn has no comments, so such a name works like any other.
+    """
+    if not name:
+        return "the name is empty"
+    if any(c.isspace() or ord(c) < 32 or ord(c) == 127 for c in name):
+        return f"the name {name!r} holds white space or a control character, ncnn cuts it there"
+    if "\ufeff" in name:
+        return f"the name {name!r} holds a byte order mark"
+    try:
+        size = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return f"the name {name!r} cannot be written as UTF-8"
+    if size > MAX_NAME_BYTES:
+        return f"the name has {size} bytes, ncnn takes at most {MAX_NAME_BYTES}: {name[:40]}..."
+    if WEIGHT_MARK in name:
+        return f"the name {name!r} holds {WEIGHT_MARK!r}, ncnn takes its rows for weight rows"
+    return None
+
+
+def scale_problem(value: float) -> str | None:
+    """Why `value` is no scale that ncnn can use as float32; None when it is one."""
+    if not math.isfinite(value) or value <= 0:
+        return f"{value:g} is no scale, it must be finite and above 0"
+    # A C float above this limit reads as infinity, far below the smallest one as 0.
+    with np.errstate(over="ignore", under="ignore"):
+        single = np.float32(value)
+    if not np.isfinite(single) or single == 0:
+        return f"{value:g} does not fit a 32-bit float, ncnn would read {float(single):g}"
+    return None
+
+
+def layer_problem(layer: LayerScales, *, zero_is_dead: bool = False) -> str | None:
+    """The first rule that the rows of `layer` would break; None when they keep all.
+
+    `zero_is_dead` lets a weight scale of 0 pass, as the reference tool writes it.
+    """
+    problem = name_problem(layer.name)
+    if problem is not None:
+        return problem
+    scales = np.asarray(layer.weight_scales)
+    if scales.ndim != 1 or scales.size == 0:
+        return f"weight scales of shape {scales.shape}, one row of at least one scale is needed"
+    dead = set(layer.dead_channels)
+    if any(not 0 <= channel < scales.size for channel in dead):
+        return f"dead channels {sorted(dead)} beyond its {scales.size} weight scales"
+    for channel, value in enumerate(scales.tolist()):
+        if channel in dead or (zero_is_dead and value == 0):
+            continue
+        problem = scale_problem(value)
+        if problem is not None:
+            return f"weight scale of channel {channel}: {problem}"
+    if math.isnan(layer.bottom_scale):
+        return "has no bottom scale (the tool-v1 format holds scales of blobs instead)"
+    problem = scale_problem(layer.bottom_scale)
+    return None if problem is None else f"bottom scale: {problem}"
+
+
+def duplicates(names: Sequence[str]) -> list[str]:
+    """Names that stand more than once, in order of their second appearance."""
+    seen: set[str] = set()
+    twice: dict[str, None] = {}
+    for name in names:
+        if name in seen:
+            twice[name] = None
+        seen.add(name)
+    return list(twice)
+
+
+def lint_layers(table: CalibrationTable, *, zero_is_dead: bool = False) -> list[Finding]:
+    """Every rule that the layers of `table` would break as rows, one error a layer at most."""
+    findings = [
+        Finding("error", None, name, f"layer {name}: stands more than once")
+        for name in duplicates([layer.name for layer in table.layers])
+    ]
+    for layer in table.layers:
+        problem = layer_problem(layer, zero_is_dead=zero_is_dead)
+        if problem is not None:
+            message = f"layer {layer.name}: {problem}"
+            findings.append(Finding("error", None, layer.name, message))
+    return findings

@@ -1,0 +1,18 @@
+"""What many tests share: the optional folder of real models, and a cache of compiled kernels."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("INT8CALIB_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real models, images and golden values; skips where it is missing."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip(f"no folder of real models at {SHARED} (set INT8CALIB_SHARED)")
+    return SHARED
