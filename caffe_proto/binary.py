@@ -60,7 +60,7 @@ def read_weights(path: Path) -> Weights:
         OSError: The file cannot be opened.
 
     """
-    data = _open(path, "a caffemodel")
+    data = _open(path, "a caffemodel", "; are the prototxt and the caffemodel swapped?")
     weights: Weights = {}
     layers = 0
     last = ""
@@ -114,7 +114,7 @@ def read_blob(path: Path) -> NDArray[np.float32]:
     return blob
 
 
-def _open(path: Path, wanted: str) -> memoryview:
+def _open(path: Path, wanted: str, text_hint: str = "") -> memoryview:
     """Map the file into memory and refuse what is recognisably something else."""
     with _Path(path).open("rb") as file:
         try:
@@ -124,8 +124,7 @@ def _open(path: Path, wanted: str) -> memoryview:
     head = bytes(data[:HEAD])
     refuse_foreign(path, head, wanted)
     if not holds_control_bytes(head):
-        hint = "; are the prototxt and the caffemodel swapped?" if "model" in wanted else ""
-        raise CaffeFormatError(f"{file_name(path)}: not {wanted}: it is text{hint}")
+        raise CaffeFormatError(f"{file_name(path)}: not {wanted}: it is text{text_hint}")
     return data
 
 

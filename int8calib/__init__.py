@@ -7,13 +7,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from int8calib.pipeline import Calibration, Options, calibrate
     from int8calib.engine.run import Net, load_caffe
     from int8calib.errors import Int8CalibError
     from int8calib.layers.registry import register_layer
 
-__all__ = ["Int8CalibError", "Net", "__version__", "load_caffe", "register_layer"]
+__all__ = [
+    "Calibration",
+    "Int8CalibError",
+    "Net",
+    "Options",
+    "__version__",
+    "calibrate",
+    "load_caffe",
+    "register_layer",
+]
 
 _HOMES = {
+    "Calibration": "int8calib.pipeline",
+    "Options": "int8calib.pipeline",
+    "calibrate": "int8calib.pipeline",
     "Int8CalibError": "int8calib.errors",
     "Net": "int8calib.engine.run",
     "load_caffe": "int8calib.engine.run",

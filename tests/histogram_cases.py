@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import strategies as st
@@ -62,6 +64,15 @@ def small_counts(draw, bins=257):
     counts = rng.poisson(1009 * np.exp(-np.arange(bins) / decay)) * (rng.random(bins) < filled)
     counts[-1] = max(counts[-1], 1)
     return counts.astype(np.float64)
+
+
+@contextmanager
+def plain(name):
+    """Replace a compiled loop of the threshold stage by its plain Python form."""
+    from int8calib.thresholds import kernels
+
+    with patch.object(kernels, name, getattr(kernels, name).py_func):
+        yield
 
 
 def dead():

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from histogram_cases import SHAPES, candidates_of, golden_histograms, make, one_value, small_counts
+from histogram_cases import (
+    SHAPES,
+    candidates_of,
+    golden_histograms,
+    make,
+    one_value,
+    plain,
+    small_counts,
+)
 from hypothesis import given, settings
 
 from int8calib.thresholds import find_threshold
@@ -81,8 +89,10 @@ def test_threshold_is_that_of_the_definition(method, naive, dropped, shape):
 @settings(max_examples=25, deadline=None)
 def test_compiled_plain_and_naive_agree(naive, counts):
     wanted = [naive(counts, t) for t in range(128, counts.size)]
-    for run in (kernels()[naive], kernels()[naive].py_func):
-        np.testing.assert_allclose(run(counts), wanted, rtol=1e-9, atol=1e-11)
+    curve = kernels()[naive]
+    np.testing.assert_allclose(curve(counts), wanted, rtol=1e-9, atol=1e-11)
+    with plain(curve.__name__.replace("curve", "costs")):
+        np.testing.assert_allclose(curve(counts), wanted, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("method", ["kl-tool", "kl-tensorrt"])

@@ -28,7 +28,7 @@ from int8calib.cli.screen import Screen
 from int8calib.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
-    from int8calib.calibrate import Calibration, Options
+    from int8calib.pipeline import Calibration, Options
 
 NAME = "calibrate"
 HELP = "write the calibration table of a Caffe model"
@@ -88,7 +88,7 @@ def add_table_arguments(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate and write the table and its report."""
-    from int8calib.calibrate import prepare, run_job
+    from int8calib.pipeline import prepare, run_job
     from int8calib.table import write_table
     from int8calib.thresholds import method_names
 
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
 def options_of(args: argparse.Namespace) -> Options:
     """The options of the library that the arguments mean."""
-    from int8calib.calibrate import Options
+    from int8calib.pipeline import Options
     from int8calib.scales import WeightOptions
 
     weights = WeightOptions(

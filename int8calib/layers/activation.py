@@ -37,7 +37,7 @@ def elu(params: LayerParameter, x: Array, out: Array) -> None:
 
 def sigmoid_of(x: Array) -> Array:
     """1 / (1 + exp(-x)), written as 0.5 * tanh(x / 2) + 0.5 so that no exp overflows."""
-    top = np.tanh(x * np.float32(0.5))
+    top: Array = np.tanh(x * np.float32(0.5))
     top *= np.float32(0.5)
     top += np.float32(0.5)
     return top

@@ -127,9 +127,7 @@ def _plan_bias(
 
 
 @layer("Bias", shape=_bias_shape, weights=_bias_weights, plan=_plan_bias, inplace=True)
-def bias(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
-) -> list[Array]:
+def bias(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
     """x + offset, broadcast from `axis` on; the offset is a blob or the second bottom.
 
     Source: Caffe's BiasLayer.
@@ -144,7 +142,8 @@ def _axpy_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]
     factor, x, y = bottoms
     if x != y or factor[:2] != x[:2] or any(dim != 1 for dim in factor[2:]):
         raise ShapeError(
-            f"bottoms {factor}, {x} and {y} do not fit; expected (N, C, 1, 1) and twice (N, C, H, W)"
+            f"bottoms {factor}, {x} and {y} do not fit; "
+            "expected (N, C, 1, 1) and twice (N, C, H, W)"
         )
     return [x]
 
@@ -162,9 +161,7 @@ def _plan_axpy(
 
 
 @layer("Axpy", shape=_axpy_shape, plan=_plan_axpy)
-def axpy(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
-) -> list[Array]:
+def axpy(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
     """a * x + y, with one a per channel of each image. Source: AxpyLayer of the SENet fork."""
     a, x, y = bottoms
     return [a.reshape(*a.shape[:2], *(1,) * (x.ndim - 2)) * x + y]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,16 +25,17 @@ def _eltwise_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Sha
         raise ShapeError(f"bottoms have different shapes: {', '.join(map(str, bottoms))}")
     if len(param.coeff) not in (0, len(bottoms)):
         raise ShapeError(f"{len(param.coeff)} coefficients for {len(bottoms)} bottoms")
-    if param.coeff and param.operation != _SUM:
+    if param.coeff and param.operation == _PROD:
         raise ShapeError("coefficients have a meaning for SUM only")
     return [bottoms[0]]
 
 
 def _plan_eltwise(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
+) -> Kernel:
     param = params.eltwise_param
     coeff = [np.float32(c) for c in param.coeff]
-    if any(c != 1 for c in coeff):
+    if param.operation == _SUM and any(c != 1 for c in coeff):
         return _plan_weighted_sum(coeff)
     combine = {_PROD: np.multiply, _SUM: np.add, _MAX: np.maximum}[param.operation]
 
@@ -92,7 +94,8 @@ def _concat_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shap
 
 
 def _plan_concat(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
+) -> Kernel:
     axis = concat_axis(params, len(bottoms[0]))
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
@@ -119,7 +122,7 @@ def _slice_points(params: LayerParameter, shape: Shape) -> tuple[int, list[int]]
         if length % tops:
             raise ShapeError(f"{length} entries of axis {axis} do not divide among {tops} tops")
         points = [length // tops * i for i in range(tops + 1)]
-    if len(points) != tops + 1 or any(a >= b for a, b in zip(points, points[1:], strict=False)):
+    if len(points) != tops + 1 or any(a >= b for a, b in pairwise(points)):
         raise ShapeError(
             f"slice points {points[1:-1]} do not cut {length} entries into {tops} tops"
         )
@@ -130,7 +133,7 @@ def _slice_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape
     axis, points = _slice_points(params, bottoms[0])
     return [
         (*bottoms[0][:axis], stop - start, *bottoms[0][axis + 1 :])
-        for start, stop in zip(points, points[1:], strict=False)
+        for start, stop in pairwise(points)
     ]
 
 

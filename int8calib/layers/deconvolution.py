@@ -24,7 +24,7 @@ def _spread_size(windows: Windows, height: int, width: int) -> tuple[int, int]:
 def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
     param = params.convolution_param
     windows = convolution_windows(param)
-    tops = []
+    tops: list[Shape] = []
     for shape in bottoms:
         need_ndim([shape], 4)
         if (

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from int8calib.layers import (  # noqa: F401
     activation,
+    affine,
+    arithmetic,
     combine,
     convolution,
+    deconvolution,
+    detection,
     inner_product,
+    learned,
+    lrn,
     normalization,
     pooling,
+    prior_box,
+    pyramid,
+    rearranging,
+    regions,
     reshaping,
+    resizing,
 )

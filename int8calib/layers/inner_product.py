@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from caffe_proto import LayerParameter
-from int8calib.layers.registry import Array, Shape, layer
+from int8calib.layers.registry import Array, Kernel, Shape, Take, layer
 from int8calib.layers.shapes import axis_index, flat_from
 
 
@@ -30,7 +30,27 @@ def _macs(params: LayerParameter, bottoms: Sequence[Shape], tops: Sequence[Shape
     return prod(bottoms[0]) * tops[0][-1]
 
 
-@layer("InnerProduct", shape=_shape, weights=_weights, macs=_macs)
+def _plan(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
+) -> Kernel:
+    """One matrix-vector product per row, so that a row's result does not depend on the batch."""
+    param = params.inner_product_param
+    inputs = flat_from(bottoms[0], axis_index(param.axis, len(bottoms[0])))
+    weight = weights[0].reshape((inputs, -1) if param.transpose else (-1, inputs))
+    matrix = weight.T if param.transpose else weight
+    bias = weights[1].reshape(-1) if len(weights) > 1 else None
+
+    def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
+        rows, out = images[0].reshape(-1, inputs), tops[0].reshape(-1, matrix.shape[0])
+        for row, top in zip(rows, out, strict=True):
+            np.matmul(matrix, row, out=top)
+        if bias is not None:
+            np.add(out, bias, out=out)
+
+    return run
+
+
+@layer("InnerProduct", shape=_shape, weights=_weights, plan=_plan, macs=_macs)
 def inner_product(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:

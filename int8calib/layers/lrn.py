@@ -44,7 +44,7 @@ def _mean_across(images: Array, size: int) -> Array:
     """The sum over a centred window of `size` channels, divided by `size`."""
     half, channels = size // 2, images.shape[1]
     padded = np.pad(images, ((0, 0), (half, half), (0, 0), (0, 0)))
-    total = padded[:, :channels].copy()
+    total: Array = padded[:, :channels].copy()
     for i in range(1, size):
         total += padded[:, i : i + channels]
     total /= np.float32(size)
@@ -59,7 +59,7 @@ def _mean_within(images: Array, size: int) -> Array:
     rows = padded[:, :, :height].copy()
     for i in range(1, size):
         rows += padded[:, :, i : i + height]
-    total = rows[..., :width].copy()
+    total: Array = rows[..., :width].copy()
     for j in range(1, size):
         total += rows[..., j : j + width]
     total /= window_counts(Windows((size, size), pad=(half, half)), (height, width), height, width)

@@ -13,6 +13,8 @@ from int8calib.layers.shapes import need_ndim
 from int8calib.layers.windows import Windows, window_view
 
 _MAX, _AVE = caffe_pb2.PoolingParameter.MAX, caffe_pb2.PoolingParameter.AVE
+# Caffe starts its search for the maximum here; a window without any pixel keeps it.
+_LOWEST = np.finfo(np.float32).min
 
 
 def pooling_windows(params: LayerParameter, height: int, width: int) -> Windows:
@@ -60,9 +62,11 @@ def _geometry(params: LayerParameter, shape: Shape) -> tuple[Windows, tuple[int,
 
 def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
     need_ndim(bottoms, 4)
-    if len(params.top) > 1:
-        raise ShapeError("the second top (the mask of maxima) is not supported")
-    return [(*bottoms[0][:2], *_geometry(params, bottoms[0])[1])]
+    masked = len(params.top) > 1
+    if masked and (params.pooling_param.pool != _MAX or len(params.top) > 2):
+        raise ShapeError("a second top, the mask of the maxima, goes with pool: MAX only")
+    shape = (*bottoms[0][:2], *_geometry(params, bottoms[0])[1])
+    return [shape, shape] if masked else [shape]
 
 
 def window_counts(windows: Windows, size: tuple[int, int], height: int, width: int) -> Array:
@@ -95,10 +99,12 @@ def _plan(
     shape = bottoms[0]
     windows, size = _geometry(params, shape)
     maximum = params.pooling_param.pool == _MAX
+    if len(params.top) > 1:
+        return _plan_masked(params)
     if size == (1, 1) and windows.pad == (0, 0) and windows.kernel == shape[2:]:
         return _plan_global(maximum)
     counts = window_counts(windows, size, *shape[2:])
-    fill = np.float32(-np.inf if maximum else 0)
+    fill = np.float32(_LOWEST if maximum else 0)
     padded = take(_padded_shape(windows, size, (1, *shape[1:])))
     inside = padded[
         0,
@@ -133,6 +139,14 @@ def _plan(
     return run
 
 
+def _plan_masked(params: LayerParameter) -> Kernel:
+    def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
+        for top, value in zip(tops, pooling(params, (), images), strict=True):
+            np.copyto(top, value)
+
+    return run
+
+
 def _plan_global(maximum: bool) -> Kernel:
     def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
         if maximum:
@@ -149,17 +163,35 @@ def pooling(
 ) -> list[Array]:
     """MAX: the largest pixel of a window; AVE: its sum over its size clipped to the padded image.
 
-    Source: Caffe's PoolingLayer. Sizes round up unless `round_mode: FLOOR`.
+    Source: Caffe's PoolingLayer. Sizes round up unless `round_mode: FLOOR`. A second top holds
+    where each maximum was found, y * W + x in its plane as float32, the first of equal ones.
     """
     images = bottoms[0]
     height, width = images.shape[2:]
     windows, size = _geometry(params, images.shape)
     maximum = params.pooling_param.pool == _MAX
     room = _padded_shape(windows, size, images.shape)
-    padded = np.full(room, -np.inf if maximum else 0, np.float32)
+    padded = np.full(room, _LOWEST if maximum else 0, np.float32)
     top, left = windows.pad
     padded[:, :, top : top + height, left : left + width] = images
     view = window_view(padded, windows, size)
+    if len(params.top) > 1:
+        return _maxima_and_mask(view, windows, width)
     if maximum:
         return [view.max(axis=(2, 3))]
     return [view.sum(axis=(2, 3)) / window_counts(windows, size, height, width)]
+
+
+def _maxima_and_mask(view: Array, windows: Windows, width: int) -> list[Array]:
+    """The maxima of a window view (N, C, kernel_h, kernel_w, out_h, out_w), and their places."""
+    n, channels, _, _, *size = view.shape
+    values = view.reshape(n, channels, -1, *size)
+    tap = values.argmax(axis=2)
+    maxima = np.take_along_axis(values, tap[:, :, None], axis=2)[:, :, 0]
+    rows, columns = (
+        np.arange(count) * stride - pad
+        for count, stride, pad in zip(size, windows.stride, windows.pad, strict=True)
+    )
+    rows = rows[:, None] + tap // windows.kernel[1]
+    mask = rows * width + columns + tap % windows.kernel[1]
+    return [np.ascontiguousarray(maxima), mask.astype(np.float32)]

@@ -62,9 +62,7 @@ def _crop_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]
 
 
 @layer("Crop", shape=_crop_shape)
-def crop(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
-) -> list[Array]:
+def crop(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
     """The first bottom cut to the second's size from `axis` on, at `offset` (one, or one an axis).
 
     Source: Caffe's CropLayer.
@@ -82,9 +80,7 @@ def _tile_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]
 
 
 @layer("Tile", shape=_tile_shape)
-def tile(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
-) -> list[Array]:
+def tile(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
     """The bottom `tiles` times, one after another along `axis`. Source: Caffe's TileLayer."""
     axis = axis_index(params.tile_param.axis, bottoms[0].ndim)
     return [np.concatenate([bottoms[0]] * params.tile_param.tiles, axis=axis)]
@@ -101,7 +97,8 @@ def _shuffle_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Sha
 def _shuffled(x: Array, group: int) -> Array:
     """A view (N, C / group, group, H, W) of images, channels in their new order."""
     n, channels, height, width = x.shape
-    return x.reshape(n, group, channels // group, height, width).swapaxes(1, 2)
+    grouped: Array = x.reshape(n, group, channels // group, height, width)
+    return grouped.swapaxes(1, 2)
 
 
 def _plan_shuffle(

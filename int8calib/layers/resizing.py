@@ -58,8 +58,11 @@ def _blend(x: Array, axis: int, size: int) -> Array:
     high = np.minimum(low + 1, length - 1)
     shape = [1] * x.ndim
     shape[axis] = size
-    part = (position - low).astype(np.float32).reshape(shape)
-    return x.take(low, axis=axis) * (1 - part) + x.take(high, axis=axis) * part
+    part: Array = (position - low).astype(np.float32).reshape(shape)
+    before, after = x.take(low, axis=axis), x.take(high, axis=axis)
+    before *= 1 - part
+    after *= part
+    return before + after
 
 
 @layer("Interp", shape=_interp_shape)
@@ -117,7 +120,7 @@ def upsample(
     if len(bottoms) == 1:
         rows = np.arange(height) * x.shape[2] // height
         columns = np.arange(width) * x.shape[3] // width
-        return [x[:, :, rows[:, None], columns]]
+        return [x.take(rows, axis=2).take(columns, axis=3)]
     mask = bottoms[1].reshape(n, channels, -1).astype(np.int64)
     if mask.min() < 0 or mask.max() >= height * width:
         raise ModelError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from int8calib.errors import OptionError, ShapeError
@@ -35,8 +35,11 @@ def infer_shapes(
 def top_shapes(graph: Graph, layer: Layer, shapes: Mapping[Blob, Shape]) -> list[Shape]:
     """One layer's top shapes; errors name the prototxt and the layer."""
     kind = find_type(layer.type)
+    bottoms = [shapes[bottom] for bottom in layer.bottoms]
     try:
-        tops = list(kind.shape(layer.params, [shapes[bottom] for bottom in layer.bottoms]))
+        tops = list(kind.shape(layer.params, bottoms))
+        if kind.weights is not None and layer.weights:
+            _check_weights(layer, bottoms, kind.weights(layer.params, bottoms))
     except ShapeError as error:
         raise ShapeError(f"{graph.source}: {layer.label}: {error}") from None
     if len(tops) != len(layer.tops):
@@ -44,6 +47,16 @@ def top_shapes(graph: Graph, layer: Layer, shapes: Mapping[Blob, Shape]) -> list
             f"{graph.source}: {layer.label}: has {len(layer.tops)} tops; expected {len(tops)}"
         )
     return tops
+
+
+def _check_weights(layer: Layer, bottoms: Sequence[Shape], wanted: Sequence[Shape]) -> None:
+    """Raise `ShapeError` where bottoms of another size ask for other weights than there are."""
+    for blob, shape in zip(layer.weights, wanted, strict=False):
+        if blob.shape != tuple(shape):
+            raise ShapeError(
+                f"bottom of shape {bottoms[0]} asks for weights of shape {tuple(shape)}; "
+                f"they have {blob.shape}"
+            )
 
 
 def resolve_inputs(

@@ -157,10 +157,10 @@ class HistogramBuilder:
 
         values = _flat(x, self._name)
         block = np.empty(_BLOCK, np.uint16)
-        partial = np.empty((4, kernels.SLOTS), np.int32)
         total = np.zeros(kernels.SLOTS, np.int64)
         for start in range(0, values.size, _LONGEST):
             counts = np.empty(kernels.SLOTS, np.int64)
+            partial = np.zeros((4, kernels.SLOTS), np.int32)
             piece = values[start : start + _LONGEST]
             if kernels.count_slots(piece, self._absmax, block, partial, counts):
                 raise _not_finite(values, self._name)

@@ -92,11 +92,10 @@ def count_slots(values: Any, absmax: Any, slots: Any, partial: Any, counts: Any)
     own. The slots of a block are computed by SIMD, then counted into four histograms in turn, so
     that equal neighbours do not wait for each other's store.
 
-    `values`: float32 (n,), n < 2**31; `counts`: int64 (SLOTS,). Scratch of any content:
-    `slots` uint16 (block size,), `partial` int32 (4, SLOTS).
+    `values`: float32 (n,), n < 2**31; `counts`: int64 (SLOTS,). Scratch: `slots` uint16 (block
+    size,) of any content, `partial` int32 (4, SLOTS) of zeros.
     """
     bad = np.int32(0)
-    partial[:] = 0
     for start in range(0, values.shape[0], slots.shape[0]):
         block = values[start : start + slots.shape[0]]
         n = block.shape[0]

@@ -1,4 +1,4 @@
-"""The costs of all candidates in, the threshold of the cheapest one out; shared by the methods."""
+"""The divergences of all candidates in, the best threshold out; shared by the KL methods."""
 
 from __future__ import annotations
 
@@ -12,29 +12,23 @@ if TYPE_CHECKING:
 
     from int8calib.stats.activation import Histogram
 
+_ROUNDING = 1e-13
+"""A divergence below this is 0 but for the rounding of its sums."""
+
 
 def whole_range(histogram: Histogram) -> Threshold:
     """Return the threshold that clips nothing: the absmax, all bins kept."""
     return Threshold(histogram.absmax, histogram.positive.size)
 
 
-def cheapest(curve: NDArray[np.float64]) -> int:
-    """Return the first index whose cost is the smallest, up to the rounding of the sums.
-
-    Equal costs do occur, for example where several candidates lose nothing; then the last digits,
-    which depend on the machine's logarithm, must not decide.
-    """
-    smallest = float(curve.min())
-    return int((curve <= smallest + 1e-12 * max(1.0, smallest)).argmax())
-
-
 def best_middle(histogram: Histogram, curve: NDArray[np.float64], first: int) -> Threshold:
-    """Return the threshold in the middle of the bin before which cutting is cheapest.
+    """Return the threshold of the smallest divergence, in the middle of a bin.
 
-    `curve`: costs of the candidates `first`, `first` + 1, ...; where all are infinite nothing is
-    clipped. Candidate t keeps t bins and puts the threshold at t + 0.5 of them.
+    `curve`: divergences of the candidates `first`, `first` + 1, ...; candidate t keeps t bins and
+    puts the threshold at t + 0.5 of them. The first of equals wins, and all that lose nothing are
+    equal; where all are infinite nothing is clipped.
     """
-    best = cheapest(curve)
+    best = int((curve * (curve > _ROUNDING)).argmin())
     if curve[best] == float("inf"):
         return whole_range(histogram)
     return Threshold(histogram.value_at(first + best + 0.5), first + best)

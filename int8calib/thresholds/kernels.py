@@ -1,8 +1,10 @@
 """Compiled loops of the threshold stage: one blob's bin counts in, the cost of each cut out.
 
-Every curve kernel returns one float64 cost per candidate; the first smallest one wins. Sums over
-bins are differences of running sums, so that a candidate costs its 128 levels instead of up to
-2048 bins. Running sums of counts are whole numbers, exact in float64 up to 2**46 values.
+A `..._curve` function takes the counts, float64 (bins,), and returns one float64 cost per
+candidate, the first candidate first. It makes running sums over the bins with numpy; the kernel
+after it takes differences of these, so that a candidate costs its 128 levels instead of up to 2048
+bins. A running sum has one entry more than there are bins: entry k sums the bins before bin k.
+Those of counts are whole numbers, exact in float64 up to 2**46 values, parts of bins included.
 """
 
 from __future__ import annotations
@@ -11,37 +13,49 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import float64, int64
+from numba import float64, int64, void
+from numpy.typing import NDArray
 
 from int8calib.stats.kernels import kernel
 
 LEVELS = 128
+EPSILON = 1e-4
+
+Array = NDArray[np.float64]
+_SUMS = float64[::1]
 
 
-@kernel(float64[::1](float64[::1]))
-def kl_curve(counts: Any) -> Any:
-    """Return ncnn2table's divergence for each threshold t = LEVELS .. bins - 1.
+def _running(terms: Array) -> Array:
+    return np.concatenate([[0.0], np.cumsum(terms)])
 
-    `counts`: float64 (bins,), not all 0. Level j holds the bins from j t / LEVELS to
-    (j + 1) t / LEVELS; a bin cut by that edge belongs to both neighbours by its parts. Formula:
-    see `int8calib.thresholds.kl`.
+
+def _information(counts: Array) -> Array:
+    """Running sum of c ln c, for whole numbers c; 0 where c is 0."""
+    return _running(counts * np.log(np.maximum(counts, 1.0)))
+
+
+def kl_curve(counts: Array) -> Array:
+    """Return ncnn2table's divergence for each threshold t = LEVELS .. bins - 1; not all counts 0.
+
+    Formula: see `int8calib.thresholds.kl`.
     """
-    epsilon = 1e-4
-    bins = counts.shape[0]
-    count = np.zeros(bins + 1)
-    mass = np.zeros(bins + 1)
-    information = np.zeros(bins + 1)
-    for k in range(bins):
-        count[k + 1] = count[k] + counts[k]
-    total = count[bins]
-    for k in range(bins):
-        a = counts[k] / total + epsilon
-        mass[k + 1] = mass[k] + a
-        information[k + 1] = information[k] + a * math.log(a)
-    curve = np.empty(bins - LEVELS)
-    for t in range(LEVELS, bins):
+    a = counts / counts.sum() + EPSILON
+    curve = np.empty(counts.size - LEVELS)
+    kl_costs(_running(counts), _running(a), _running(a * np.log(a)), curve)
+    return curve
+
+
+@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS))
+def kl_costs(count: Any, mass: Any, information: Any, curve: Any) -> None:
+    """Fill `curve` from the running sums of the counts, of a = p + EPSILON, and of a ln a.
+
+    Level j holds the bins from j t / LEVELS to (j + 1) t / LEVELS; a bin cut by that edge belongs
+    to both neighbours by its parts.
+    """
+    total = count[-1]
+    for t in range(LEVELS, LEVELS + curve.shape[0]):
         tail = (total - count[t]) / total
-        last = counts[t - 1] / total + epsilon
+        last = mass[t] - mass[t - 1]
         divergence = information[t - 1] + (last + tail) * math.log(last + tail)
         edge, part = 0, 0.0
         before, level = 0.0, 0.0
@@ -49,47 +63,47 @@ def kl_curve(counts: Any) -> Any:
             # The level ends `right` of the way through bin `end`.
             end = (j + 1) * t // LEVELS
             right = ((j + 1) * t % LEVELS) / LEVELS
-            below = count[end] + (right * counts[end] if right > 0 else 0.0)
+            below = count[end] + right * (count[end + 1] - count[end])
             previous = level
             level = (below - before) * LEVELS / (t * total)
             if part > 0:
-                shared = part * previous + (1 - part) * level + epsilon
+                shared = part * previous + (1 - part) * level + EPSILON
                 divergence -= (mass[edge + 1] - mass[edge]) * math.log(shared)
             first = edge + 1 if part > 0 else edge
-            divergence -= (mass[end] - mass[first]) * math.log(level + epsilon)
+            divergence -= (mass[end] - mass[first]) * math.log(level + EPSILON)
             edge, part, before = end, right, below
-        curve[t - LEVELS] = divergence - tail * math.log(level + epsilon)
+        curve[t - LEVELS] = divergence - tail * math.log(level + EPSILON)
+
+
+def kl_tool_curve(counts: Array) -> Array:
+    """Return the latest reference tool's divergence for each threshold t = LEVELS .. bins - 1.
+
+    Formula: see `int8calib.thresholds.kl_tool`.
+    """
+    curve = np.empty(counts.size - LEVELS)
+    kl_tool_costs(
+        _running(counts), _running((counts > 0).astype(np.float64)), _information(counts), curve
+    )
     return curve
 
 
-@kernel(float64[::1](float64[::1]))
-def kl_tool_curve(counts: Any) -> Any:
-    """Return the latest reference tool's divergence for each threshold t = LEVELS .. bins - 1.
+@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS))
+def kl_tool_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
+    """Fill `curve` from the running sums of the counts c, of filled bins, and of c ln c.
 
-    `counts`: float64 (bins,). Levels are t // LEVELS bins wide, the last takes the rest. Formula:
-    see `int8calib.thresholds.kl_tool`.
+    Levels are t // LEVELS bins wide, the last takes the rest.
     """
-    epsilon = 1e-4
-    bins = counts.shape[0]
-    count = np.zeros(bins + 1)
-    filled = np.zeros(bins + 1)
-    information = np.zeros(bins + 1)
-    for k in range(bins):
-        c = counts[k]
-        count[k + 1] = count[k] + c
-        filled[k + 1] = filled[k] + (1.0 if c > 0 else 0.0)
-        information[k + 1] = information[k] + (c * math.log(c) if c > 0 else 0.0)
-    curve = np.empty(bins - LEVELS)
-    for t in range(LEVELS, bins):
+    total = count[-1]
+    for t in range(LEVELS, LEVELS + curve.shape[0]):
         width = t // LEVELS
-        last = count[bins] - count[t - 1]
+        last = total - count[t - 1]
         # The last bin has mass in the reference only: the tool forgets it when it spreads levels.
         empty = t - 1 - filled[t - 1] + (1.0 if last == 0 else 0.0)
-        p_sum = count[bins] + epsilon * empty
-        q_sum = epsilon * (t - filled[t - 1])
+        p_sum = total + EPSILON * empty
+        q_sum = EPSILON * (t - filled[t - 1])
         cross = information[t - 1]
         if last > 0:
-            cross += last * (math.log(last) - math.log(epsilon))
+            cross += last * (math.log(last) - math.log(EPSILON))
         for j in range(LEVELS):
             start = j * width
             stop = start + width if j < LEVELS - 1 else t - 1
@@ -100,51 +114,52 @@ def kl_tool_curve(counts: Any) -> Any:
                 cross -= inside * math.log(level / bins_filled)
                 q_sum += level
         curve[t - LEVELS] = cross / p_sum + math.log(q_sum / p_sum)
+
+
+def kl_tool_v1_curve(counts: Array) -> Array:
+    """Return the first reference tool's divergence for each threshold t = LEVELS .. bins - 1.
+
+    Infinite where bin t - 1 is empty below a tail; not all counts 0. Formula: see
+    `int8calib.thresholds.kl_tool_v1`.
+    """
+    p = counts / counts.sum()
+    information = _running(p * np.log(np.where(p > 0, p, 1.0)))
+    curve = np.empty(counts.size - LEVELS)
+    kl_tool_v1_costs(
+        _running(counts), _running((counts > 0).astype(np.float64)), information, curve
+    )
     return curve
 
 
-@kernel(float64[::1](float64[::1]))
-def kl_tool_v1_curve(counts: Any) -> Any:
-    """Return the first reference tool's divergence for each threshold t = LEVELS .. bins - 1.
+@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS))
+def kl_tool_v1_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
+    """Fill `curve` from the running sums of the counts, of filled bins, and of p ln p.
 
-    `counts`: float64 (bins,), not all 0. Levels as in `kl_curve`, spread over filled bins only.
-    Infinite where bin t - 1 is empty below a tail. Formula: see `int8calib.thresholds.kl_tool_v1`.
+    Levels as in `kl_costs`, spread over filled bins only.
     """
-    bins = counts.shape[0]
-    count = np.zeros(bins + 1)
-    filled = np.zeros(bins + 1)
-    information = np.zeros(bins + 1)
-    for k in range(bins):
-        count[k + 1] = count[k] + counts[k]
-    total = count[bins]
-    for k in range(bins):
-        p = counts[k] / total
-        filled[k + 1] = filled[k] + (1.0 if p > 0 else 0.0)
-        information[k + 1] = information[k] + (p * math.log(p) if p > 0 else 0.0)
-    curve = np.empty(bins - LEVELS)
-    for t in range(LEVELS, bins):
+    total = count[-1]
+    for t in range(LEVELS, LEVELS + curve.shape[0]):
         tail = (total - count[t]) / total
-        if counts[t - 1] == 0 and tail > 0:
-            curve[t - LEVELS] = np.inf
+        last = (count[t] - count[t - 1]) / total
+        if last == 0 and tail > 0:
+            curve[t - LEVELS] = math.inf
             continue
-        last = counts[t - 1] / total + tail
-        divergence = information[t - 1] + (last * math.log(last) if last > 0 else 0.0)
+        divergence = information[t - 1]
+        if last > 0:
+            divergence += (last + tail) * math.log(last + tail)
         edge, part = 0, 0.0
         before, before_filled, level = 0.0, 0.0, 0.0
         for j in range(LEVELS):
             end = (j + 1) * t // LEVELS
             right = ((j + 1) * t % LEVELS) / LEVELS
-            below = count[end]
-            below_filled = filled[end]
-            if right > 0:
-                below += right * counts[end]
-                below_filled += right * (filled[end + 1] - filled[end])
+            below = count[end] + right * (count[end + 1] - count[end])
+            below_filled = filled[end] + right * (filled[end + 1] - filled[end])
             previous = level
             weight = below_filled - before_filled
             level = (below - before) / (total * weight) if weight > 0 else 0.0
-            if part > 0 and counts[edge] > 0:
+            if part > 0 and count[edge + 1] > count[edge]:
                 shared = part * previous + (1 - part) * level
-                divergence -= counts[edge] / total * math.log(shared)
+                divergence -= (count[edge + 1] - count[edge]) / total * math.log(shared)
             first = edge + 1 if part > 0 else edge
             if count[end] > count[first]:
                 divergence -= (count[end] - count[first]) / total * math.log(level)
@@ -152,34 +167,37 @@ def kl_tool_v1_curve(counts: Any) -> Any:
         if tail > 0:
             divergence -= tail * math.log(level)
         curve[t - LEVELS] = divergence
+
+
+def kl_tensorrt_curve(counts: Array) -> Array:
+    """Return the divergence of TensorRT's slides for each threshold t = LEVELS .. bins - 1.
+
+    Infinite where bin t - 1 is empty below a tail; not all counts 0. Formula: see
+    `int8calib.thresholds.kl_tensorrt`.
+    """
+    curve = np.empty(counts.size - LEVELS)
+    kl_tensorrt_costs(
+        _running(counts), _running((counts > 0).astype(np.float64)), _information(counts), curve
+    )
     return curve
 
 
-@kernel(float64[::1](float64[::1]))
-def kl_tensorrt_curve(counts: Any) -> Any:
-    """Return the divergence of TensorRT's slides for each threshold t = LEVELS .. bins - 1.
+@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS))
+def kl_tensorrt_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
+    """Fill `curve` from the running sums of the counts c, of filled bins, and of c ln c.
 
-    `counts`: float64 (bins,), not all 0. Bin k goes wholly to level k * LEVELS // t. Infinite
-    where bin t - 1 is empty below a tail. Formula: see `int8calib.thresholds.kl_tensorrt`.
+    Bin k goes wholly to level k * LEVELS // t.
     """
-    bins = counts.shape[0]
-    count = np.zeros(bins + 1)
-    filled = np.zeros(bins + 1)
-    information = np.zeros(bins + 1)
-    for k in range(bins):
-        c = counts[k]
-        count[k + 1] = count[k] + c
-        filled[k + 1] = filled[k] + (1.0 if c > 0 else 0.0)
-        information[k + 1] = information[k] + (c * math.log(c) if c > 0 else 0.0)
-    total = count[bins]
-    curve = np.empty(bins - LEVELS)
-    for t in range(LEVELS, bins):
+    total = count[-1]
+    for t in range(LEVELS, LEVELS + curve.shape[0]):
         tail = total - count[t]
-        last = counts[t - 1] + tail
-        if counts[t - 1] == 0 and tail > 0:
-            curve[t - LEVELS] = np.inf
+        last = total - count[t - 1]
+        if last == tail and tail > 0:
+            curve[t - LEVELS] = math.inf
             continue
-        cross = information[t - 1] + (last * math.log(last) if last > 0 else 0.0)
+        cross = information[t - 1]
+        if last > 0:
+            cross += last * math.log(last)
         log_level = 0.0
         start = 0
         for j in range(LEVELS):
@@ -192,29 +210,29 @@ def kl_tensorrt_curve(counts: Any) -> Any:
         if tail > 0:
             cross -= tail * log_level
         curve[t - LEVELS] = cross / total + math.log(count[t] / total)
+
+
+def mse_curve(counts: Array, levels: int) -> Array:
+    """Return the summed squared error, in bin widths squared, for each threshold t = 1 .. bins.
+
+    `levels`: the largest level, 127 for 8 bits. Formula: see `int8calib.thresholds.mse`.
+    """
+    middles = np.arange(counts.size) + 0.5
+    # Squared error of clipping at t: the counts times (middle - t)**2, plus 1/12 for their spread.
+    squares = counts * (middles * middles + 1 / 12)
+    curve = np.empty(counts.size)
+    mse_costs(
+        counts, _running(counts), _running(counts * middles), _running(squares), levels, curve
+    )
     return curve
 
 
-@kernel(float64[::1](float64[::1], int64))
-def mse_curve(counts: Any, levels: Any) -> Any:
-    """Return the summed squared error, in bin widths squared, for each threshold t = 1 .. bins.
-
-    `counts`: float64 (bins,); `levels`: the largest level, 127 for 8 bits. The values of a bin
-    count as spread evenly over it. Formula: see `int8calib.thresholds.mse`.
-    """
-    bins = counts.shape[0]
-    count = np.zeros(bins + 1)
-    first = np.zeros(bins + 1)
-    second = np.zeros(bins + 1)
-    for k in range(bins):
-        middle = k + 0.5
-        count[k + 1] = count[k] + counts[k]
-        first[k + 1] = first[k] + counts[k] * middle
-        second[k + 1] = second[k] + counts[k] * (middle * middle + 1 / 12)
-    curve = np.empty(bins)
-    for t in range(1, bins + 1):
-        clipped = count[bins] - count[t]
-        error = second[bins] - second[t] - 2 * t * (first[bins] - first[t]) + t * t * clipped
+@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS, int64, _SUMS))
+def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, curve: Any) -> None:
+    """Fill `curve` from the counts and the running sums of their moments 0, 1 and 2."""
+    for t in range(1, 1 + curve.shape[0]):
+        clipped = count[-1] - count[t]
+        error = second[-1] - second[t] - 2 * t * (first[-1] - first[t]) + t * t * clipped
         step = t / levels
         per_bin = levels / t
         cell = step * step * step / 12
@@ -226,4 +244,3 @@ def mse_curve(counts: Any, levels: Any) -> Any:
             error += counts[k] * (integral - before)
             before = integral
         curve[t - 1] = error
-    return curve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from int8calib.thresholds.cuts import cheapest, whole_range
+from int8calib.thresholds.cuts import whole_range
 from int8calib.thresholds.registry import MethodOptions, Threshold, register_method
 
 if TYPE_CHECKING:
@@ -30,5 +30,5 @@ def mse(histogram: Histogram, options: MethodOptions) -> Threshold:
     if not counts[:-1].any():
         return whole_range(histogram)
     curve = mse_curve(counts.astype("float64"), 2 ** (options.bits - 1) - 1)
-    kept = cheapest(curve) + 1
+    kept = int(curve.argmin()) + 1
     return Threshold(histogram.value_at(kept), kept)
