@@ -79,7 +79,9 @@ def test_stages_import_earlier_stages_only(path: Path) -> None:
         if stage is None or stage == own:
             continue
         assert STAGES[stage] < STAGES[own], f"{path}:{line}: {own} imports {stage}"
-        assert stage not in ALONE.get(own, set()), f"{path}:{line}: {own} must stand without {stage}"
+        assert stage not in ALONE.get(own, set()), (
+            f"{path}:{line}: {own} must stand without {stage}"
+        )
 
 
 @pytest.mark.parametrize("library", HOMES)

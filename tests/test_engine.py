@@ -60,7 +60,9 @@ def images() -> np.ndarray:
 def test_every_layer_agrees_with_opencv(model: tuple[Path, Path], images: np.ndarray) -> None:
     seen: dict[str, np.ndarray] = {}
     net = int8calib.load_caffe(*model)
-    net.forward({"data": images[:1]}, on_top=lambda name, blob, top: seen.update({name: top.copy()}))
+    net.forward(
+        {"data": images[:1]}, on_top=lambda name, blob, top: seen.update({name: top.copy()})
+    )
     expected = opencv_tops(*model, {"data": images[:1]})
     assert set(expected) == set(seen) - {"data"}
     for name, top in expected.items():
@@ -80,9 +82,7 @@ def test_on_top_hears_every_layer_in_order(model: tuple[Path, Path], images: np.
     net = int8calib.load_caffe(*model)
     heard: list[tuple[str, str]] = []
     net.forward({"data": images[:1]}, on_top=lambda name, blob, top: heard.append((name, blob)))
-    assert heard == [
-        (layer.name, top.name) for layer in net.graph.layers for top in layer.tops
-    ]
+    assert heard == [(layer.name, top.name) for layer in net.graph.layers for top in layer.tops]
     assert heard[:5] == [
         ("data", "data"),
         ("conv1", "conv1"),
@@ -165,13 +165,13 @@ def test_unknown_types_fail_only_where_needed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         net.forward({"data": x}, outputs=["other"])["other"], np.maximum(x, 0)
     )
-    with pytest.raises(UnsupportedLayerError, match="'NobodyKnows' is not supported.*register_layer"):
+    with pytest.raises(
+        UnsupportedLayerError, match="'NobodyKnows' is not supported.*register_layer"
+    ):
         net.forward({"data": x}, outputs=["out"])
 
 
-def test_register_layer_adds_and_replaces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_register_layer_adds_and_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from int8calib.layers import registry
 
     registry.type_names()

@@ -91,8 +91,9 @@ CONVOLUTIONS = (
       for o in (*ODD, "kernel_size: 1")),
     *(Case("Convolution", f"convolution_param {{ num_output: 10 group: 2 {o} }}", ((2, 6, 11, 13),))
       for o in (*ODD, "kernel_size: 1")),
-    *(Case("Convolution", f"convolution_param {{ num_output: 7 group: 7 {o} }}", ((2, 7, 11, 13),))
-      for o in ODD),
+    # OpenCV 4.14 takes a dilated depthwise convolution wrong.
+    *(Case("Convolution", f"convolution_param {{ num_output: 7 group: 7 {o} }}", ((2, 7, 11, 13),),
+           oracle=per_axis if "dilation" in o else None) for o in ODD),
     Case("Convolution", "convolution_param { num_output: 14 group: 7 kernel_size: 3 pad: 1 }",
          ((2, 7, 11, 13),)),
     Case("Convolution", "convolution_param { num_output: 5 kernel_size: 3 kernel_size: 2 "

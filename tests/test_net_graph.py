@@ -24,7 +24,9 @@ def relu(name: str, bottom: str, top: str, rules: str = "") -> str:
 
 
 def test_in_place_tops_become_versions() -> None:
-    graph = graph_of(INPUT % DIMS + relu("a", "data", "x") + relu("b", "x", "x") + relu("c", "x", "y"))
+    graph = graph_of(
+        INPUT % DIMS + relu("a", "data", "x") + relu("b", "x", "x") + relu("c", "x", "y")
+    )
     assert [layer.tops for layer in graph.layers] == [
         (Blob("data"),),
         (Blob("x"),),
