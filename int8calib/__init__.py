@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from int8calib.pipeline import Calibration, Options, calibrate
     from int8calib.engine.run import Net, load_caffe
     from int8calib.errors import Int8CalibError
     from int8calib.layers.registry import register_layer
+    from int8calib.pipeline import Calibration, Options, calibrate
 
 __all__ = [
     "Calibration",

@@ -11,9 +11,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from google.protobuf import text_format
 
 from caffe_proto import LayerParameter, caffe_pb2
-from google.protobuf import text_format
 from int8calib.layers.registry import Array, LayerType, Shape, find_type
 
 Oracle = Callable[[LayerParameter, Sequence[Array], Sequence[Array]], Sequence[Any]]

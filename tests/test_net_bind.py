@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import caffe_proto
 import numpy as np
 import pytest
 from generated import make_model
 
+import caffe_proto
 import int8calib
 from int8calib.errors import ModelFileError, WeightsError
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import caffe_proto
 import pytest
 
+import caffe_proto
 from int8calib.errors import ModelError, OptionError, ShapeError
 from int8calib.net.graph import Blob, Graph, build_graph
 from int8calib.net.phase import NetState, included
