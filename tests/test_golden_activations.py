@@ -35,7 +35,7 @@ def worst_deviation(
     found: dict[str, float] = {}
 
     def compare(layer: str, blob: str, top: np.ndarray) -> None:
-        if layer == "input" and "input/data" not in blobs:
+        if layer == "input" and f"input/{blob}" not in blobs:
             return  # a legacy input; these golden values are of the net with a layer "data"
         golden = blobs[f"{layer}/{blob}"]
         assert list(top.shape) == golden["shape"], layer

@@ -180,5 +180,5 @@ def test_impossible_geometry(name: str, options: str, found: str) -> None:
 def test_embed_names_an_index_outside_its_weight() -> None:
     case = Case("Embed", "embed_param { num_output: 7 input_dim: 5 }", ((2, 3),))
     weights, _ = case.arrays(seed=1)
-    with pytest.raises(ModelError, match="'op'.*0 to 4"):
+    with pytest.raises(ModelError, match=r"'op'.*0 to 4"):
         case.kind.run(case.message(), weights, [np.full((2, 3), 5, np.float32)])

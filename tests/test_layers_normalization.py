@@ -147,6 +147,7 @@ CASES = (
     *(Case("LRN", f"lrn_param {{ local_size: {size} alpha: 1.1 beta: 0.6 k: {k} }}",
            oracle=lrn_across) for size, k in ((3, 1), (5, 2.5), (7, 1))),
     Case("LRN", "lrn_param { local_size: 5 alpha: 1.1 }"),
+    Case("LRN", "lrn_param { local_size: 3 alpha: 2.3 beta: 0.5 }", oracle=lrn_across),
     *(Case("LRN", f"lrn_param {{ local_size: {size} alpha: 0.9 norm_region: WITHIN_CHANNEL }}",
            oracle=lrn_within) for size in (3, 5, 9)),
 )  # fmt: skip
@@ -163,7 +164,7 @@ def test_layer(case: Case) -> None:
         (Case("LRN", "lrn_param { local_size: 4 }"), "odd"),
         (Case("Scale", "scale_param { axis: 3 num_axes: 2 }"), "num_axes"),
         (Case("Scale", "scale_param { axis: 1 }", (X, (2, 5))), "does not match"),
-        (Case("Bias", "bias_param { axis: 7 }"), "out of range"),
+        (Case("Bias", "bias_param { axis: 7 num_axes: 1 }"), "out of range"),
         (Case("Axpy", bottoms=((2, 3), X, X)), "do not fit"),
         (Case("Axpy", bottoms=(X, X)), "expected 3"),
         (Case("Normalize", bottoms=((3, 5),)), "4 axes"),
@@ -171,7 +172,7 @@ def test_layer(case: Case) -> None:
     ids=str,
 )
 def test_impossible_shapes(case: Case, found: str) -> None:
+    rule = case.kind.weights if "num_axes" in case.options else case.kind.shape
+    assert rule is not None
     with pytest.raises(ShapeError, match=found):
-        shape = case.kind.shape(case.message(), case.bottoms)
-        assert case.kind.weights is not None, shape
-        case.kind.weights(case.message(), case.bottoms)
+        rule(case.message(), case.bottoms)

@@ -96,13 +96,14 @@ def _plan_prelu(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
 ) -> Kernel:
     slope = _slopes(weights[0], len(bottoms[0]))
-    negative = take(bottoms[0])
+    negative = take(bottoms[0][1:])
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
-        np.minimum(bottoms[0], 0, out=negative)
-        np.multiply(negative, slope, out=negative)
-        np.maximum(bottoms[0], 0, out=tops[0])
-        np.add(tops[0], negative, out=tops[0])
+        for image, top in zip(bottoms[0], tops[0], strict=True):
+            np.minimum(image, 0, out=negative)
+            np.multiply(negative, slope, out=negative)
+            np.maximum(image, 0, out=top)
+            np.add(top, negative, out=top)
 
     return run
 

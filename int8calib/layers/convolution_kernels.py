@@ -1,7 +1,7 @@
 """Fast twins of convolution: geometry worked out once, results written into the engine's buffers.
 
-Three forms, chosen by geometry: a matrix product on the images as they lie (1x1), a sum over
-taps (depthwise), and im2col with a matrix product (the rest, grouped or not).
+Three forms, chosen by geometry: a matrix product on the images as they lie (1x1), multiply-adds
+over flat images (depthwise, in its own file), and im2col with a matrix product (the rest).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from int8calib.layers.depthwise_kernel import has_even_rows, plan_depthwise
 from int8calib.layers.registry import Array, Kernel, Shape, Take
 from int8calib.layers.windows import Windows
 
@@ -31,8 +32,8 @@ def plan_convolution(
 def _plan_one(
     windows: Windows, group: int, weights: Sequence[Array], shape: Shape, take: Take
 ) -> Kernel:
-    if group == shape[1] == weights[0].shape[0]:
-        return _plan_depthwise(windows, weights, shape, take)
+    if group == shape[1] == weights[0].shape[0] and has_even_rows(windows):
+        return plan_depthwise(windows, weights, shape, take)
     if windows.pointwise and group == 1:
         return _plan_pointwise(weights)
     return _plan_im2col(windows, group, weights, shape, take)
@@ -130,26 +131,5 @@ def _plan_im2col(
             np.matmul(rows, matrix, out=out)
             if bias is not None:
                 out += bias
-
-    return run
-
-
-def _plan_depthwise(windows: Windows, weights: Sequence[Array], shape: Shape, take: Take) -> Kernel:
-    """One channel in, one out: the sum over taps of scaled, shifted images, channels at once."""
-    _, channels, height, width = shape
-    product = take((channels, *windows.output_size(height, width)))
-    taps = [
-        (tap, np.ascontiguousarray(weights[0][:, 0, tap.row, tap.column]).reshape(-1, 1, 1))
-        for tap in _taps(windows, height, width)
-    ]
-    bias = weights[1].reshape(-1, 1, 1) if len(weights) > 1 else np.zeros((1, 1, 1), np.float32)
-
-    def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
-        for image, top in zip(bottoms[0], tops[0], strict=True):
-            np.copyto(top, bias)
-            for tap, factor in taps:
-                part, target = product[tap.target], top[tap.target]
-                np.multiply(image[tap.source], factor, out=part)
-                np.add(target, part, out=target)
 
     return run

@@ -19,6 +19,8 @@ def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
     """The nominal shape: `keep_top_k` detections of each image; the run gives what it finds."""
     need_count(bottoms, 3)
     param, (offsets, scores, priors) = params.detection_output_param, bottoms
+    if len(priors) != 3 or priors[:2] != (1, 2):
+        raise ShapeError(f"the third bottom has shape {priors}; expected (1, 2, 4 * boxes)")
     count = priors[2] // 4
     blocks = 1 if param.share_location else param.num_classes
     flat = [int(np.prod(shape[1:])) for shape in (offsets, scores)]
@@ -43,10 +45,12 @@ def decode_boxes(params: LayerParameter, offsets: Array, priors: Array) -> Array
     if param.code_type == _CENTER_SIZE:
         centre = (boxes[..., 2:] + boxes[..., :2]) / 2 + offsets[..., :2] * size
         half = np.exp(offsets[..., 2:]) * size / 2
-        return np.concatenate([centre - half, centre + half], axis=-1, dtype=np.float32)
+        corners: Array = np.concatenate([centre - half, centre + half], axis=-1)
+        return corners
     if param.code_type != _CORNER:
         offsets = offsets * np.concatenate([size, size], axis=-1)
-    return np.add(boxes, offsets, dtype=np.float32)
+    moved: Array = boxes + offsets
+    return moved
 
 
 def _overlaps(box: Array, others: Array) -> Array:
@@ -55,7 +59,8 @@ def _overlaps(box: Array, others: Array) -> Array:
     shared = np.prod(np.maximum(high - low, 0), axis=1)
     areas = [np.prod(np.maximum(b[..., 2:] - b[..., :2], 0), axis=-1) for b in (box, others)]
     union = areas[0] + areas[1] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    ratio: Array = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return ratio
 
 
 def _suppress(params: LayerParameter, boxes: Array, scores: Array) -> NDArray[np.int64]:

@@ -98,7 +98,8 @@ def _shuffled(x: Array, group: int) -> Array:
     """A view (N, C / group, group, H, W) of images, channels in their new order."""
     n, channels, height, width = x.shape
     grouped: Array = x.reshape(n, group, channels // group, height, width)
-    return grouped.swapaxes(1, 2)
+    shuffled: Array = grouped.transpose(0, 2, 1, 3, 4)
+    return shuffled
 
 
 def _plan_shuffle(

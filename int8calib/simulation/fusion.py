@@ -1,0 +1,59 @@
+"""Which scale a bottom is really quantised with: a graph and bottom scales to bottom scales.
+
+ncnn2int8 lets a convolution give INT8 itself where only INT8 convolutions read its top. The float
+value between is the same, so this changes no result, except where the readers have different
+bottom scales: the top is then rounded once, with the scale of one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from int8calib.net.graph import Blob, Graph, Layer
+from int8calib.net.quantised import CONVOLUTIONS
+
+ACTIVATIONS = frozenset(("ReLU", "ReLU6", "Clip", "Sigmoid", "Mish", "HardSwish"))
+"""Activations that ncnnoptimize makes part of a convolution."""
+
+
+def input_scales(
+    graph: Graph, scales: Mapping[str, np.float32], *, optimised: bool
+) -> dict[str, np.float32]:
+    """The scale with which each layer's bottom is quantised, from the layers' own `scales`.
+
+    Both are keyed by layer name. With several readers it is the scale of the one that stands last
+    in the net, since caffe2ncnn gives it the first top of its Split layer. Source: fuse_requantize
+    in ncnn's tools/quantize/ncnn2int8.cpp, tools/caffe/caffe2ncnn.cpp.
+    """
+    readers = graph.readers()
+    used = dict(scales)
+    for layer in graph.layers:
+        if layer.type not in CONVOLUTIONS or layer.name not in scales:
+            continue
+        found = _final_readers(layer.tops[0], readers, optimised=optimised)
+        if found and all(r.type in CONVOLUTIONS and r.name in scales for r in found):
+            used.update({reader.name: scales[found[-1].name] for reader in found})
+    return used
+
+
+def _final_readers(
+    blob: Blob, readers: Mapping[Blob, list[Layer]], *, optimised: bool, activated: bool = False
+) -> list[Layer]:
+    """Who reads a convolution's top once what ncnn fuses or drops is gone.
+
+    That is Split, and in an optimised model Dropout and one activation right behind.
+    """
+    result: list[Layer] = []
+    for reader in readers[blob]:
+        alone = len(readers[blob]) == 1
+        active = reader.type in ACTIVATIONS
+        if reader.type == "Split" or (optimised and reader.type == "Dropout" and alone):
+            for top in reader.tops:
+                result += _final_readers(top, readers, optimised=optimised, activated=True)
+        elif optimised and active and alone and not activated:
+            result += _final_readers(reader.tops[0], readers, optimised=optimised, activated=True)
+        else:
+            result.append(reader)
+    return result

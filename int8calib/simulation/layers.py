@@ -1,0 +1,150 @@
+"""The INT8 twins of the quantised layers: float bottoms in, levels and whole sums, floats out.
+
+They register as the types `Int8Convolution` and `Int8InnerProduct`, which no prototxt holds:
+`int8calib.simulation.build` puts them into a graph. Their parameters are those of the Caffe layer;
+their weights are what `Int8Weights` names. Bottoms after the first are not read: they only make
+the engine keep a blob until the layer has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffe_proto import LayerParameter
+from int8calib.layers.registry import Array, Kernel, LayerType, Shape, Take, add_type, find_type
+
+EXACT = 1 << 24
+"""Whole numbers up to here are exact in float32, and so are sums that stay below."""
+MOST = 127
+PREFIX = "Int8"
+"""What stands before a Caffe type in the name of its INT8 twin."""
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Weights:
+    """The weights of an INT8 layer, in the order in which the graph holds them.
+
+    levels
+        the weights as whole numbers within -127..127, in the shape of the Caffe weights.
+    factors
+        float32 (num_output,): what a sum is multiplied with, 1 / (bottom scale x weight scale).
+    bias
+        float32 (num_output,), zeros where the layer has none.
+    scale
+        float32 (1,): what the bottom is multiplied with before it is rounded.
+    """
+
+    levels: Array
+    factors: Array
+    bias: Array
+    scale: Array
+
+    def arrays(self) -> tuple[Array, ...]:
+        """The four arrays as a layer's weights."""
+        return self.levels, self.factors, self.bias, self.scale
+
+
+def quantise_into(values: Array, scale: np.float32, levels: Array) -> None:
+    """Write the INT8 levels of `values` into the contiguous `levels` of the same size.
+
+    A level is round(value x scale), half away from zero, clamped to -127..127, as float32.
+    Source: ncnn's src/layer/quantize.cpp.
+    """
+    from int8calib.simulation import kernels
+
+    kernels.quantise(np.ascontiguousarray(values).reshape(-1), scale, levels.reshape(-1))
+
+
+def sums_fit(rows: Array) -> bool:
+    """Whether whole sums of weight levels (rows, values) x bottom levels are exact in float32.
+
+    In any order of adding, a sum stays within 127 times the absolute weights of its row.
+    """
+    return MOST * float(np.abs(rows).sum(axis=1, dtype=np.float64).max()) <= EXACT
+
+
+class _Twin:
+    """What a Caffe type does in INT8: its own sums over levels, then sum x factor + bias.
+
+    `outputs_last` says whether the outputs lie on the last axis of a top, or else on axis 1.
+    """
+
+    def __init__(self, source: str, *, outputs_last: bool) -> None:
+        self._kind = find_type(source)
+        self._last = outputs_last
+
+    def layer_type(self) -> LayerType:
+        """The twin as a type of the engine."""
+        name = PREFIX + self._kind.name
+        return LayerType(name, self.run, self.shape, plan=self.plan, macs=self._kind.macs)
+
+    def shape(self, params: LayerParameter, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+        """The shape of the float layer's top."""
+        return self._kind.shape(params, bottoms[:1])
+
+    def run(
+        self, params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+    ) -> list[Array]:
+        """The definition, with sums in float64.
+
+        Source: forward_int8 in ncnn's src/layer/convolution.cpp, convolutiondepthwise.cpp and
+        innerproduct.cpp.
+        """
+        held = Int8Weights(*weights)
+        levels = np.empty(bottoms[0].shape, np.float32)
+        quantise_into(bottoms[0], held.scale[0], levels)
+        sums = self._wide_sums(params, held.levels, levels)
+        top = np.ascontiguousarray(sums, np.float32)
+        self._dequantise(top, held)
+        return [top]
+
+    def plan(
+        self,
+        params: LayerParameter,
+        weights: Sequence[Array],
+        bottoms: Sequence[Shape],
+        take: Take,
+    ) -> Kernel:
+        """The float type's own kernel over levels; float64 only where float32 would round."""
+        held = Int8Weights(*weights)
+        levels = take(bottoms[0])
+        rows = held.levels
+        if self._last and params.inner_product_param.transpose:
+            rows = rows.T
+        plan = self._kind.plan if sums_fit(rows.reshape(len(held.factors), -1)) else None
+        kernel = plan(params, [held.levels], [bottoms[0]], take) if plan else None
+
+        def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
+            quantise_into(images[0], held.scale[0], levels)
+            if kernel is None:
+                np.copyto(tops[0], self._wide_sums(params, held.levels, levels), casting="same_kind")
+            else:
+                kernel([levels], tops)
+            self._dequantise(tops[0], held)
+
+        return run
+
+    def _wide_sums(
+        self, params: LayerParameter, weight: Array, levels: Array
+    ) -> NDArray[np.float64]:
+        """The float type's plain run in float64, whose sums are exact up to 2**53."""
+        wide: list[Any] = [array.astype(np.float64) for array in (weight, levels)]
+        sums: Any = self._kind.run(params, wide[:1], wide[1:])[0]
+        return np.asarray(sums, np.float64)
+
+    def _dequantise(self, top: Array, held: Int8Weights) -> None:
+        """Sums to floats, in place: one row per output, or for outputs last one per value."""
+        from int8calib.simulation import kernels
+
+        outputs = len(held.factors)
+        for rows in top.reshape((-1, outputs, 1) if self._last else (len(top), outputs, -1)):
+            kernels.dequantise(rows, held.factors, held.bias)
+
+
+for _twin in (_Twin("Convolution", outputs_last=False), _Twin("InnerProduct", outputs_last=True)):
+    add_type(_twin.layer_type(), replace=True)
