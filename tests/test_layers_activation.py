@@ -51,6 +51,7 @@ CASES = (
          oracle=by_value(lambda p, x: x / (1 + math.exp(-1.9 * x)))),
     Case("HardSwish", makers=(lambda rng, shape: rng.normal(0, 4, shape),),
          oracle=by_value(lambda p, x: 0 if x < -3 else x if x > 3 else x * (x + 3) / 6)),
+    Case("Mish", oracle=by_value(lambda p, x: x * math.tanh(math.log1p(math.exp(x))))),
     Case("BNLL"),
     Case("BNLL", label="large values", makers=(lambda rng, shape: rng.normal(0, 60, shape),),
          oracle=by_value(lambda p, x: max(x, 0) + math.log1p(math.exp(-abs(x))))),

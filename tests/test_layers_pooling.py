@@ -86,7 +86,8 @@ GEOMETRIES = (
     "kernel_size: 5 stride: 3 pad: 4",
 )
 ROUNDED_DOWN = ("kernel_size: 3 stride: 2 round_mode: FLOOR",
-                "kernel_size: 3 stride: 2 pad: 1 round_mode: FLOOR")  # fmt: skip
+                "kernel_size: 3 stride: 2 pad: 1 round_mode: FLOOR",
+                "kernel_size: 3 stride: 4 pad: 1 round_mode: FLOOR")  # fmt: skip
 METHODS = ("MAX", "AVE")
 # OpenCV does not know round_mode, and where only one axis is padded it drops windows that start
 # outside the image on that axis only.

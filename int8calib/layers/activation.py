@@ -69,6 +69,12 @@ def hard_swish(params: LayerParameter, x: Array, out: Array) -> None:
     np.multiply(x, gate, out=out)
 
 
+@elementwise("Mish")
+def mish(params: LayerParameter, x: Array, out: Array) -> None:
+    """x * tanh(log(1 + exp(x))). Source: arXiv 1908.08681, MishLayer of the YOLO v4 forks."""
+    np.multiply(x, np.tanh(np.logaddexp(x, np.float32(0))), out=out)
+
+
 @elementwise("BNLL")
 def bnll(params: LayerParameter, x: Array, out: Array) -> None:
     """log(1 + exp(x)). Source: Caffe's BNLLLayer."""

@@ -7,13 +7,15 @@ over flat images (depthwise, in its own file), and im2col with a matrix product 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from int8calib.layers.depthwise_kernel import has_even_rows, plan_depthwise
 from int8calib.layers.registry import Array, Kernel, Shape, Take
-from int8calib.layers.windows import Windows
+from int8calib.layers.windows import Windows, window_view
+
+COLUMNS = 1 << 20
+"""Values of a column matrix (4 MiB): more misses the cache, less makes the products too small."""
 
 
 def plan_convolution(
@@ -39,60 +41,6 @@ def _plan_one(
     return _plan_im2col(windows, group, weights, shape, take)
 
 
-@dataclass(frozen=True)
-class _Tap:
-    """One kernel position: which output pixels it reaches, and the input pixels they read.
-
-    `target` and `source` index arrays (C, H, W); all channels are taken.
-    """
-
-    row: int
-    column: int
-    target: tuple[slice, slice, slice]
-    source: tuple[slice, slice, slice]
-
-
-def _taps(windows: Windows, height: int, width: int) -> list[_Tap]:
-    """All kernel positions, each cut to the windows where it lies inside the image."""
-    size = windows.output_size(height, width)
-    taps = []
-    for row in range(windows.kernel[0]):
-        for column in range(windows.kernel[1]):
-            spans = [
-                _span(position * dilation - pad, stride, count, length)
-                for position, dilation, pad, stride, count, length in zip(
-                    (row, column),
-                    windows.dilation,
-                    windows.pad,
-                    windows.stride,
-                    size,
-                    (height, width),
-                    strict=True,
-                )
-            ]
-            (target_rows, source_rows), (target_columns, source_columns) = spans
-            everything = slice(None)
-            taps.append(
-                _Tap(
-                    row,
-                    column,
-                    (everything, target_rows, target_columns),
-                    (everything, source_rows, source_columns),
-                )
-            )
-    return taps
-
-
-def _span(offset: int, stride: int, count: int, length: int) -> tuple[slice, slice]:
-    """Along one axis: outputs whose input `output * stride + offset` lies in 0..length-1."""
-    first = max(0, -(offset // stride))
-    last = min(count, (length - 1 - offset) // stride + 1)
-    if last <= first:
-        return slice(0, 0), slice(0, 0)
-    start = first * stride + offset
-    return slice(first, last), slice(start, start + (last - first - 1) * stride + 1, stride)
-
-
 def _plan_pointwise(weights: Sequence[Array]) -> Kernel:
     """1x1, stride 1: one matrix product per image, straight from its bottom."""
     rows = np.ascontiguousarray(weights[0].reshape(weights[0].shape[0], -1))
@@ -111,25 +59,37 @@ def _plan_pointwise(weights: Sequence[Array]) -> Kernel:
 def _plan_im2col(
     windows: Windows, group: int, weights: Sequence[Array], shape: Shape, take: Take
 ) -> Kernel:
-    """The columns of all windows of one image, then one matrix product per group."""
+    """The columns of all windows of some output rows, then one matrix product per group.
+
+    As many output rows go at a time as make a column matrix of about `COLUMNS` values, so that
+    the product reads it from the cache and large images need no large buffers.
+    """
     _, channels, height, width = shape
-    size = windows.output_size(height, width)
-    num_output = weights[0].shape[0]
-    rows = np.ascontiguousarray(weights[0].reshape(group, num_output // group, -1))
+    out_h, out_w = windows.output_size(height, width)
+    rows = np.ascontiguousarray(weights[0].reshape(group, weights[0].shape[0] // group, -1))
     bias = weights[1].reshape(group, -1, 1) if len(weights) > 1 else None
-    taps = _taps(windows, height, width)
-    columns = take((channels, *windows.kernel, *size))
-    matrix = columns.reshape(group, rows.shape[2], -1)
+    taps = channels * windows.kernel[0] * windows.kernel[1]
+    step = max(1, min(out_h, COLUMNS // (taps * out_w)))
+    columns = take((taps * step * out_w,))
+    padded = take((1, channels, height + 2 * windows.pad[0], width + 2 * windows.pad[1]))
+    inside = padded[:, :, windows.pad[0] :, windows.pad[1] :][:, :, :height, :width]
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
         for image, top in zip(bottoms[0], tops[0], strict=True):
+            source = image[None]
             if windows.pad != (0, 0):
-                columns.fill(0)
-            for tap in taps:
-                np.copyto(columns[:, tap.row, tap.column][tap.target], image[tap.source])
+                padded.fill(0)
+                np.copyto(inside, source)
+                source = padded
+            view = window_view(source, windows, (out_h, out_w))[0]
             out = top.reshape(group, rows.shape[1], -1)
-            np.matmul(rows, matrix, out=out)
-            if bias is not None:
-                out += bias
+            for first in range(0, out_h, step):
+                part = view[:, :, :, first : first + step]
+                filled = columns[: taps * part.shape[3] * out_w]
+                np.copyto(filled.reshape(part.shape), part)
+                product = out[:, :, first * out_w : (first + step) * out_w]
+                np.matmul(rows, filled.reshape(group, rows.shape[2], -1), out=product)
+                if bias is not None:
+                    np.add(product, bias, out=product)
 
     return run

@@ -37,7 +37,7 @@ def _plan(
     param = params.inner_product_param
     inputs = flat_from(bottoms[0], axis_index(param.axis, len(bottoms[0])))
     weight = weights[0].reshape((inputs, -1) if param.transpose else (-1, inputs))
-    matrix = weight.T if param.transpose else weight
+    matrix: Array = weight.T if param.transpose else weight
     bias = weights[1].reshape(-1) if len(weights) > 1 else None
 
     def run(images: Sequence[Array], tops: Sequence[Array]) -> None:

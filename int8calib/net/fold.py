@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from int8calib.layers.normalization import batch_norm_affine
 from int8calib.layers.registry import Array
 from int8calib.net.graph import Blob, Graph, Layer
 
@@ -63,12 +62,7 @@ def _only_reader(blob: Blob, readers: dict[Blob, list[Layer]], kept: set[Blob]) 
 
 def _fold(layer: Layer, chain: list[Layer]) -> Layer:
     """`layer` with the chain's factor in its weights and its offset in its bias."""
-    factor, offset = batch_norm_affine(chain[0].params, chain[0].weights)
-    if len(chain) > 1:
-        gamma, *beta = (blob.reshape(-1) for blob in chain[1].weights)
-        factor, offset = factor * gamma, offset * gamma
-        if beta:
-            offset = offset + beta[0]
+    factor, offset = _affine(chain)
     weight = _scaled(layer, factor)
     bias = layer.weights[1].reshape(-1) * factor + offset if len(layer.weights) > 1 else offset
     params = type(layer.params)()
@@ -78,6 +72,24 @@ def _fold(layer: Layer, chain: list[Layer]) -> Layer:
     else:
         params.convolution_param.bias_term = True
     return replace(layer, params=params, tops=chain[-1].tops, weights=(weight, bias))
+
+
+def _affine(chain: list[Layer]) -> tuple[Array, Array]:
+    """The chain's factor and offset per channel, float32 (C,).
+
+    Each step is rounded where ncnnoptimize rounds it (fuse_batchnorm_scale, then
+    fuse_convolution_batchnorm), which gives its biases to the last bit: rounding to INT8 turns a
+    difference of one bit into a different level.
+    """
+    batch_norm = chain[0]
+    mean, var, moving = (blob.reshape(-1) for blob in batch_norm.weights[:3])
+    inverse = np.float32(0 if moving[0] == 0 else 1 / moving[0])
+    spread = np.sqrt(var * inverse + np.float32(batch_norm.params.batch_norm_param.eps))
+    gamma, beta = np.ones_like(mean), np.zeros_like(mean)
+    if len(chain) > 1:
+        gamma, *rest = (blob.reshape(-1) for blob in chain[1].weights)
+        beta = rest[0] if rest else beta
+    return gamma / spread, beta - gamma * (mean * inverse) / spread
 
 
 def _scaled(layer: Layer, factor: Array) -> Array:

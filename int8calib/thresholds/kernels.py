@@ -13,10 +13,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import float64, int64, void
+from numba import float32, float64, int64, void
 from numpy.typing import NDArray
 
-from int8calib.stats.kernels import kernel
+from int8calib.stats.kernels import kernel, readonly
 
 LEVELS = 128
 EPSILON = 1e-4
@@ -244,3 +244,33 @@ def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, cur
             error += counts[k] * (integral - before)
             before = integral
         curve[t - 1] = error
+
+
+@kernel(void(readonly(float32), int64, readonly(float32), float32[::1]))
+def row_clips(weights: Any, levels: Any, shares: Any, clips: Any) -> None:
+    """Fill `clips` with the clip of each row of weights that has the least squared error.
+
+    `weights`: the rows one after the other, `clips.shape[0]` of them. The candidates are `shares`
+    of the row's largest |w|; the first of equals wins. With s = clip / levels a weight becomes
+    s min(round(|w| / s), levels) with its sign, halves rounded to even. A row of zeros keeps 0.
+    """
+    size = weights.shape[0] // clips.shape[0]
+    for r in range(clips.shape[0]):
+        row = weights[r * size : (r + 1) * size]
+        absmax = np.float32(0)
+        for i in range(size):
+            absmax = max(absmax, abs(row[i]))
+        clips[r] = absmax
+        if absmax == 0:
+            continue
+        best = math.inf
+        for share in shares:
+            step = absmax * share / np.float32(levels)
+            error = 0.0
+            for i in range(size):
+                level = min(np.rint(abs(row[i]) / step), np.float32(levels))
+                off = np.float64(abs(row[i]) - level * step)
+                error += off * off
+            if error < best:
+                best = error
+                clips[r] = absmax * share
