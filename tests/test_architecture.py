@@ -25,9 +25,12 @@ STAGES = {
     "int8calib.thresholds": 6,
     "int8calib.scales": 7,
     "int8calib.table": 7,
+    "int8calib.workers": 6,
     "int8calib.collect": 8,
     "int8calib.pipeline": 9,
     "int8calib.demo": 9,
+    "int8calib.simulation": 10,
+    "int8calib.evaluation": 11,
     "int8calib.cli": 20,
 }
 # Stages that another converter embeds, and what they must not drag in.
@@ -38,7 +41,11 @@ ALONE = {
     "int8calib.images": {"int8calib.net", "int8calib.engine", "int8calib.layers"},
 }
 HOMES = {
-    "numba": {"int8calib/stats/kernels.py", "int8calib/thresholds/kernels.py"},
+    "numba": {
+        "int8calib/stats/kernels.py",
+        "int8calib/thresholds/kernels.py",
+        "int8calib/simulation/kernels.py",
+    },
     "cv2": {"int8calib/images/decode.py"},
     "torch": {"int8calib/demo/train.py"},
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffe_proto import LayerParameter, caffe_pb2
-from int8calib.layers.affine import affine_kernel, along
+from int8calib.layers.affine import along
 from int8calib.layers.registry import Array, Kernel, Shape, Take, layer
 from int8calib.layers.shapes import need_ndim, same_shape
 
@@ -19,24 +19,37 @@ def _batch_norm_weights(params: LayerParameter, bottoms: Sequence[Shape]) -> lis
     return [(channels,), (channels,), (1,)]
 
 
+def _statistics(params: LayerParameter, weights: Sequence[Array]) -> tuple[Array, Array]:
+    """The mean and the deviation sqrt(var + eps) of each channel: both float32 (C,)."""
+    mean, var, moving = (blob.reshape(-1) for blob in weights[:3])
+    inverse = np.float32(0 if moving[0] == 0 else 1 / moving[0])
+    return mean * inverse, np.sqrt(var * inverse + np.float32(params.batch_norm_param.eps))
+
+
 def batch_norm_affine(params: LayerParameter, weights: Sequence[Array]) -> tuple[Array, Array]:
     """The per-channel factor and offset that BatchNorm comes to: both float32 (C,).
 
     factor = 1 / sqrt(var / f + eps), offset = -mean / f * factor, where f is the third blob
     and 1 / f counts as 0 for f = 0. Source: Caffe's BatchNormLayer with use_global_stats.
     """
-    mean, var, moving = (blob.reshape(-1) for blob in weights[:3])
-    inverse = np.float32(0 if moving[0] == 0 else 1 / moving[0])
-    factor = 1 / np.sqrt(var * inverse + np.float32(params.batch_norm_param.eps))
-    return factor, -mean * inverse * factor
+    mean, deviation = _statistics(params, weights)
+    factor: Array = 1 / deviation
+    return factor, -mean * factor
 
 
 def _plan_batch_norm(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
 ) -> Kernel:
-    factor, offset = batch_norm_affine(params, weights)
+    # Not x * factor + offset: where the mean is large that loses digits.
+    mean, deviation = _statistics(params, weights)
     ndim = len(bottoms[0])
-    return affine_kernel(along(factor, 1, ndim), along(offset, 1, ndim))
+    mean, factor = along(mean, 1, ndim), along(1 / deviation, 1, ndim)
+
+    def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
+        np.subtract(images[0], mean, out=tops[0])
+        np.multiply(tops[0], factor, out=tops[0])
+
+    return run
 
 
 @layer(
@@ -56,11 +69,8 @@ def batch_norm(
     the prototxt, written for training, says `use_global_stats: false`: so does ncnn.
     """
     images = bottoms[0]
-    mean, var, moving = (blob.reshape(-1) for blob in weights[:3])
-    inverse = np.float32(0 if moving[0] == 0 else 1 / moving[0])
-    centred = images - along(mean * inverse, 1, images.ndim)
-    deviation = np.sqrt(var * inverse + np.float32(params.batch_norm_param.eps))
-    return [centred / along(deviation, 1, images.ndim)]
+    mean, deviation = _statistics(params, weights)
+    return [(images - along(mean, 1, images.ndim)) / along(deviation, 1, images.ndim)]
 
 
 def _bn_weights(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:

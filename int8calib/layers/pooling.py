@@ -8,6 +8,7 @@ import numpy as np
 
 from caffe_proto import LayerParameter, caffe_pb2
 from int8calib.errors import ShapeError
+from int8calib.layers.pooling_kernels import plan_global, plan_windows
 from int8calib.layers.registry import Array, Kernel, Shape, Take, layer
 from int8calib.layers.shapes import need_ndim
 from int8calib.layers.windows import Windows, window_view
@@ -95,64 +96,23 @@ def _padded_shape(windows: Windows, size: tuple[int, int], shape: Shape) -> Shap
 def _plan(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
 ) -> Kernel:
-    """Maxima or sums first over rows, then over columns; the whole image at once when global."""
     shape = bottoms[0]
     windows, size = _geometry(params, shape)
     maximum = params.pooling_param.pool == _MAX
     if len(params.top) > 1:
         return _plan_masked(params)
     if size == (1, 1) and windows.pad == (0, 0) and windows.kernel == shape[2:]:
-        return _plan_global(maximum)
-    counts = window_counts(windows, size, *shape[2:])
-    fill = np.float32(_LOWEST if maximum else 0)
-    padded = take(_padded_shape(windows, size, (1, *shape[1:])))
-    inside = padded[
-        0,
-        :,
-        windows.pad[0] : windows.pad[0] + shape[2],
-        windows.pad[1] : windows.pad[1] + shape[3],
-    ]
-    combine = np.maximum if maximum else np.add
-    rows = take((shape[1], size[0], padded.shape[3]))
-    row_taps = [
-        padded[0, :, i : i + (size[0] - 1) * windows.stride[0] + 1 : windows.stride[0]]
-        for i in range(windows.kernel[0])
-    ]
-    column_taps = [
-        rows[:, :, j : j + (size[1] - 1) * windows.stride[1] + 1 : windows.stride[1]]
-        for j in range(windows.kernel[1])
-    ]
-
-    def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
-        for image, top in zip(images[0], tops[0], strict=True):
-            padded.fill(fill)
-            np.copyto(inside, image)
-            np.copyto(rows, row_taps[0])
-            for tap in row_taps[1:]:
-                combine(rows, tap, out=rows)
-            np.copyto(top, column_taps[0])
-            for tap in column_taps[1:]:
-                combine(top, tap, out=top)
-            if not maximum:
-                np.divide(top, counts, out=top)
-
-    return run
+        return plan_global(maximum)
+    room = _padded_shape(windows, size, shape)[2:]
+    lowest = np.float32(_LOWEST if maximum else 0)
+    counts = None if maximum else window_counts(windows, size, *shape[2:])
+    return plan_windows(windows, size, room, shape, lowest, counts, take)
 
 
 def _plan_masked(params: LayerParameter) -> Kernel:
     def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
         for top, value in zip(tops, pooling(params, (), images), strict=True):
             np.copyto(top, value)
-
-    return run
-
-
-def _plan_global(maximum: bool) -> Kernel:
-    def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
-        if maximum:
-            np.max(images[0], axis=(2, 3), keepdims=True, out=tops[0])
-        else:
-            np.mean(images[0], axis=(2, 3), keepdims=True, out=tops[0])
 
     return run
 
