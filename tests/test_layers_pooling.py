@@ -51,7 +51,7 @@ def loops(params, weights, bottoms):
     if param.global_pooling:
         kernel, stride, pad = bottoms[0].shape[2:], (1, 1), (0, 0)
     maximum = param.pool == caffe_pb2.PoolingParameter.MAX
-    ceil = param.round_mode == caffe_pb2.PoolingParameter.CEIL
+    ceil = param.round_mode == caffe_pb2.PoolingParameter.CEIL and param.ceil_mode
     return list(pool(bottoms[0], maximum, kernel, stride, pad, ceil)[: len(params.top)])
 
 
@@ -87,7 +87,8 @@ GEOMETRIES = (
 )
 ROUNDED_DOWN = ("kernel_size: 3 stride: 2 round_mode: FLOOR",
                 "kernel_size: 3 stride: 2 pad: 1 round_mode: FLOOR",
-                "kernel_size: 3 stride: 4 pad: 1 round_mode: FLOOR")  # fmt: skip
+                "kernel_size: 3 stride: 4 pad: 1 round_mode: FLOOR",
+                "kernel_size: 3 stride: 2 ceil_mode: false")  # fmt: skip
 METHODS = ("MAX", "AVE")
 # OpenCV does not know round_mode, and where only one axis is padded it drops windows that start
 # outside the image on that axis only.

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from layer_cases import Case, check
 
-from caffe_proto import LayerParameter
 from int8calib.errors import ModelError, ShapeError
 from int8calib.layers.registry import find_type
 
@@ -101,10 +100,6 @@ def test_layer(case: Case) -> None:
     check(case)
 
 
-@pytest.mark.skipif(
-    "upsample_param" not in LayerParameter.DESCRIPTOR.fields_by_name,
-    reason="the schema has no upsample_param",
-)
 @pytest.mark.parametrize("case", WITH_OPTIONS, ids=str)
 def test_upsample_with_options(case: Case) -> None:
     check(case)

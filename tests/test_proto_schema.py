@@ -48,7 +48,10 @@ def default(kind: str, text: str) -> str | np.float32:
 def test_every_field_of_the_facts_table(shared: Path) -> None:
     facts = rows(shared / "caffe_schema_fields.tsv")
     ours = {(m.name, f.name): f for m in SCHEMA.message_type for f in m.field}
-    assert ours.keys() == {(row["message"], row["field"]) for row in facts}
+    known = {(row["message"], row["field"]) for row in facts}
+    # What the table lacks has a private number, so that it cannot collide with what it has.
+    assert known <= ours.keys()
+    assert all(ours[name].number >= 9000 for name in ours.keys() - known)
     for row in facts:
         field = ours[row["message"], row["field"]]
         kind = type_name(field)

@@ -83,14 +83,14 @@ def bn(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array
     """(x - mean) / sqrt(var + eps) * scale + shift per channel.
 
     Two forks share the name. PSPNet's stores four blobs, scale, shift, mean and variance (each
-    C values), eps 1e-5. SegNet's stores scale and shift: with `bn_mode: INFERENCE` the statistics
-    are folded in already and nothing is normalised; otherwise they are those of the batch itself,
-    eps 1e-9. Sources: BNLayer of yjxiong/caffe and of alexgkendall/caffe-segnet.
+    C values), `eps` 1e-5 by default. SegNet's stores scale and shift: with `bn_mode: INFERENCE`
+    the statistics are folded in already and nothing is normalised; otherwise they are those of
+    the batch itself, eps 1e-9. Sources: BNLayer of yjxiong/caffe and alexgkendall/caffe-segnet.
     """
     x = bottoms[0]
     factor, shift, *stored = (along(blob.reshape(-1), 1, x.ndim) for blob in weights)
     if stored:
-        mean, eps = stored[0], np.float32(1e-5)
+        mean, eps = stored[0], np.float32(params.bn_param.eps)
         var = stored[1]
     elif params.bn_param.bn_mode == _INFERENCE:
         return [x * factor + shift]

@@ -57,7 +57,8 @@ def pooled_size(
 
 def _geometry(params: LayerParameter, shape: Shape) -> tuple[Windows, tuple[int, int]]:
     windows = pooling_windows(params, *shape[2:])
-    floor = params.pooling_param.round_mode == caffe_pb2.PoolingParameter.FLOOR
+    param = params.pooling_param
+    floor = param.round_mode == caffe_pb2.PoolingParameter.FLOOR or not param.ceil_mode
     return windows, pooled_size(windows, *shape[2:], floor=floor)
 
 
@@ -123,7 +124,8 @@ def pooling(
 ) -> list[Array]:
     """MAX: the largest pixel of a window; AVE: its sum over its size clipped to the padded image.
 
-    Source: Caffe's PoolingLayer. Sizes round up unless `round_mode: FLOOR`. A second top holds
+    Source: Caffe's PoolingLayer. Sizes round up unless `round_mode: FLOOR` (some
+    converters write `ceil_mode: false`). A second top holds
     where each maximum was found, y * W + x in its plane as float32, the first of equal ones.
     """
     images = bottoms[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -83,22 +82,9 @@ def interp(
     return [_blend(_blend(x, 2, height), 3, width)]
 
 
-@dataclass(frozen=True)
-class _UpsampleOptions:
-    """`upsample_param` with the defaults of SegNet's fork; the YOLO forks have `scale` only."""
-
-    scale: int = 2
-    scale_h: int = 0
-    scale_w: int = 0
-    pad_out_h: bool = False
-    pad_out_w: bool = False
-    upsample_h: int = 0
-    upsample_w: int = 0
-
-
 def _upsample_size(params: LayerParameter, shape: Shape) -> tuple[int, int]:
     """Height and width of the top."""
-    param = getattr(params, "upsample_param", _UpsampleOptions())
+    param = params.upsample_param
     if param.upsample_h and param.upsample_w:
         return param.upsample_h, param.upsample_w
     vertical, horizontal = param.scale_h or param.scale, param.scale_w or param.scale
