@@ -39,9 +39,10 @@ def plan_windows(
     `room` is the (height, width) of the image with its padding; the padding holds `lowest`. With
     `counts` None the maximum is taken, otherwise the sum over `counts` (out_h, out_w).
 
-    A window is first narrowed to one row, for all columns; then the rows' values are combined
-    with their neighbours at every column, and the columns that start a window are picked. That
-    does more arithmetic than needed, but all of it on contiguous values.
+    A window is first narrowed to one row, for all columns; then each value is combined with the
+    ones right of it, row after row as one long array, and the columns that start a window are
+    picked. That does more arithmetic than needed (also from one row's end into the next), but
+    all of it on contiguous values.
     """
     _, channels, height, width = shape
     combine = np.maximum if counts is None else np.add
@@ -50,8 +51,8 @@ def plan_windows(
     chunk = max(1, min(channels, CHUNK // (room[0] * room[1] + 2 * size[0] * room[1])))
     padded = take((chunk, *room)) if is_padded else None
     narrowed = take((chunk, size[0], room[1]))
-    reach = (size[1] - 1) * windows.stride[1] + 1
-    combined = take((chunk, size[0], reach))
+    combined = take((chunk, size[0], room[1]))
+    starts = slice(0, (size[1] - 1) * windows.stride[1] + 1, windows.stride[1])
 
     def run_chunk(image: Array, top: Array) -> None:
         count = len(image)
@@ -62,9 +63,10 @@ def plan_windows(
         rows, row_reach = narrowed[:count], (size[0] - 1) * windows.stride[0] + 1
         taps = [image[:, i : i + row_reach : windows.stride[0]] for i in range(windows.kernel[0])]
         _combine_all(combine, taps, rows)
-        across = combined[:count]
-        _combine_all(combine, [rows[:, :, j : j + reach] for j in range(windows.kernel[1])], across)
-        picked = across[:, :, :: windows.stride[1]]
+        flat, reach = rows.reshape(-1), rows.size - windows.kernel[1] + 1
+        neighbours = [flat[j : j + reach] for j in range(windows.kernel[1])]
+        _combine_all(combine, neighbours, combined.reshape(-1)[:reach])
+        picked = combined[:count, :, starts]
         if counts is None:
             np.copyto(top, picked)
         else:
