@@ -17,6 +17,7 @@ STAGES = {
     "caffe_proto": 0,
     "int8calib.errors": 1,
     "int8calib.output": 2,
+    "int8calib.jit": 2,
     "int8calib.layers": 3,
     "int8calib.net": 4,
     "int8calib.engine": 5,
@@ -26,11 +27,19 @@ STAGES = {
     "int8calib.scales": 7,
     "int8calib.table": 7,
     "int8calib.workers": 6,
+    "int8calib.selection": 2,
+    "int8calib.tally": 6,
+    "int8calib.stability": 7,
     "int8calib.collect": 8,
-    "int8calib.pipeline": 9,
-    "int8calib.demo": 9,
-    "int8calib.simulation": 10,
-    "int8calib.evaluation": 11,
+    "int8calib.options": 8,
+    "int8calib.table_layers": 8,
+    "int8calib.requirements": 8,
+    "int8calib.assemble": 9,
+    "int8calib.collected": 10,
+    "int8calib.pipeline": 10,
+    "int8calib.demo": 10,
+    "int8calib.simulation": 11,
+    "int8calib.evaluation": 12,
     "int8calib.cli": 20,
 }
 # Stages that another converter embeds, and what they must not drag in.
@@ -41,11 +50,7 @@ ALONE = {
     "int8calib.images": {"int8calib.net", "int8calib.engine", "int8calib.layers"},
 }
 HOMES = {
-    "numba": {
-        "int8calib/stats/kernels.py",
-        "int8calib/thresholds/kernels.py",
-        "int8calib/simulation/kernels.py",
-    },
+    "numba": {"int8calib/jit.py"},
     "cv2": {"int8calib/images/decode.py"},
     "torch": {"int8calib/demo/train.py"},
 }

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import int8calib
-from int8calib.stats.kernels import Kernel, kernel, readonly
+from int8calib.jit import Kernel, kernel, readonly
 
 PACKAGE = Path(int8calib.__file__).parent
 

@@ -6,13 +6,11 @@ numba. Arrays in, arrays out; nothing is shared, so the kernels run beside each 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
-from numba import float32, int32, int64, uint16
+
+from int8calib.jit import UniTuple, float32, int32, int64, kernel, readonly, uint16
 
 BINS = 2048
 ZERO_SLOTS = 16
@@ -22,48 +20,7 @@ SLOTS = 2 * BINS + ZERO_SLOTS
 LARGEST = np.float32(np.finfo(np.float32).max)
 
 
-class Kernel:
-    """A function compiled by numba at its first call, for its one signature, without the GIL.
-
-    numba keeps the machine code in `__pycache__` or the user's cache folder. Where neither can be
-    written it refuses to decorate at all, and where the disk is full it fails after compiling:
-    here both only cost the cache. `py_func` is the plain Python function.
-    """
-
-    def __init__(self, py_func: Callable[..., Any], signature: object) -> None:
-        """Keep the function; nothing is compiled yet."""
-        self.py_func = py_func
-        self._signature = signature
-        self._compiled: Callable[..., Any] | None = None
-        self._lock = threading.Lock()
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Run the compiled function; the first call compiles it or loads it from the cache."""
-        with self._lock:
-            if self._compiled is None:
-                try:
-                    self._compiled = self._compile(cache=True)
-                except (RuntimeError, OSError):
-                    self._compiled = self._compile(cache=False)
-        return self._compiled(*arguments)
-
-    def _compile(self, cache: bool) -> Callable[..., Any]:
-        decorate = numba.njit(self._signature, nogil=True, cache=cache, error_model="numpy")
-        compiled: Callable[..., Any] = decorate(self.py_func)
-        return compiled
-
-
-def kernel(signature: object) -> Callable[[Callable[..., Any]], Kernel]:
-    """Decorate a function as a `Kernel` with this numba signature."""
-    return lambda function: Kernel(function, signature)
-
-
-def readonly(dtype: Any) -> Any:
-    """Return numba's type of a contiguous vector that the kernel only reads."""
-    return numba.types.Array(dtype, 1, "C", readonly=True)
-
-
-@kernel(numba.types.UniTuple(int32, 2)(readonly(int32)))
+@kernel(UniTuple(int32, 2)(readonly(int32)))
 def extreme_keys(bits: Any) -> Any:
     """Return the smallest and the largest order key of float32 values given as their bits.
 

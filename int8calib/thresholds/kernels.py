@@ -13,10 +13,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import float32, float64, int64, void
 from numpy.typing import NDArray
 
-from int8calib.stats.kernels import kernel, readonly
+from int8calib.jit import float32, float64, int64, kernel, readonly, void
 
 LEVELS = 128
 EPSILON = 1e-4

@@ -1,0 +1,69 @@
+"""numba's one home: plain Python loops come in, compiled kernels go out.
+
+Importing this module loads numba, so it is imported by the `kernels.py` files only, and these
+inside the functions that need them. The types that signatures are written in are handed on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba import float32, float64, int32, int64, uint16, void
+from numba.types import UniTuple
+
+__all__ = [
+    "Kernel",
+    "UniTuple",
+    "float32",
+    "float64",
+    "int32",
+    "int64",
+    "kernel",
+    "readonly",
+    "uint16",
+    "void",
+]
+
+
+class Kernel:
+    """A function compiled by numba at its first call, for its one signature, without the GIL.
+
+    numba keeps the machine code in `__pycache__` or the user's cache folder. Where neither can be
+    written it refuses to decorate at all, and where the disk is full it fails after compiling:
+    here both only cost the cache. `py_func` is the plain Python function.
+    """
+
+    def __init__(self, py_func: Callable[..., Any], signature: object) -> None:
+        """Keep the function; nothing is compiled yet."""
+        self.py_func = py_func
+        self._signature = signature
+        self._compiled: Callable[..., Any] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the compiled function; the first call compiles it or loads it from the cache."""
+        with self._lock:
+            if self._compiled is None:
+                try:
+                    self._compiled = self._compile(cache=True)
+                except (RuntimeError, OSError):
+                    self._compiled = self._compile(cache=False)
+        return self._compiled(*arguments)
+
+    def _compile(self, cache: bool) -> Callable[..., Any]:
+        decorate = numba.njit(self._signature, nogil=True, cache=cache, error_model="numpy")
+        compiled: Callable[..., Any] = decorate(self.py_func)
+        return compiled
+
+
+def kernel(signature: object) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorate a function as a `Kernel` with this numba signature."""
+    return lambda function: Kernel(function, signature)
+
+
+def readonly(dtype: Any) -> Any:
+    """Return numba's type of a contiguous vector that the kernel only reads."""
+    return numba.types.Array(dtype, 1, "C", readonly=True)
