@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from int8calib.errors import OptionError, ShapeError
+from int8calib.errors import OptionError, ShapeError, UnsupportedLayerError
 from int8calib.layers.registry import Array, Shape, find_type, has_type
 from int8calib.net.graph import Blob, Graph, Layer
 from int8calib.net.inputs import INPUT_TYPES
@@ -34,7 +34,10 @@ def infer_shapes(
 
 def top_shapes(graph: Graph, layer: Layer, shapes: Mapping[Blob, Shape]) -> list[Shape]:
     """One layer's top shapes; errors name the prototxt and the layer."""
-    kind = find_type(layer.type)
+    try:
+        kind = find_type(layer.type)
+    except UnsupportedLayerError as error:
+        raise UnsupportedLayerError(f"{graph.source}: {layer.label}: {error}") from None
     bottoms = [shapes[bottom] for bottom in layer.bottoms]
     try:
         tops = list(kind.shape(layer.params, bottoms))
