@@ -9,21 +9,47 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from int8calib.engine.run import Net, load_caffe
     from int8calib.errors import Int8CalibError
+    from int8calib.evaluation.analyze import analyze
+    from int8calib.evaluation.evaluate import Labelled, evaluate
+    from int8calib.evaluation.layer_errors import Analysis
+    from int8calib.evaluation.results import Evaluation
+    from int8calib.inspection.inspect import inspect
+    from int8calib.inspection.results import Inspection
     from int8calib.layers.registry import register_layer
     from int8calib.pipeline import Calibration, Options, calibrate
+    from int8calib.reporting.report import report
+    from int8calib.simulation.build import simulate
 
 __all__ = [
+    "Analysis",
     "Calibration",
+    "Evaluation",
+    "Inspection",
     "Int8CalibError",
+    "Labelled",
     "Net",
     "Options",
     "__version__",
+    "analyze",
     "calibrate",
+    "evaluate",
+    "inspect",
     "load_caffe",
     "register_layer",
+    "report",
+    "simulate",
 ]
 
 _HOMES = {
+    "Inspection": "int8calib.inspection.results",
+    "inspect": "int8calib.inspection.inspect",
+    "Analysis": "int8calib.evaluation.layer_errors",
+    "Evaluation": "int8calib.evaluation.results",
+    "Labelled": "int8calib.evaluation.evaluate",
+    "analyze": "int8calib.evaluation.analyze",
+    "evaluate": "int8calib.evaluation.evaluate",
+    "report": "int8calib.reporting.report",
+    "simulate": "int8calib.simulation.build",
     "Calibration": "int8calib.pipeline",
     "Options": "int8calib.pipeline",
     "calibrate": "int8calib.pipeline",

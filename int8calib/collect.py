@@ -4,19 +4,23 @@ Both need every activation, and the bins need the range over all images. Activat
 pass are kept as far as a memory budget allows; images that did not fit run a second time. The
 result is the same bit for bit for any budget, batch size and number of workers: every worker
 runs the same single-threaded matrix products on one image at a time, and only whole numbers and
-extremes are added up.
+extremes are added up. Which half of the images an image belongs to follows from its pixels, so
+that too depends on nothing else.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from int8calib.counters import Counters, Gate
 from int8calib.errors import ImageError
 from int8calib.layers.registry import Array
 from int8calib.net.graph import Blob, Graph
-from int8calib.stats.activation import HistogramBuilder, Range, measure_range
+from int8calib.stats.activation import Range, measure_range
 from int8calib.stats.store import Statistics
+from int8calib.tally import Checkpoint, Codes, Tally
 from int8calib.workers import (
     Feed,
     Feeds,
@@ -37,96 +41,142 @@ def collect_statistics(
     cache_bytes: int = 0,
     total: int = 0,
     progress: Progress | None = None,
+    ranges: Mapping[str, Range] | None = None,
+    ranges_only: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Statistics:
     """The range and histogram of each of `blobs` over all feeds.
 
     `feeds()` starts a pass over the images; each feed maps input blobs to float32 arrays
     (N, ...). It is called once if `cache_bytes` holds all observed activations, twice otherwise.
-    Raises `StatisticsError` that names a blob with NaN or infinity, `ImageError` for no feeds.
+    `ranges`: those of all images, where they are known already, by blob version; then only
+    histograms are counted. `ranges_only`: stop after the first phase. `checkpoint`: where to go on
+    from, and to write to now and then.
+
+    Raises `StatisticsError` that names a blob with NaN or infinity or without a range,
+    `ImageError` for no feeds.
     """
-    collector = _Collector(graph, tuple(dict.fromkeys(blobs)), workers, cache_bytes)
+    tally = (checkpoint.load() if checkpoint else None) or Tally()
+    if ranges is not None:
+        tally.ranges, tally.ranges_known = dict(ranges), True
+    wanted = tuple(dict.fromkeys(blobs))
+    collector = _Collector(graph, wanted, workers, cache_bytes if not ranges_only else 0)
+    collector.go_on(tally, checkpoint, ranges_given=ranges is not None)
     report = progress or (lambda stage, done, of: None)
     with single_threaded_blas():
-        collector.measure(feeds, lambda done: report("ranges", done, total))
-        collector.count(feeds, lambda done: report("histograms", done, total))
-    return collector.statistics()
+        if not tally.ranges_known:
+            collector.measure(feeds, lambda done: report("ranges", done, total))
+        if not ranges_only:
+            collector.count(feeds, lambda done: report("histograms", done, total))
+    return collector.result.statistics(str(blob) for blob in wanted)
 
 
 class _Collector:
-    """The state of one run: ranges, then builders, and the activations kept between."""
+    """The state of one run: what is counted, and the activations kept between the phases."""
 
     def __init__(
         self, graph: Graph, blobs: tuple[Blob, ...], workers: int, cache_bytes: int
     ) -> None:
         self._graph = graph
         self._blobs = frozenset(blobs)
-        self._order = blobs
         self._workers = workers
         self._budget = cache_bytes
         self._lock = threading.Lock()
-        self._ranges: dict[Blob, Range] = {}
-        self._builders: dict[Blob, HistogramBuilder] = {}
-        self._kept: dict[int, list[tuple[Blob, Array]]] = {}
-        self._feed_count = 0
+        self._gate = Gate()
+        self._tally = Tally()
+        self.result = self._tally
+        self._checkpoint: Checkpoint | None = None
+        self._kept: dict[int, tuple[Codes, list[tuple[Blob, Array]]]] = {}
+        self._feed_count = -1
+        self._ranges_given = False
+
+    def go_on(self, tally: Tally, checkpoint: Checkpoint | None, *, ranges_given: bool) -> None:
+        """Add to `tally`, which an earlier run may have begun; write to `checkpoint`."""
+        self._tally, self._checkpoint, self.result = tally, checkpoint, tally
+        self._ranges_given = ranges_given
 
     def measure(self, feeds: Feeds, progress: Callable[[int], None]) -> None:
         """First pass: ranges of all blobs, activations kept while the budget lasts."""
+        before = dict(self._tally.measured)
 
         def work(runner: Runner, item: tuple[int, Feed]) -> int:
             index, feed = item
-            found: list[tuple[Blob, Range]] = []
+            if index in before:
+                return batch_of(feed)
+            found: list[tuple[str, Range]] = []
             kept: list[tuple[Blob, Array]] | None = [] if self._budget > 0 else None
 
             def listen(blob: Blob, top: Array) -> None:
-                found.append((blob, measure_range(top, str(blob))))
+                found.append((str(blob), measure_range(top, str(blob))))
                 if kept is not None:
                     kept.append((blob, top.copy()))
 
+            codes = image_codes(feed)
             runner.run(feed, listen)
-            with self._lock:
-                for blob, measured in found:
-                    before = self._ranges.get(blob)
-                    self._ranges[blob] = before.merge(measured) if before else measured
+            with self._gate.working(), self._lock:
+                self._tally.add_ranges(index, codes, found)
+            self._save_if_due(Tally.snapshot)
             if kept is not None:
-                self._keep(index, kept)
+                self._keep(index, codes, kept)
             return batch_of(feed)
 
-        if not self._each(enumerate(feeds()), work, progress):
+        self._feed_count = self._each(enumerate(feeds()), work, progress)
+        if not self._feed_count:
             raise ImageError("there are no images to calibrate with")
+        self._tally.ranges_known = True
 
-    def _keep(self, index: int, activations: list[tuple[Blob, Array]]) -> None:
+    def _keep(self, index: int, codes: Codes, activations: list[tuple[Blob, Array]]) -> None:
         """Keep one feed's activations if they fit what is left of the budget."""
         size = sum(array.nbytes for _, array in activations)
         with self._lock:
             if size <= self._budget:
                 self._budget -= size
-                self._kept[index] = activations
+                self._kept[index] = codes, activations
 
     def count(self, feeds: Feeds, progress: Callable[[int], None]) -> None:
         """Second pass: histograms, from kept activations or by running the image again."""
-        self._builders = {
-            blob: HistogramBuilder(found.absmax, str(blob)) for blob, found in self._ranges.items()
-        }
+        before = dict(self._tally.counted)
+        counters = Counters(self._tally.ranges, self._ranges_given)
 
         def work(runner: Runner, item: tuple[int, Feed | None]) -> int:
             index, feed = item
+            if index in before:
+                return len(before[index])
             kept = self._kept.pop(index, None)
-            if kept is not None:
-                for blob, array in kept:
-                    self._builders[blob].add(array)
-                return len(kept[0][1])
-            if feed is None:
+            if kept is None and feed is None:
                 return 0
-            runner.run(feed, lambda blob, top: self._builders[blob].add(top))
-            return batch_of(feed)
+            codes = image_codes(feed or {}) if kept is None else kept[0]
+            with self._gate.working():
+                if kept is not None:
+                    for blob, array in kept[1]:
+                        counters.add(codes, blob, array)
+                elif feed is not None:
+                    runner.run(feed, lambda blob, top: counters.add(codes, blob, top))
+                with self._lock:
+                    self._tally.counted[index] = codes
+            self._save_if_due(counters.add_to)
+            return len(codes)
 
-        self._each(self._second_pass(feeds), work, progress)
+        if not self._each(self._second_pass(feeds), work, progress):
+            raise ImageError("there are no images to calibrate with")
+        self.result = counters.add_to(self._tally)
+        if self._checkpoint is not None:
+            self._checkpoint.save(self.result)
 
     def _second_pass(self, feeds: Feeds) -> Iterator[tuple[int, Feed | None]]:
         """What to count: the feeds again where some were not kept, else the kept ones alone."""
         if self._feed_count == len(self._kept):
             return ((index, None) for index in sorted(self._kept))
         return enumerate(feeds())
+
+    def _save_if_due(self, finish: Callable[[Tally], Tally]) -> None:
+        """Write the checkpoint if it is time: what `finish` makes of the tally."""
+        if self._checkpoint is None or not self._checkpoint.due():
+            return
+        with self._gate.alone():
+            state = None if self._gate.broken else finish(self._tally)
+        if state is not None:
+            self._checkpoint.save(state)
 
     def _each(
         self,
@@ -135,19 +185,19 @@ class _Collector:
         progress: Callable[[int], None],
     ) -> int:
         """Do `work` on all items in the workers; returns how many there were."""
-        self._feed_count = work_through(
+        return work_through(
             items,
             lambda: Runner(self._graph, self._blobs),
             work,
             workers=self._workers,
             progress=progress,
         )
-        return self._feed_count
 
-    def statistics(self) -> Statistics:
-        """What was collected, blobs in the order they were asked for."""
-        made = [blob for blob in self._order if blob in self._builders]
-        return Statistics(
-            ranges={str(blob): self._ranges[blob] for blob in made},
-            histograms={str(blob): self._builders[blob].result() for blob in made},
-        )
+
+def image_codes(feed: Feed) -> Codes:
+    """A checksum of each image of a feed, over all its inputs: 32 bits, whatever the batch."""
+    codes = [0] * batch_of(feed)
+    for name in sorted(feed):
+        for i, image in enumerate(feed[name]):
+            codes[i] = zlib.crc32(image.tobytes(), codes[i])
+    return tuple(codes)

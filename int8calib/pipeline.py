@@ -3,71 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import int8calib
-from int8calib.collect import Feeds, Progress, collect_statistics
+from int8calib.assemble import Blobs, Calibration, assemble, select_layers
+from int8calib.collect import collect_statistics
 from int8calib.engine.run import Net
-from int8calib.errors import ModelError, StatisticsError
+from int8calib.errors import ModelError
 from int8calib.net.fold import fold_batch_norm
-from int8calib.net.graph import Graph
+from int8calib.net.graph import Blob, Graph
 from int8calib.net.inputs import INPUT_TYPES
 from int8calib.net.quantised import QuantisedLayer, quantised_layers
-from int8calib.scales import LEVELS, WeightOptions, dead_rows, weight_scales
-from int8calib.stats.activation import Histogram
+from int8calib.options import Options
 from int8calib.stats.store import Statistics
-from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.thresholds import find_threshold
+from int8calib.table_layers import TableLayer, table_layers
+from int8calib.tally import Checkpoint
+from int8calib.workers import Feeds, Progress
 
-FEW_IMAGES = 50
-FAR_BELOW = 0.1
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a calibration may be told; the defaults give ncnn2table's kl table.
-
-    method
-        how thresholds are found, a name of `int8calib.thresholds.method_names()`.
-    fold_bn
-        True: weights as `ncnnoptimize` leaves them; False: as they are in the caffemodel.
-    weights
-        how weight scales are found.
-    workers
-        images that run at a time, each in a thread of its own.
-    cache_bytes
-        memory for activations of the first pass; what does not fit is computed a second time.
-    """
-
-    method: str = "kl"
-    fold_bn: bool = True
-    weights: WeightOptions = field(default_factory=WeightOptions)
-    workers: int = 2
-    cache_bytes: int = 1 << 30
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """What a calibration gives: the table, the statistics behind it, and what to look at."""
-
-    table: CalibrationTable
-    statistics: Statistics
-    warnings: tuple[str, ...]
+__all__ = ["Calibration", "Job", "Options", "calibrate", "make_table", "prepare", "run_job"]
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What a calibration will do: the graph it runs, the layers it quantises, what they need."""
+    """What a calibration will do.
+
+    `graph` is what runs; `layers` are those that get rows, `described` all that could; `inputs`
+    names the input blobs to feed, `blobs` those to observe, `named` every blob of the graph.
+    """
 
     graph: Graph
     layers: tuple[QuantisedLayer, ...]
     inputs: tuple[str, ...]
+    described: tuple[TableLayer, ...]
+    blobs: tuple[Blob, ...]
+    named: Blobs
 
 
 def prepare(net: Net, options: Options) -> Job:
-    """What `calibrate` would run for `options`; raises `ModelError` where nothing is quantised."""
+    """What `calibrate` would run for `options`.
+
+    Raises `ModelError` where nothing is quantised, `OptionError` for a pattern without a layer.
+    """
     graph = fold_batch_norm(net.graph) if options.fold_bn else net.graph
     layers = quantised_layers(graph)
     if not layers:
@@ -75,9 +52,26 @@ def prepare(net: Net, options: Options) -> Job:
             f"{graph.source}: has no Convolution or InnerProduct layer, so there is nothing "
             "to calibrate"
         )
-    needed = graph.ancestors(layer.bottom for layer in layers)
+    described = table_layers(graph, layers)
+    chosen = {layer.name for layer in select_layers(described, options)}
+    layers = tuple(layer for layer in layers if layer.name in chosen)
+    named = _named(graph)
+    blobs = [layer.bottom for layer in layers]
+    if options.all_blobs:
+        blobs += [graph.last_version(name) for name in named.keys]
+    needed = graph.ancestors(blobs)
     inputs = [top.name for layer in needed for top in layer.tops if layer.type in INPUT_TYPES]
-    return Job(graph, layers, tuple(inputs))
+    return Job(graph, layers, tuple(inputs), described, tuple(dict.fromkeys(blobs)), named)
+
+
+def _named(graph: Graph) -> Blobs:
+    """Every blob of the graph by name, in running order."""
+    names = dict.fromkeys(top.name for layer in graph.layers for top in layer.tops)
+    inputs = [top for layer in graph.layers for top in layer.tops if layer.type in INPUT_TYPES]
+    return Blobs(
+        {name: str(graph.last_version(name)) for name in names},
+        frozenset(str(top) for top in inputs),
+    )
 
 
 def calibrate(
@@ -109,16 +103,18 @@ def run_job(
     total: int = 0,
     progress: Progress | None = None,
     meta: Mapping[str, Any] = MappingProxyType({}),
+    checkpoint: Checkpoint | None = None,
 ) -> Calibration:
-    """`calibrate` for a job that is prepared already."""
+    """`calibrate` for a job that is prepared already; it may go on from a `checkpoint`."""
     statistics = collect_statistics(
         job.graph,
         feeds,
-        [layer.bottom for layer in job.layers],
+        job.blobs,
         workers=options.workers,
         cache_bytes=options.cache_bytes,
         total=total,
         progress=progress,
+        checkpoint=checkpoint,
     )
     return make_table(job, statistics, options, meta)
 
@@ -129,67 +125,7 @@ def make_table(
     options: Options,
     meta: Mapping[str, Any] = MappingProxyType({}),
 ) -> Calibration:
-    """The table of a job from statistics of its bottoms; consumers of a blob share its scale.
-
-    A layer whose bottom is always zero is left out (ncnn then runs it in float), with a warning.
-    """
-    evidence = {
-        blob: _evidence(blob, histogram, options.method)
-        for blob, histogram in statistics.histograms.items()
-    }
-    rows, warnings = [], _run_warnings(statistics)
-    for layer in job.layers:
-        found = evidence[str(layer.bottom)]
-        if found.threshold <= 0:
-            warnings.append(
-                f"{layer.name}: its bottom {found.blob} is 0 in every image; left in float"
-            )
-            continue
-        warnings += _layer_warnings(layer, found)
-        rows.append(
-            LayerScales(
-                layer.name,
-                weight_scales(layer, options.weights),
-                LEVELS / found.threshold,
-                found,
-                dead_rows(layer),
-            )
-        )
-    if not rows:
-        raise StatisticsError(f"{job.graph.source}: every quantised layer has a bottom of zeros")
-    made_by = {"int8calib": int8calib.__version__, "images": statistics.images}
-    table = CalibrationTable(
-        tuple(rows), meta={**made_by, "options": asdict(options), **meta, "warnings": warnings}
+    """The table of a job from statistics of its blobs; `assemble` tells the rest."""
+    return assemble(
+        job.described, statistics, options, source=job.graph.source, blobs=job.named, meta=meta
     )
-    return Calibration(table, statistics, tuple(warnings))
-
-
-def _evidence(blob: str, histogram: Histogram, method: str) -> BottomEvidence:
-    threshold = find_threshold(histogram, method)
-    return BottomEvidence(
-        blob,
-        method,
-        histogram.absmax,
-        threshold.value,
-        threshold.bin,
-        histogram.clipped(threshold.value),
-    )
-
-
-def _run_warnings(statistics: Statistics) -> list[str]:
-    if statistics.images >= FEW_IMAGES:
-        return []
-    return [f"few images: {statistics.images}; thresholds settle from about {FEW_IMAGES} on"]
-
-
-def _layer_warnings(layer: QuantisedLayer, found: BottomEvidence) -> list[str]:
-    warnings = []
-    if found.threshold < FAR_BELOW * found.absmax:
-        warnings.append(
-            f"{layer.name}: threshold {found.threshold:.4g} is far below "
-            f"absmax {found.absmax:.4g} of {found.blob}"
-        )
-    dead = len(dead_rows(layer))
-    if dead:
-        warnings.append(f"{layer.name}: {dead} of {layer.rows} weight rows are all zero")
-    return warnings

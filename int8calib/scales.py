@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.errors import OptionError
-from int8calib.layers.registry import Array
-from int8calib.net.quantised import QuantisedLayer
+
+if TYPE_CHECKING:
+    from int8calib.layers.registry import Array
+    from int8calib.net.quantised import QuantisedLayer
 
 LEVELS = 127
 WINOGRAD_LEVELS = 31
@@ -27,8 +29,6 @@ DEAD_SCALE = 1.0
 """The scale of a dead row, which ncnn can divide by without making inf or NaN."""
 DEAD_ABSMAX = 1e-20
 """Rows of smaller weights count as dead: they add nothing, and 127 over them may overflow."""
-
-
 
 
 class WeightedLayer(Protocol):
@@ -98,9 +98,7 @@ class WeightOptions:
     def whole(self, layer: WeightedLayer) -> bool:
         """Whether one threshold serves all weights of `layer`."""
         grouped = layer.ncnn_type == "ConvolutionDepthWise"
-        return self.granularity == "per-tensor" or (
-            self.granularity == "per-group" and not grouped
-        )
+        return self.granularity == "per-tensor" or (self.granularity == "per-group" and not grouped)
 
 
 @dataclass(frozen=True, eq=False)

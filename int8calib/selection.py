@@ -84,9 +84,7 @@ def matching(names: Sequence[str], pattern: str, option: str) -> tuple[str, ...]
     found = tuple(name for name in names if fnmatchcase(name, pattern))
     if not found:
         near = get_close_matches(pattern, names, n=3, cutoff=0.5) or list(names[:3])
-        raise OptionError(
-            f"{option} {pattern}: matches no layer; near names are {', '.join(near)}"
-        )
+        raise OptionError(f"{option} {pattern}: matches no layer; near names are {', '.join(near)}")
     return found
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from int8calib.layers.windows import convolution_windows
-from int8calib.net.graph import Graph
-from int8calib.net.inputs import INPUT_TYPES
-from int8calib.net.quantised import QuantisedLayer
 from int8calib.scales import WeightClips, weight_clips
+
+# The network is imported where it is used: statistics from a file do without.
+if TYPE_CHECKING:
+    from int8calib.net.graph import Graph
+    from int8calib.net.quantised import QuantisedLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,8 @@ class TableLayer:
 
 def table_layers(graph: Graph, layers: Sequence[QuantisedLayer]) -> tuple[TableLayer, ...]:
     """All quantised `layers` of `graph`, described."""
+    from int8calib.net.inputs import INPUT_TYPES
+
     names = {layer.name for layer in layers}
     before = {
         layer.name: {a.name for a in graph.ancestors([layer.bottom])} & names for layer in layers
@@ -62,5 +66,7 @@ def table_layers(graph: Graph, layers: Sequence[QuantisedLayer]) -> tuple[TableL
 def _kernel(layer: QuantisedLayer) -> int:
     if layer.ncnn_type == "InnerProduct":
         return 0
+    from int8calib.layers.windows import convolution_windows
+
     height, width = convolution_windows(layer.layer.params.convolution_param).kernel
     return height if height == width else 0

@@ -1,7 +1,7 @@
 """What a collection has counted so far; a checkpoint file and back.
 
-A feed (the images of one forward pass) is committed as a whole, so a checkpoint never holds
-half of one, and a run that goes on from it counts nothing twice.
+A feed (the images of one forward pass) is done or not, so a checkpoint never holds half of one,
+and a run that goes on from it counts nothing twice.
 """
 
 from __future__ import annotations
@@ -47,18 +47,10 @@ class Tally:
             self.ranges[blob] = before.merge(measured) if before else measured
         self.measured[feed] = codes
 
-    def add_counts(
-        self,
-        feed: int,
-        codes: Codes,
-        whole: Mapping[str, Histogram],
-        half: Mapping[str, Histogram],
-    ) -> None:
-        """Commit the histograms of one feed: of all its images, and of those in the half."""
-        for total, parts in ((self.histograms, whole), (self.halves, half)):
-            for blob, counts in parts.items():
-                total[blob] = total[blob].merge(counts) if blob in total else counts
-        self.counted[feed] = codes
+    def add_counts(self, blob: str, whole: Histogram, half: Histogram) -> None:
+        """Add one blob's histograms: of all images, and of those in the half."""
+        for total, counts in ((self.histograms, whole), (self.halves, half)):
+            total[blob] = total[blob].merge(counts) if blob in total else counts
 
     def snapshot(self) -> Tally:
         """A copy that stays as it is; its histograms are shared, which nobody changes."""

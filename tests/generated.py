@@ -1,7 +1,8 @@
 """Caffe models with generated weights of realistic ranges, written as real files.
 
-Convolutions get He weights, BatchNorm the statistics of the net's own activations on a random
-image, so that values neither die nor explode however deep the net is.
+Convolutions and inner products get He weights whose filters sum to 0, as trained ones nearly do,
+scaled so that their outputs have a standard deviation of 1; BatchNorm gets the statistics of the
+net's own activations on a random image. So values neither die nor explode however deep the net.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 import caffe_proto
 from int8calib.layers.registry import find_type
-from int8calib.net.graph import Layer
+from int8calib.net.graph import Blob, Graph, Layer
 from int8calib.net.inputs import INPUT_TYPES
 from int8calib.net.load import load_graph
 from int8calib.net.shapes import infer_shapes
@@ -34,6 +35,7 @@ def generate_weights(proto: Path, seed: int = 1, scale: float = 60.0) -> Weights
     graph, inputs = load_graph(proto, None)
     rng = np.random.default_rng(seed)
     shapes = infer_shapes(graph, inputs)
+    branches = _residual_branches(graph)
     values: dict = {}
     weights: Weights = {}
     for layer in graph.layers:
@@ -45,35 +47,71 @@ def generate_weights(proto: Path, seed: int = 1, scale: float = 60.0) -> Weights
         kind = find_type(layer.type)
         bottoms = [values[bottom] for bottom in layer.bottoms]
         blobs: tuple[np.ndarray, ...] = ()
+        gamma = 0.25 if branches.intersection(layer.tops) else 1.0
         if kind.weights is not None:
             wanted = kind.weights(layer.params, [shapes[bottom] for bottom in layer.bottoms])
-            blobs = _blobs(layer, list(wanted), bottoms, rng)
+            blobs = _blobs(layer, list(wanted), bottoms, rng, gamma)
             if blobs:
                 weights[layer.name] = blobs
         values.update(zip(layer.tops, kind.run(layer.params, blobs, bottoms), strict=True))
     return weights
 
 
-def _blobs(layer: Layer, shapes: list, bottoms: list, rng: np.random.Generator) -> tuple:
-    """The blobs of one layer."""
+def _residual_branches(graph: Graph) -> set[Blob]:
+    """The bottom of each Eltwise that is made last.
+
+    Where it is a Scale's top it gets a small gamma, as deep residual networks learn: with branches
+    as strong as the sum they are added to, random networks double rounding errors every few layers.
+    """
+    order = {top: i for i, layer in enumerate(graph.layers) for top in layer.tops}
+    sums = [layer for layer in graph.layers if layer.type == "Eltwise"]
+    return {max(layer.bottoms, key=order.__getitem__) for layer in sums}
+
+
+def _blobs(
+    layer: Layer, shapes: list, bottoms: list, rng: np.random.Generator, gamma: float
+) -> tuple:
+    """The blobs of one layer; `gamma` is the size of a Scale's factors."""
     if layer.type == "BatchNorm":
-        axes = tuple(axis for axis in range(bottoms[0].ndim) if axis != 1)
-        factor = 17.0
-        mean, var = bottoms[0].mean(axis=axes), bottoms[0].var(axis=axes)
-        spread = rng.uniform(0.8, 1.25, var.shape)
-        return (
-            (factor * mean).astype(np.float32),
-            (factor * (var * spread + 1e-3)).astype(np.float32),
-            np.array([factor], np.float32),
-        )
+        return _statistics(bottoms[0], rng)
     made = []
     for i, shape in enumerate(shapes):
         if i == 0 and len(shape) > 1:
-            fan_in = int(np.prod(shape[1:]))
-            values = rng.normal(0, np.sqrt(2 / fan_in), shape)
+            values = _filters(layer, shape, bottoms, rng)
         elif i == 0:
-            values = rng.uniform(0.1, 1.5, shape)
+            values = rng.uniform(0.1, 1.5, shape) * (gamma if layer.type == "Scale" else 1)
         else:
             values = rng.normal(0, 0.3, shape)
         made.append(values.astype(np.float32))
     return tuple(made)
+
+
+def _statistics(bottom: np.ndarray, rng: np.random.Generator) -> tuple:
+    """BatchNorm's blobs: about the statistics of this bottom, times Caffe's moving factor.
+
+    Other images differ from this one, however few pixels it has: the mean is a little off, and the
+    variance has a floor.
+    """
+    axes = tuple(axis for axis in range(bottom.ndim) if axis != 1)
+    factor = 17.0
+    mean, var = bottom.mean(axis=axes), bottom.var(axis=axes)
+    spread = rng.uniform(0.8, 1.25, var.shape)
+    floor = (0.1 + mean.size / bottom.size) * float(np.square(bottom).mean())
+    mean += rng.normal(0, np.sqrt(floor), mean.shape)
+    return (
+        (factor * mean).astype(np.float32),
+        (factor * (var * spread + floor)).astype(np.float32),
+        np.array([factor], np.float32),
+    )
+
+
+def _filters(layer: Layer, shape: tuple, bottoms: list, rng: np.random.Generator) -> np.ndarray:
+    """A weight that turns these bottoms into a top of standard deviation 1."""
+    weight = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
+    if shape[1] > 1:
+        weight -= weight.mean(axis=tuple(range(1, len(shape))), keepdims=True)
+    kind = find_type(layer.type)
+    (wanted, *more) = kind.weights(layer.params, [bottom.shape for bottom in bottoms])
+    blank = [np.zeros(extra, np.float32) for extra in more]
+    tops = kind.run(layer.params, [weight.astype(np.float32).reshape(wanted), *blank], bottoms)
+    return weight / max(float(tops[0].std()), 1e-6)

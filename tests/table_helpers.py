@@ -88,6 +88,7 @@ evidences = st.builds(
     threshold=any_floats,
     bin=st.none() | st.integers(0, 2047),
     clipped=any_floats,
+    spread=st.none() | any_floats,
 )
 
 

@@ -29,17 +29,20 @@ STAGES = {
     "int8calib.workers": 6,
     "int8calib.selection": 2,
     "int8calib.tally": 6,
+    "int8calib.counters": 7,
     "int8calib.stability": 7,
     "int8calib.collect": 8,
     "int8calib.options": 8,
     "int8calib.table_layers": 8,
     "int8calib.requirements": 8,
     "int8calib.assemble": 9,
+    "int8calib.inspection": 9,
     "int8calib.collected": 10,
     "int8calib.pipeline": 10,
     "int8calib.demo": 10,
     "int8calib.simulation": 11,
     "int8calib.evaluation": 12,
+    "int8calib.reporting": 14,
     "int8calib.cli": 20,
 }
 # Stages that another converter embeds, and what they must not drag in.
@@ -52,6 +55,7 @@ ALONE = {
 HOMES = {
     "numba": {"int8calib/jit.py"},
     "cv2": {"int8calib/images/decode.py"},
+    "matplotlib": {"int8calib/reporting/drawing.py"},
     "torch": {"int8calib/demo/train.py"},
 }
 
@@ -126,6 +130,10 @@ def test_files_say_what_they_are_for_and_stay_short(path: Path) -> None:
         ),
         ("import int8calib; int8calib.load_caffe; int8calib.calibrate", {"numba", "cv2"}),
         ("import int8calib.stats.store, int8calib.thresholds", {"numba", "cv2", "caffe_proto"}),
+        (
+            "import int8calib; int8calib.simulate; int8calib.evaluate; int8calib.analyze",
+            {"numba", "cv2"},
+        ),
         ("import int8calib.table", {"numba", "cv2", "caffe_proto"}),
         ("import caffe_proto", {"int8calib", "numba", "cv2"}),
     ],

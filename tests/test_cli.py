@@ -78,7 +78,11 @@ def test_calibrate_writes_table_and_report(
         np.testing.assert_array_equal(row.weight_scales, other.weight_scales)
         assert other.evidence is not None
         assert other.evidence.threshold == pytest.approx(127 / row.bottom_scale, rel=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.table", "net.table.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "net.table",
+        "net.table.json",
+        "net.table.toml",
+    ]
 
 
 def test_the_library_gives_the_same_table(folder: Path, tmp_path: Path) -> None:

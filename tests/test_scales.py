@@ -11,7 +11,7 @@ from generated import make_model
 import int8calib
 from int8calib.errors import OptionError
 from int8calib.net.quantised import QuantisedLayer, quantised_layers
-from int8calib.scales import WeightOptions, dead_rows, weight_scales
+from int8calib.scales import WeightOptions, dead_rows, weight_clips, weight_scales
 
 NET = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 6 dim: 13 dim: 11 } } }
@@ -115,7 +115,7 @@ def test_dead_rows_get_one(layers: dict[str, QuantisedLayer]) -> None:
     weight[2], weight[4] = 0, 1e-37
     layer = replace(layers["strided"], layer=replace(layers["strided"].layer, weights=(weight,)))
     scales = weight_scales(layer)
-    assert dead_rows(layer) == (2, 4)
+    assert dead_rows(weight_clips(layer), WeightOptions()) == (2, 4)
     assert scales[2] == scales[4] == 1
     assert np.isfinite(scales).all()
 

@@ -4,17 +4,20 @@ example:
   int8calib calibrate --proto deploy.prototxt --model net.caffemodel --images photos/ \\
       --mean 104 117 123 --norm 1 --output net.table
 
-Then ncnn's own tools: caffe2ncnn, ncnnoptimize, and ncnn2int8 with this table.
+Then ncnn's own tools: caffe2ncnn, ncnnoptimize, and ncnn2int8 with this table. Beside the table
+stand a report (net.table.json) and all options (net.table.toml); to repeat the run:
+int8calib calibrate --config net.table.toml
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from int8calib.cli.config import add_config_argument, write_config
+from int8calib.cli.identity import file_sha256, job_identity
 from int8calib.cli.inputs import (
     ImageFeeds,
     add_image_arguments,
@@ -25,115 +28,102 @@ from int8calib.cli.inputs import (
     worker_count,
 )
 from int8calib.cli.screen import Screen
-from int8calib.errors import OptionError, OutputError
+from int8calib.cli.table_options import add_table_arguments, laid_out, options_of
+from int8calib.errors import OutputError
 
 if TYPE_CHECKING:
-    from int8calib.pipeline import Calibration, Options
+    from int8calib.assemble import Calibration
+    from int8calib.options import Options
+    from int8calib.table_layers import TableLayer
+    from int8calib.tally import Checkpoint
 
 NAME = "calibrate"
 HELP = "write the calibration table of a Caffe model"
+_NOT_REPORTED = frozenset(("run", "command", "config", "quiet", "verbose", "debug"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib calibrate`."""
+    add_config_argument(parser)
     add_model_arguments(parser)
     add_image_arguments(parser)
     group = parser.add_argument_group("table")
     group.add_argument("--output", required=True, metavar="FILE", help="the table to write")
     add_table_arguments(group)
     add_run_arguments(parser)
+    add_checkpoint_arguments(parser)
     parser.add_argument("--gpu", type=int, default=0, help=argparse.SUPPRESS)
 
 
-def add_table_arguments(group: Any) -> None:
-    """How thresholds and weight scales are found."""
-    group.add_argument("--method", default="kl", metavar="NAME", help="how thresholds are found")
-    fold = group.add_mutually_exclusive_group()
-    fold.add_argument(
-        "--fold-bn",
-        action="store_true",
-        default=True,
-        help="weight scales of weights with BatchNorm and Scale folded in: for a model that goes "
-        "through ncnnoptimize before ncnn2int8, as ncnn's guide says (default)",
-    )
-    fold.add_argument(
-        "--no-fold-bn",
-        dest="fold_bn",
-        action="store_false",
-        help="weight scales of the weights as they are: for a model that goes from caffe2ncnn "
-        "straight to ncnn2int8. The wrong choice saturates every layer with a BatchNorm behind it",
-    )
-    winograd = group.add_mutually_exclusive_group()
-    winograd.add_argument(
-        "--winograd",
-        action="store_true",
-        default=True,
-        help="6-bit weights for 3x3 stride 1 convolutions, which ncnn may run by int8 winograd "
-        "(default)",
-    )
-    winograd.add_argument(
-        "--no-winograd",
-        dest="winograd",
-        action="store_false",
-        help="8-bit weights everywhere: more accurate, if winograd is off in your ncnn options",
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Going on after a run was killed."""
+    group = parser.add_argument_group("long runs")
+    group.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="a file that is written now and then; if it is there, the run goes on from it and "
+        "counts nothing twice. It is removed at the end",
     )
     group.add_argument(
-        "--group",
-        type=int,
-        choices=(0, 1),
-        default=1,
-        help="1: a weight scale per channel (default); 0: one per layer",
+        "--checkpoint-every",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds between two writes of the checkpoint (default: 30)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate and write the table and its report."""
+    """Calibrate and write the table, its report and its options."""
     from int8calib.pipeline import prepare, run_job
-    from int8calib.table import write_table
-    from int8calib.thresholds import method_names
 
     screen = Screen(args)
     started = time.perf_counter()
     if args.gpu:
         screen.say("--gpu: this build runs on the CPU; going on")
-    if args.method not in method_names():
-        raise OptionError(f"--method {args.method}: expected one of {', '.join(method_names())}")
     check_output(args.output)
-    options = options_of(args)
+    options = options_of(
+        args, fold_bn=args.fold_bn, workers=worker_count(args), cache_bytes=cache_size(args)
+    )
     net = load_net(args)
     job = prepare(net, options)
     if net.graph.unused_weights:
         screen.detail(f"{args.model}: {len(net.graph.unused_weights)} layers are not used")
     feeds = ImageFeeds(args, net, job.inputs)
+    identity = job_identity(args, net, feeds, [str(blob) for blob in job.blobs])
+    checkpoint = open_checkpoint(args, {**identity, **feeds.order()})
     with screen.progress() as progress:
-        done = run_job(job, feeds, options, total=len(feeds), progress=progress, meta=_meta(args))
+        done = run_job(
+            job,
+            feeds,
+            options,
+            total=len(feeds),
+            progress=progress,
+            meta=_meta(args),
+            checkpoint=checkpoint,
+        )
     feeds.tell(screen)
-    write_table(args.output, done.table)
-    write_table(report_path(args.output), done.table, "json")
+    write_results(args, done, job.described, options)
+    write_config(beside(args.output, ".toml"), args, add_arguments)
+    if checkpoint is not None:
+        checkpoint.remove()
     show_summary(screen, done)
     images, seconds = done.statistics.images, time.perf_counter() - started
     screen.say(
         f"{args.output}: {len(done.table.layers)} layers from {images} images in {seconds:.1f} s; "
-        f"report in {report_path(args.output)}"
+        f"report in {beside(args.output, '.json')}, options in {beside(args.output, '.toml')}"
     )
     return 0
 
 
-def options_of(args: argparse.Namespace) -> Options:
-    """The options of the library that the arguments mean."""
-    from int8calib.pipeline import Options
-    from int8calib.scales import WeightOptions
+def open_checkpoint(args: argparse.Namespace, identity: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint of `--checkpoint`, checked for being writable."""
+    from int8calib.tally import Checkpoint
 
-    weights = WeightOptions(
-        granularity="per-channel" if args.group else "per-tensor", winograd=args.winograd
-    )
-    return Options(
-        method=args.method,
-        fold_bn=args.fold_bn,
-        weights=weights,
-        workers=worker_count(args),
-        cache_bytes=cache_size(args),
-    )
+    if args.checkpoint is None:
+        return None
+    check_output(args.checkpoint)
+    return Checkpoint(args.checkpoint, identity, args.checkpoint_every)
 
 
 def check_output(output: str) -> None:
@@ -145,10 +135,24 @@ def check_output(output: str) -> None:
         raise OutputError(f"{output}: cannot be written; there is no folder {path.parent}")
 
 
-def report_path(output: str) -> Path:
-    """Where the report of a table goes: beside it, with `.json` added."""
+def beside(output: str, suffix: str) -> Path:
+    """Where what belongs to a table goes: beside it, with `suffix` added."""
     path = Path(output)
-    return path.with_name(path.name + ".json")
+    return path.with_name(path.name + suffix)
+
+
+def write_results(
+    args: argparse.Namespace,
+    done: Calibration,
+    layers: tuple[TableLayer, ...],
+    options: Options,
+) -> None:
+    """The table in its format, and the report with everything."""
+    from int8calib.table import write_table
+
+    table = laid_out(done.table, layers, options, args.format)
+    write_table(args.output, table, args.format)
+    write_table(beside(args.output, ".json"), done.table, "json")
 
 
 def _meta(args: argparse.Namespace) -> dict[str, Any]:
@@ -156,20 +160,12 @@ def _meta(args: argparse.Namespace) -> dict[str, Any]:
     kept = {
         name: value
         for name, value in vars(args).items()
-        if name not in ("run", "command", "quiet", "verbose", "debug") and value is not None
+        if name not in _NOT_REPORTED and value is not None
     }
     return {
-        "files": {path: _sha256(path) for path in (args.proto, args.model)},
+        "files": {path: file_sha256(path) for path in (args.proto, args.model)},
         "arguments": kept,
     }
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def show_summary(screen: Screen, done: Calibration) -> None:
@@ -184,12 +180,20 @@ def show_summary(screen: Screen, done: Calibration) -> None:
                 layer.name,
                 f"{found.absmax:.5g}",
                 f"{found.threshold:.5g}",
+                "" if found.spread is None else f"{100 * found.spread:.1f}",
                 f"{layer.bottom_scale:.6g}",
                 f"{100 * found.clipped:.3f}",
                 found.blob,
+                found.method,
             )
         )
-    columns = ("layer", "absmax", "threshold", "scale", "clipped %", "bottom")
+    columns = ("layer", "absmax", "threshold", "± %", "scale", "clipped %", "bottom", "method")
     screen.table("Bottom scales", columns, rows)
+    stability = done.table.meta["stability"]
+    if stability is not None:
+        screen.say(
+            f"thresholds are certain to ± {100 * stability['median']:.1f} % in the median, "
+            f"± {100 * stability['worst']:.1f} % at worst ({stability['worst_blob']})"
+        )
     for warning in done.warnings:
         screen.say(f"warning: {warning}")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from int8calib.cli import calibrate
 from int8calib.cli.guard import guarded
-from int8calib.cli.main import add_output_arguments
+from int8calib.cli.screen import add_output_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:

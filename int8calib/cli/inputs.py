@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from int8calib.cli.identity import text_sha256
 from int8calib.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
     from int8calib.cli.screen import Screen
     from int8calib.engine.run import Net
-    from int8calib.images import ImageSource, Preprocess
+    from int8calib.images import Batch, ImageSource, Preprocess
     from int8calib.layers.registry import Array, Shape
 
 
@@ -90,17 +91,23 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The machine."""
-    group = parser.add_argument_group("machine")
-    group.add_argument(
-        "--workers", type=int, metavar="N", help="images in parallel (default: the cores)"
-    )
+    """The machine, for a command that calibrates."""
+    group = add_workers_argument(parser)
     group.add_argument(
         "--cache",
         metavar="SIZE",
         help="memory for activations, so that images run once instead of twice, such as 500M or "
         "2G (default: a quarter of the free memory, at most 2G); the table does not depend on it",
     )
+
+
+def add_workers_argument(parser: argparse.ArgumentParser) -> Any:
+    """The machine, for a command that only runs images; returns the group."""
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="images in parallel (default: the cores)"
+    )
+    return group
 
 
 def load_net(args: argparse.Namespace) -> Net:
@@ -164,16 +171,27 @@ class ImageFeeds:
 
     def __call__(self) -> Iterator[Mapping[str, Array]]:
         """Start a pass: batches in order, decoded ahead."""
+        for batch in self.batches():
+            yield batch.blobs
+
+    def batches(self) -> Iterator[Batch]:
+        """The same pass with the names of the images, which come from the first input's source."""
         from int8calib.images import batches_of_inputs
 
-        for batch in batches_of_inputs(
-            self.inputs, self._batch, threads=self._threads, report=self._skip
-        ):
-            yield batch.blobs
+        return batches_of_inputs(self.inputs, self._batch, threads=self._threads, report=self._skip)
 
     def __len__(self) -> int:
         """How many images a pass has, if all can be read."""
         return min(len(source) for source, _ in self.inputs.values())
+
+    def preprocessing(self) -> dict[str, dict[str, Any]]:
+        """What changes the values of each input, as JSON values."""
+        return {name: _described(how) for name, (_, how) in self.inputs.items()}
+
+    def order(self) -> dict[str, Any]:
+        """Which images come in which order and batches, as JSON values."""
+        names = {name: text_sha256(*source.names) for name, (source, _) in self.inputs.items()}
+        return {"images": names, "batch": self._batch}
 
     def _skip(self, message: str) -> None:
         self._skips[message] = None
@@ -185,6 +203,21 @@ class ImageFeeds:
                 screen.say(f"input {name}: {source.skipped} files are no images and were skipped")
         for message in self._skips:
             screen.say(f"skipped: {message}")
+
+
+def _described(how: Preprocess | tuple[int, ...]) -> dict[str, Any]:
+    if isinstance(how, tuple):
+        return {"shape": list(how)}
+    return {
+        "shape": list(how.shape),
+        "channel order": how.channel_order,
+        "resize": how.resize,
+        "resize to": how.resize_to,
+        "mean": text_sha256(how.mean_blob.shape, how.mean_blob.tobytes()),
+        "norm": text_sha256(how.norm_blob.shape, how.norm_blob.tobytes()),
+        "pad value": how.pad_value,
+        "fast jpeg": how.reduced_jpeg,
+    }
 
 
 def _places(images: list[str], needed: tuple[str, ...]) -> dict[str, str]:

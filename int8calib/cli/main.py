@@ -11,10 +11,23 @@ import sys
 from collections.abc import Sequence
 
 import int8calib
-from int8calib.cli import calibrate, demo
+from int8calib.cli import (
+    analyze,
+    calibrate,
+    collect,
+    demo,
+    evaluate,
+    inspect,
+    merge,
+    report,
+    table,
+    thresholds,
+)
+from int8calib.cli.config import ConfigParser
 from int8calib.cli.guard import guarded
+from int8calib.cli.screen import add_output_arguments
 
-COMMANDS = (calibrate, demo)
+COMMANDS = (calibrate, collect, merge, thresholds, table, inspect, evaluate, analyze, report, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="INT8 calibration tables for ncnn from Caffe models, without Caffe.",
     )
     parser.add_argument("--version", action="version", version=f"int8calib {int8calib.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=ConfigParser
+    )
     for module in COMMANDS:
         command = commands.add_parser(
             module.NAME,
@@ -36,14 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
         add_output_arguments(command)
         command.set_defaults(run=module.run)
     return parser
-
-
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command can be told about how much it says."""
-    group = parser.add_argument_group("messages")
-    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    group.add_argument("--verbose", action="store_true", help="print more of what is done")
-    group.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

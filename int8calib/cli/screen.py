@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +15,21 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 LOG_EVERY = 5.0
 """Seconds between two log lines of one stage."""
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:
+    """What every command can be told about how much it says.
+
+    `inner`: for a command inside a command, which must not undo what was said before its name.
+    """
+    group = parser.add_argument_group("messages")
+    default: Any = argparse.SUPPRESS if inner else False
+    for name, text in (
+        ("--quiet", "print nothing but errors"),
+        ("--verbose", "print more of what is done"),
+        ("--debug", "show a traceback with an error"),
+    ):
+        group.add_argument(name, action="store_true", default=default, help=text)
 
 
 class Screen:

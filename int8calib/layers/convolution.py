@@ -41,7 +41,7 @@ def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
 def _weights(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
     param = params.convolution_param
     kernel = convolution_windows(param).kernel
-    weight = (int(param.num_output), bottoms[0][1] // groups(params), *kernel)
+    weight = (int(param.num_output), bottoms[0][1] // max(groups(params), 1), *kernel)
     return [weight, (int(param.num_output),)] if param.bias_term else [weight]
 
 

@@ -47,7 +47,7 @@ def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
 def _weights(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
     param = params.convolution_param
     kernel = convolution_windows(param).kernel
-    weight = (bottoms[0][1], int(param.num_output // param.group), *kernel)
+    weight = (bottoms[0][1], int(param.num_output // max(param.group, 1)), *kernel)
     return [weight, (int(param.num_output),)] if param.bias_term else [weight]
 
 

@@ -36,7 +36,7 @@ def elementwise(*names: str) -> Callable[[Formula], Formula]:
             formula(params, bottoms[0], top)
             return [top]
 
-        run.__doc__ = formula.__doc__
+        run.__doc__, run.__module__ = formula.__doc__, formula.__module__
         layer(*names, shape=same_shape, plan=plan, inplace=True)(run)
         return formula
 

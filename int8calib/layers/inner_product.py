@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from caffe_proto import LayerParameter
+from int8calib.errors import ShapeError
 from int8calib.layers.registry import Array, Kernel, Shape, Take, layer
 from int8calib.layers.shapes import axis_index, flat_from
 
@@ -15,6 +16,8 @@ from int8calib.layers.shapes import axis_index, flat_from
 def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
     param = params.inner_product_param
     axis = axis_index(param.axis, len(bottoms[0]))
+    if param.num_output < 1:
+        raise ShapeError(f"num_output {param.num_output}; expected at least 1")
     return [(*bottoms[0][:axis], int(param.num_output))]
 
 

@@ -18,7 +18,7 @@ def _aspect_ratios(params: LayerParameter) -> list[float]:
     param, ratios = params.prior_box_param, [1.0]
     for ratio in param.aspect_ratio:
         if all(abs(ratio - known) >= 1e-6 for known in ratios):
-            ratios += [ratio, 1 / ratio] if param.flip else [ratio]
+            ratios += [ratio, 1 / ratio] if param.flip and ratio else [ratio]
     return ratios[1:]
 
 
@@ -30,6 +30,8 @@ def _box_sizes(params: LayerParameter) -> list[tuple[float, float]]:
             f"{len(param.min_size)} values of min_size and {len(param.max_size)} of max_size; "
             "expected at least one min_size, and no max_size or as many"
         )
+    if min([*param.min_size, *param.max_size, *_aspect_ratios(params)]) <= 0:
+        raise ShapeError("sizes and aspect ratios must be above 0")
     sizes = []
     for i, given in enumerate(param.min_size):
         small = int(given)  # Caffe keeps whole pixels here

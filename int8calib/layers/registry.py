@@ -51,6 +51,8 @@ class LayerType:
         each top is its one bottom's memory in another shape; nothing is computed.
     macs
         `(params, bottom shapes, top shapes) -> multiply-adds`, None for none worth counting.
+    internal
+        made by this package from other layers and met in no prototxt; not listed.
     """
 
     name: str
@@ -61,6 +63,7 @@ class LayerType:
     inplace: bool = False
     view: bool = False
     macs: Macs | None = None
+    internal: bool = False
 
 
 _types: dict[str, LayerType] = {}
@@ -133,9 +136,9 @@ def has_type(name: str) -> bool:
 
 
 def type_names() -> list[str]:
-    """All registered type names, sorted without regard to case."""
+    """The names of all types a prototxt may hold, sorted without regard to case."""
     _load_builtin()
-    return sorted(_types, key=str.lower)
+    return sorted((n for n, kind in _types.items() if not kind.internal), key=str.lower)
 
 
 def _load_builtin() -> None:

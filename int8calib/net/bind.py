@@ -49,7 +49,7 @@ def _bind(
 ) -> Layer:
     blobs = weights.get(layer.name, ())
     rule = find_type(layer.type).weights if has_type(layer.type) else None
-    if rule is None or any(bottom not in shapes for bottom in layer.bottoms):
+    if rule is None or any(blob not in shapes for blob in (*layer.bottoms, *layer.tops)):
         return replace(layer, weights=tuple(blobs))
     try:
         wanted = list(rule(layer.params, [shapes[bottom] for bottom in layer.bottoms]))

@@ -27,17 +27,18 @@ def fold_batch_norm(graph: Graph, keep: Iterable[Blob] = ()) -> Graph:
     Blobs in `keep` stay observable. The blob a folded chain ends in keeps its identity, so
     statistics of the folded graph belong to the same blobs as those of the raw one.
     """
-    readers = graph.readers()
-    kept = set(keep)
-    gone: set[str] = set()
-    folded: dict[str, Layer] = {}
-    for layer in graph.layers:
-        chain = _chain(layer, readers, kept)
-        if chain:
-            folded[layer.name] = _fold(layer, chain)
-            gone.update(link.name for link in chain)
-    layers = tuple(folded.get(layer.name, layer) for layer in graph.layers)
-    return replace(graph, layers=tuple(layer for layer in layers if layer.name not in gone))
+    chains = fold_chains(graph, keep)
+    gone = {link for chain in chains.values() for link in chain}
+    folded = {layer: _fold(layer, chain) for layer, chain in chains.items()}
+    layers = tuple(folded.get(layer, layer) for layer in graph.layers if layer not in gone)
+    return replace(graph, layers=layers)
+
+
+def fold_chains(graph: Graph, keep: Iterable[Blob] = ()) -> dict[Layer, list[Layer]]:
+    """Each layer that takes up what is behind it, with the BatchNorm [and Scale] it takes up."""
+    readers, kept = graph.readers(), set(keep)
+    found = {layer: _chain(layer, readers, kept) for layer in graph.layers}
+    return {layer: chain for layer, chain in found.items() if chain}
 
 
 def _chain(layer: Layer, readers: dict[Blob, list[Layer]], kept: set[Blob]) -> list[Layer]:

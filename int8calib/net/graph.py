@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from caffe_proto import LayerParameter, NetParameter
 from int8calib.errors import ModelError
-from int8calib.layers.registry import Array, Shape
+from int8calib.layers.registry import Array, Shape, has_type
 from int8calib.net.inputs import INPUT_TYPES, input_shapes
 from int8calib.net.phase import NetState, included
 
@@ -113,19 +113,24 @@ class Graph:
         return tuple(reversed(chosen))
 
 
-def build_graph(net: NetParameter, source: str, state: NetState | None = None) -> Graph:
+def build_graph(
+    net: NetParameter, source: str, state: NetState | None = None, *, unique: bool = True
+) -> Graph:
     """The graph of an upgraded `NetParameter`, still without weights.
 
-    Raises `ModelError` where a bottom is made by no layer, or layers wait for each other.
+    Raises `ModelError` where a bottom is made by no layer, layers wait for each other, or, if
+    `unique`, two layers share a name.
     """
     wanted = [layer for layer in net.layer if included(layer, state or NetState())]
     if not wanted:
         raise ModelError(f"{source}: holds no layer for the TEST phase")
-    _check_names(wanted, source)
-    computing = [layer for layer in wanted if layer.type not in LOSS_TYPES]
+    if unique:
+        _check_names(wanted, source)
+    wanted = [*_data_of_other_phases(net, wanted), *wanted]
+    computing = [_as_input(layer) for layer in wanted if not _scores(layer)]
     layers = _version_blobs(_running_order(computing, source))
     used = {bottom for layer in layers for bottom in layer.bottoms}
-    layers = tuple(trimmed for layer in layers if (trimmed := _without_labels(layer, used)))
+    layers = tuple(part for layer in layers for part in _input_by_input(layer, used))
     inputs: dict[str, Shape | None] = {}
     for layer in layers:
         if layer.type in INPUT_TYPES:
@@ -140,6 +145,37 @@ def build_graph(net: NetParameter, source: str, state: NetState | None = None) -
     return Graph(net.name, source, layers, inputs, outputs)
 
 
+def _scores(layer: LayerParameter) -> bool:
+    """Whether a layer only scores what the network gives; forks name theirs alike."""
+    if layer.type in LOSS_TYPES:
+        return True
+    return layer.type.endswith(("Loss", "Accuracy")) and not has_type(layer.type)
+
+
+def _data_of_other_phases(
+    net: NetParameter, wanted: Sequence[LayerParameter]
+) -> list[LayerParameter]:
+    """Data layers of another phase that make what nothing makes in this one.
+
+    A prototxt for training alone feeds its network in the TRAIN phase only.
+    """
+    made = {top for layer in wanted for top in layer.top}
+    found = []
+    for layer in net.layer:
+        missing = {bottom for other in wanted for bottom in other.bottom} - made
+        if layer.type in INPUT_TYPES and missing.intersection(layer.top):
+            found.append(layer)
+            made.update(layer.top)
+    return found
+
+
+def _as_input(layer: LayerParameter) -> LayerParameter:
+    """A layer of an unknown type without bottoms, such as data in Python, as an Input."""
+    if layer.bottom or layer.type in INPUT_TYPES or has_type(layer.type):
+        return layer
+    return LayerParameter(name=layer.name, type="Input", top=layer.top)
+
+
 def _check_names(layers: Sequence[LayerParameter], source: str) -> None:
     """Weights and table rows go by layer name, so two layers must not share one."""
     seen: dict[str, str] = {}
@@ -152,27 +188,44 @@ def _check_names(layers: Sequence[LayerParameter], source: str) -> None:
         seen[layer.name] = layer.type
 
 
-def _without_labels(layer: Layer, used: set[Blob]) -> Layer | None:
-    """A data layer with only the tops that something reads (None if nothing does)."""
+def _input_by_input(layer: Layer, used: set[Blob]) -> list[Layer]:
+    """A data layer as one layer for each top that something reads; other layers as they are.
+
+    So a blob that needs the images needs no labels.
+    """
     if layer.type not in INPUT_TYPES:
-        return layer
-    tops = tuple(top for top in layer.tops if top in used)
-    return replace(layer, tops=tops) if tops else None
+        return [layer]
+    return [replace(layer, tops=(top,)) for top in layer.tops if top in used]
 
 
 def _running_order(layers: Sequence[LayerParameter], source: str) -> list[LayerParameter]:
-    """File order where that runs; otherwise each time the earliest layer that is ready."""
+    """File order where that runs, as Caffe demands.
+
+    Otherwise each time the earliest layer that is ready, in-place layers before the other readers
+    of their blob: a blob's name stands for what it is in the end.
+    """
+    if _runs(layers):
+        return list(layers)
     waiting, order, made = list(layers), [], set[str]()
     while waiting:
-        for layer in waiting:
-            if made.issuperset(layer.bottom):
-                break
-        else:
+        ready = [layer for layer in waiting if made.issuperset(layer.bottom)]
+        if not ready:
             raise ModelError(_stuck(waiting, source))
+        layer = next((layer for layer in ready if set(layer.bottom) & set(layer.top)), ready[0])
         waiting.remove(layer)
         order.append(layer)
         made.update(layer.top)
     return order
+
+
+def _runs(layers: Sequence[LayerParameter]) -> bool:
+    """Whether each layer finds its bottoms made by layers before it."""
+    made = set[str]()
+    for layer in layers:
+        if not made.issuperset(layer.bottom):
+            return False
+        made.update(layer.top)
+    return True
 
 
 def _stuck(waiting: Sequence[LayerParameter], source: str) -> str:

@@ -10,6 +10,7 @@ from int8calib.layers.windows import convolution_windows
 from int8calib.net.graph import Blob, Graph, Layer
 
 CONVOLUTIONS = frozenset(("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution"))
+QUANTISED_TYPES = CONVOLUTIONS | {"InnerProduct"}
 
 
 @dataclass(frozen=True, eq=False)

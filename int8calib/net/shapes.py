@@ -9,6 +9,12 @@ from int8calib.errors import OptionError, ShapeError, UnsupportedLayerError
 from int8calib.layers.registry import Array, Shape, find_type, has_type
 from int8calib.net.graph import Blob, Graph, Layer
 from int8calib.net.inputs import INPUT_TYPES
+from int8calib.net.quantised import QUANTISED_TYPES
+
+CHANNEL_KEEPERS = frozenset(
+    ("BatchNorm", "Bias", "Dropout", "LRN", "MVN", "Pooling", "Power", "ReLU", "Scale", "Split")
+)
+"""Types met between an input and its first convolution, with as many channels out as in."""
 
 
 def infer_shapes(
@@ -22,6 +28,9 @@ def infer_shapes(
     shapes: dict[Blob, Shape] = {}
     for layer in graph.layers if layers is None else layers:
         if layer.type in INPUT_TYPES:
+            unknown = [top.name for top in layer.tops if top.name not in inputs]
+            if unknown and layers is not None:
+                raise _unknown_size(graph, unknown[0])
             shapes.update({top: inputs[top.name] for top in layer.tops if top.name in inputs})
         elif layers is None and not (
             has_type(layer.type) and all(bottom in shapes for bottom in layer.bottoms)
@@ -43,8 +52,13 @@ def top_shapes(graph: Graph, layer: Layer, shapes: Mapping[Blob, Shape]) -> list
         tops = list(kind.shape(layer.params, bottoms))
         if kind.weights is not None and layer.weights:
             _check_weights(layer, bottoms, kind.weights(layer.params, bottoms))
-    except ShapeError as error:
-        raise ShapeError(f"{graph.source}: {layer.label}: {error}") from None
+    except (ShapeError, UnsupportedLayerError) as error:
+        raise type(error)(f"{graph.source}: {layer.label}: {error}") from None
+    except IndexError:
+        raise ShapeError(
+            f"{graph.source}: {layer.label}: bottoms of shapes {bottoms} are too few, "
+            "or have too few axes"
+        ) from None
     if len(tops) != len(layer.tops):
         raise ShapeError(
             f"{graph.source}: {layer.label}: has {len(layer.tops)} tops; expected {len(tops)}"
@@ -69,36 +83,63 @@ def resolve_inputs(
 ) -> dict[str, Shape]:
     """A full shape for every input: as given, as in the prototxt, channels from the weights.
 
-    Raises `OptionError` for a shape given to no input, `ShapeError` where a size stays unknown.
+    An input that no layer to quantise needs, such as a label, is left out where its size is not
+    known. Raises `OptionError` for a shape given to no input, `ShapeError` where the size of one
+    that is needed stays unknown.
     """
-    given = dict(given or {})
-    for name in given:
+    given = checked_inputs(graph, given)
+    needed = _needed_inputs(graph)
+    shapes: dict[str, Shape] = {}
+    for name, shape in graph.inputs.items():
+        found = given.get(name) or complete_input(graph, name, shape, weights or {})
+        if found and min(found) > 0:
+            shapes[name] = found
+        elif name in needed:
+            raise _unknown_size(graph, name, found)
+    return shapes
+
+
+def checked_inputs(graph: Graph, given: Mapping[str, Shape] | None) -> dict[str, Shape]:
+    """The shapes given to inputs; raises `OptionError` for one given to something else."""
+    for name in given or {}:
         if name not in graph.inputs:
             raise OptionError(
                 f"{graph.source}: an input shape is given for {name!r}, "
                 f"but the inputs are {', '.join(map(repr, graph.inputs))}"
             )
-    return {
-        name: given.get(name) or _complete(graph, name, shape, weights or {})
-        for name, shape in graph.inputs.items()
-    }
+    return dict(given or {})
 
 
-def _complete(
+def _needed_inputs(graph: Graph) -> set[str]:
+    """The inputs that feed layers to quantise; all of them where there is no such layer."""
+    heavy = [layer for layer in graph.layers if layer.type in QUANTISED_TYPES]
+    needed = graph.ancestors(bottom for layer in heavy for bottom in layer.bottoms)
+    names = {top.name for layer in needed if layer.type in INPUT_TYPES for top in layer.tops}
+    return names or set(graph.inputs)
+
+
+def _unknown_size(graph: Graph, name: str, found: Shape | None = None) -> ShapeError:
+    return ShapeError(
+        f"{graph.source}: the size of input {name!r} is not in the prototxt "
+        f"(found {found}); give it as {name}=1,3,H,W (--input-shape)"
+    )
+
+
+def complete_input(
     graph: Graph, name: str, shape: Shape | None, weights: Mapping[str, tuple[Array, ...]]
-) -> Shape:
-    """`shape` with unknown channels taken from the first convolution that reads the input."""
-    if shape and len(shape) == 4 and shape[1] == 0:
-        for reader in graph.readers().get(Blob(name), []):
-            blobs = weights.get(reader.name)
-            if reader.type == "Convolution" and blobs:
-                channels = blobs[0].shape[1] * reader.params.convolution_param.group
-                shape = (shape[0], channels, *shape[2:])
-    if not shape or min(shape) < 1:
-        raise ShapeError(
-            f"{graph.source}: the size of input {name!r} is not in the prototxt "
-            f"(found {shape}); give it as {name}=1,3,H,W"
-        )
+) -> Shape | None:
+    """`shape` with unknown channels (0) taken from the weights of what reads the input."""
+    if not shape or len(shape) != 4 or shape[1] != 0:
+        return shape
+    readers, blobs = graph.readers(), [Blob(name)]
+    for blob in blobs:
+        for reader in readers.get(blob, []):
+            first = weights.get(reader.name, (None,))[0]
+            if reader.type == "Convolution" and first is not None:
+                channels = first.shape[1] * reader.params.convolution_param.group
+                return (shape[0], channels, *shape[2:])
+            if reader.type in CHANNEL_KEEPERS:
+                blobs.extend(top for top in reader.tops if top not in blobs)
     return shape
 
 
@@ -112,11 +153,12 @@ def free_batch(graph: Graph, shapes: Mapping[Blob, Shape]) -> Graph:
 
 
 def _free_batch(layer: Layer, shapes: Mapping[Blob, Shape]) -> Layer:
-    if layer.type != "Reshape" or layer.bottoms[0] not in shapes or layer.tops[0] not in shapes:
+    ends = (*layer.bottoms[:1], *layer.tops[:1])
+    if layer.type != "Reshape" or len(ends) < 2 or any(blob not in shapes for blob in ends):
         return layer
     param = layer.params.reshape_param
-    batch = shapes[layer.bottoms[0]][0]
-    if param.axis != 0 or not param.shape.dim or param.shape.dim[0] != batch:
+    batch = shapes[layer.bottoms[0]][:1]
+    if param.axis != 0 or tuple(param.shape.dim[:1]) != batch or not batch:
         return layer
     params = type(layer.params)()
     params.CopyFrom(layer.params)

@@ -13,8 +13,9 @@ from int8calib.layers.registry import Array
 from int8calib.net.fold import fold_batch_norm
 from int8calib.net.graph import Graph, Layer
 from int8calib.net.quantised import QuantisedLayer, quantised_layers
+from int8calib.simulation.arithmetic import quantise
 from int8calib.simulation.fusion import input_scales
-from int8calib.simulation.layers import PREFIX, Int8Weights, quantise_into
+from int8calib.simulation.layers import PREFIX, Int8Weights
 from int8calib.table.model import CalibrationTable, LayerScales
 
 FLOAT_TYPES = {
@@ -117,6 +118,6 @@ def _weight_levels(layer: QuantisedLayer, scales: Array) -> Array:
     rows = layer.weight_rows()
     levels = np.empty(rows.shape, np.float32)
     for row, scale, out in zip(rows, scales, levels, strict=True):
-        quantise_into(row, scale, out)
+        quantise(row, scale, out)
     transposed = layer.ncnn_type == "InnerProduct" and layer.layer.params.inner_product_param
     return np.ascontiguousarray(levels.T) if transposed and transposed.transpose else levels

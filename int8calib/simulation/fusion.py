@@ -7,7 +7,7 @@ bottom scales: the top is then rounded once, with the scale of one of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 
@@ -23,19 +23,32 @@ def input_scales(
 ) -> dict[str, np.float32]:
     """The scale with which each layer's bottom is quantised, from the layers' own `scales`.
 
-    Both are keyed by layer name. With several readers it is the scale of the one that stands last
-    in the net, since caffe2ncnn gives it the first top of its Split layer. Source: fuse_requantize
-    in ncnn's tools/quantize/ncnn2int8.cpp, tools/caffe/caffe2ncnn.cpp.
+    Both are keyed by layer name; those of several readers of a requantised top become one.
+    """
+    used = dict(scales)
+    for found in requantised(graph, scales, optimised=optimised).values():
+        used.update({reader.name: scales[found[-1].name] for reader in found})
+    return used
+
+
+def requantised(
+    graph: Graph, int8: Container[str], *, optimised: bool
+) -> dict[str, tuple[Layer, ...]]:
+    """The convolutions that ncnn2int8 lets give INT8 themselves, each with who reads its top.
+
+    `int8` holds the names of the layers that run in INT8. The scale is that of the last reader:
+    caffe2ncnn gives it the first top of its Split layer. Source: fuse_requantize in ncnn's
+    tools/quantize/ncnn2int8.cpp, and tools/caffe/caffe2ncnn.cpp.
     """
     readers = graph.readers()
-    used = dict(scales)
+    fused = {}
     for layer in graph.layers:
-        if layer.type not in CONVOLUTIONS or layer.name not in scales:
+        if layer.type not in CONVOLUTIONS or layer.name not in int8:
             continue
         found = _final_readers(layer.tops[0], readers, optimised=optimised)
-        if found and all(r.type in CONVOLUTIONS and r.name in scales for r in found):
-            used.update({reader.name: scales[found[-1].name] for reader in found})
-    return used
+        if found and all(r.type in CONVOLUTIONS and r.name in int8 for r in found):
+            fused[layer.name] = tuple(found)
+    return fused
 
 
 def _final_readers(

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from caffe_proto import LayerParameter
 from int8calib.layers.registry import Array, Kernel, LayerType, Shape, Take, add_type, find_type
+from int8calib.simulation.arithmetic import MOST, dequantise, quantise
 
 EXACT = 1 << 24
 """Whole numbers up to here are exact in float32, and so are sums that stay below."""
-MOST = 127
 PREFIX = "Int8"
 """What stands before a Caffe type in the name of its INT8 twin."""
 
@@ -49,17 +49,6 @@ class Int8Weights:
         return self.levels, self.factors, self.bias, self.scale
 
 
-def quantise_into(values: Array, scale: np.float32, levels: Array) -> None:
-    """Write the INT8 levels of `values` into the contiguous `levels` of the same size.
-
-    A level is round(value x scale), half away from zero, clamped to -127..127, as float32.
-    Source: ncnn's src/layer/quantize.cpp.
-    """
-    from int8calib.simulation import kernels
-
-    kernels.quantise(np.ascontiguousarray(values).reshape(-1), scale, levels.reshape(-1))
-
-
 def sums_fit(rows: Array) -> bool:
     """Whether whole sums of weight levels (rows, values) x bottom levels are exact in float32.
 
@@ -81,7 +70,9 @@ class _Twin:
     def layer_type(self) -> LayerType:
         """The twin as a type of the engine."""
         name = PREFIX + self._kind.name
-        return LayerType(name, self.run, self.shape, plan=self.plan, macs=self._kind.macs)
+        return LayerType(
+            name, self.run, self.shape, plan=self.plan, macs=self._kind.macs, internal=True
+        )
 
     def shape(self, params: LayerParameter, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         """The shape of the float layer's top."""
@@ -97,7 +88,7 @@ class _Twin:
         """
         held = Int8Weights(*weights)
         levels = np.empty(bottoms[0].shape, np.float32)
-        quantise_into(bottoms[0], held.scale[0], levels)
+        quantise(np.ascontiguousarray(bottoms[0]), held.scale[0], levels)
         sums = self._wide_sums(params, held.levels, levels)
         top = np.ascontiguousarray(sums, np.float32)
         self._dequantise(top, held)
@@ -120,9 +111,11 @@ class _Twin:
         kernel = plan(params, [held.levels], [bottoms[0]], take) if plan else None
 
         def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
-            quantise_into(images[0], held.scale[0], levels)
+            quantise(images[0], held.scale[0], levels)
             if kernel is None:
-                np.copyto(tops[0], self._wide_sums(params, held.levels, levels), casting="same_kind")
+                np.copyto(
+                    tops[0], self._wide_sums(params, held.levels, levels), casting="same_kind"
+                )
             else:
                 kernel([levels], tops)
             self._dequantise(tops[0], held)
@@ -139,11 +132,9 @@ class _Twin:
 
     def _dequantise(self, top: Array, held: Int8Weights) -> None:
         """Sums to floats, in place: one row per output, or for outputs last one per value."""
-        from int8calib.simulation import kernels
-
         outputs = len(held.factors)
         for rows in top.reshape((-1, outputs, 1) if self._last else (len(top), outputs, -1)):
-            kernels.dequantise(rows, held.factors, held.bias)
+            dequantise(rows, held.factors, held.bias)
 
 
 for _twin in (_Twin("Convolution", outputs_last=False), _Twin("InnerProduct", outputs_last=True)):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -28,6 +30,11 @@ from int8calib.stats.store import Statistics
 FORMAT = "int8calib-statistics"
 SCHEMA = 1
 _EXTRA = "extra/"
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+    *(RuntimeError, MemoryError),
+)
+"""What zipfile and numpy raise for a damaged archive, beside ValueError and its like."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -44,10 +51,12 @@ def save_statistics(
     path: str | os.PathLike[str], statistics: Statistics, arrays: Arrays = MappingProxyType({})
 ) -> None:
     """Write `statistics` and `arrays` to `path`, whole or not at all; raises `OutputError`."""
+    parts = {"all": statistics.histograms, "half": statistics.halves}
     head = {
         "format": FORMAT,
         "schema": SCHEMA,
         "blobs": list(statistics.ranges),
+        "parts": [name for name, histograms in parts.items() if histograms],
         "meta": dict(statistics.meta),
     }
     text = json.dumps(head, sort_keys=True, default=dict).encode("utf-8")
@@ -58,7 +67,7 @@ def save_statistics(
         "range_images": np.array([r.images for r in ranges], np.int64),
         "seen": statistics.seen,
     }
-    for name, histograms in (("all", statistics.histograms), ("half", statistics.halves)):
+    for name, histograms in parts.items():
         if histograms:
             content |= _histogram_arrays(name, [histograms[blob] for blob in statistics.ranges])
     content |= {_EXTRA + name: array for name, array in arrays.items()}
@@ -92,7 +101,7 @@ def load_statistics(path: str | os.PathLike[str]) -> StatisticsFile:
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError) as error:
         message = f"{where}: no statistics of int8calib, or a damaged file ({error})"
         raise StatisticsError(message) from error
-    except (zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         raise StatisticsError(f"{where}: a damaged file ({error})") from error
 
 
@@ -116,9 +125,9 @@ def _parse(head: Any, arrays: Mapping[str, NDArray[Any]]) -> StatisticsFile:
     }
     statistics = Statistics(
         ranges,
-        _histograms("all", blobs, arrays),
+        _histograms("all", head, arrays),
         MappingProxyType(head["meta"]),
-        _histograms("half", blobs, arrays),
+        _histograms("half", head, arrays),
         np.asarray(arrays["seen"], np.uint32),
     )
     extra = {
@@ -129,16 +138,14 @@ def _parse(head: Any, arrays: Mapping[str, NDArray[Any]]) -> StatisticsFile:
     return StatisticsFile(statistics, MappingProxyType(extra))
 
 
-def _histograms(
-    name: str, blobs: list[str], arrays: Mapping[str, NDArray[Any]]
-) -> dict[str, Histogram]:
-    if f"{name}/positive" not in arrays:
+def _histograms(name: str, head: Any, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Histogram]:
+    if name not in head["parts"]:
         return {}
     parts = [arrays[f"{name}/{part}"] for part in ("positive", "negative", "absmax")]
     counts = [arrays[f"{name}/{part}"] for part in ("zeros", "images")]
     return {
         blob: Histogram(positive, negative, float(absmax), int(zeros), int(images))
         for blob, positive, negative, absmax, zeros, images in zip(
-            blobs, *parts, *counts, strict=True
+            head["blobs"], *parts, *counts, strict=True
         )
     }

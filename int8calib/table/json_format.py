@@ -109,6 +109,7 @@ def _layer_object(layer: LayerScales) -> dict[str, object]:
             "threshold": _number(evidence.threshold),
             "bin": None if evidence.bin is None else int(evidence.bin),
             "clipped": _number(evidence.clipped),
+            "spread": None if evidence.spread is None else _number(evidence.spread),
         },
     }
 
@@ -168,7 +169,7 @@ def _layer(value: object, where: str) -> LayerScales:
     )
 
 
-def _evidence(value: object, where: str) -> BottomEvidence:
+def _evidence(value: dict[str, Any], where: str) -> BottomEvidence:
     return BottomEvidence(
         blob=_get(value, "blob", str, where),
         method=_get(value, "method", str, where),
@@ -176,6 +177,7 @@ def _evidence(value: object, where: str) -> BottomEvidence:
         threshold=_float(value, "threshold", where),
         bin=_get(value, "bin", int | None, where),
         clipped=_float(value, "clipped", where),
+        spread=None if value.get("spread") is None else _float(value, "spread", where),
     )
 
 

@@ -17,7 +17,8 @@ class BottomEvidence:
 
     `absmax` and `threshold` are in units of the blob; `bin` counts histogram bins kept (None
     for methods that do not search bins); `clipped` is the share (0..1) of the non-zero values
-    beyond the threshold.
+    beyond the threshold; `spread` the uncertainty of the threshold as a share of it, None where
+    there were too few images to tell.
     """
 
     blob: str
@@ -26,6 +27,7 @@ class BottomEvidence:
     threshold: float
     bin: int | None
     clipped: float
+    spread: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,214 @@
+"""Described layers and statistics come in, a calibration table with its evidence goes out.
+
+Nothing here needs the network: the same code serves a calibration and statistics from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import int8calib
+from int8calib.errors import OptionError, StatisticsError
+from int8calib.options import Options
+from int8calib.scales import LEVELS, dead_rows, scales_of
+from int8calib.selection import blob_methods, chosen_layers, default_method, matching
+from int8calib.stability import UNSTEADY, summary, threshold_spreads
+from int8calib.stats.activation import Histogram
+from int8calib.stats.store import Statistics
+from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
+from int8calib.table_layers import TableLayer
+from int8calib.thresholds import find_thresholds
+
+FEW_IMAGES = 50
+FAR_BELOW = 0.1
+_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What a calibration gives: the table, the statistics behind it, and what to look at."""
+
+    table: CalibrationTable
+    statistics: Statistics
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """The blobs of a network by name: the key of each one's last version, and the inputs."""
+
+    keys: Mapping[str, str]
+    inputs: frozenset[str]
+
+
+def select_layers(layers: Sequence[TableLayer], options: Options) -> tuple[TableLayer, ...]:
+    """The layers that `options` want in INT8; raises `OptionError` for a pattern without a layer.
+
+    The methods of layers and their 6-bit weights are checked here too, before any image runs.
+    """
+    chosen = chosen_layers(layers, options)
+    blob_methods(layers, chosen, options)
+    names = [layer.name for layer in layers]
+    for pattern in options.weights.six_bit:
+        matching(names, pattern, "six-bit")
+    return tuple(layer for layer in layers if layer.name in set(chosen))
+
+
+def assemble(
+    layers: Sequence[TableLayer],
+    statistics: Statistics,
+    options: Options,
+    *,
+    source: str,
+    blobs: Blobs | None = None,
+    meta: Mapping[str, Any] = MappingProxyType({}),
+) -> Calibration:
+    """The table of `layers` (all of the network's) from statistics; `source` names the network.
+
+    Consumers of a blob share its scale. A layer whose bottom is always zero is left out (ncnn
+    then runs it in float), with a warning. With `options.all_blobs`, `blobs` says what they are.
+    """
+    chosen = select_layers(layers, options)
+    methods, notes = blob_methods(layers, [layer.name for layer in chosen], options)
+    wanted = dict(methods)
+    if options.all_blobs and blobs is not None:
+        for key in blobs.keys.values():
+            wanted.setdefault(key, default_method(key in blobs.inputs, options))
+    found = _evidence(statistics, wanted, options)
+    rows, warnings = _rows(chosen, found, options)
+    if not rows:
+        raise StatisticsError(f"{source}: every quantised layer has a bottom of zeros")
+    warnings = [*_run_warnings(statistics, found, methods), *notes, *warnings]
+    table = CalibrationTable(
+        tuple(rows),
+        _blob_scales(blobs, found) if options.all_blobs and blobs is not None else {},
+        {
+            "int8calib": int8calib.__version__,
+            "images": statistics.images,
+            "options": asdict(options),
+            **meta,
+            "stability": summary({blob: found[blob].spread for blob in methods}),
+            "warnings": warnings,
+        },
+    )
+    return Calibration(table, statistics, tuple(warnings))
+
+
+def _evidence(
+    statistics: Statistics, methods: Mapping[str, str], options: Options
+) -> dict[str, BottomEvidence]:
+    """The threshold of each blob of `methods`, with what speaks for and against it."""
+    missing = [blob for blob in methods if blob not in statistics.histograms]
+    if missing:
+        raise StatisticsError(
+            f"the statistics hold no histogram of the blob {missing[0]} ({len(missing)} are "
+            "missing); collect them for this network, with all blobs if the format needs them"
+        )
+    histograms = {blob: statistics.histograms[blob] for blob in methods}
+    thresholds = find_thresholds(histograms, methods, percentile=options.percentile)
+    spreads = threshold_spreads(
+        histograms, statistics.halves, methods, percentile=options.percentile
+    )
+    return {
+        blob: BottomEvidence(
+            blob,
+            methods[blob],
+            histogram.absmax,
+            thresholds[blob].value,
+            thresholds[blob].bin,
+            _clipped(histogram, thresholds[blob].value),
+            spreads.get(blob),
+        )
+        for blob, histogram in histograms.items()
+    }
+
+
+def _clipped(histogram: Histogram, threshold: float) -> float:
+    return histogram.clipped(threshold) if histogram.absmax else 0.0
+
+
+def _rows(
+    layers: Iterable[TableLayer], found: Mapping[str, BottomEvidence], options: Options
+) -> tuple[list[LayerScales], list[str]]:
+    """The rows of every layer with a living bottom, and what there is to say."""
+    rows, warnings = [], []
+    weights = options.weight_options()
+    for layer in layers:
+        evidence = found[layer.bottom]
+        if evidence.threshold <= 0:
+            warnings.append(
+                f"{layer.name}: its bottom {evidence.blob} is 0 in every image; left in float"
+            )
+            continue
+        dead = dead_rows(layer.clips, weights)
+        warnings += _layer_warnings(layer, evidence, len(dead))
+        scales = scales_of(layer, layer.clips, weights)
+        rows.append(LayerScales(layer.name, scales, LEVELS / evidence.threshold, evidence, dead))
+    return rows, warnings
+
+
+def _blob_scales(blobs: Blobs, found: Mapping[str, BottomEvidence]) -> dict[str, float]:
+    """127 over threshold by blob name, last version each; a blob of zeros has none."""
+    return {
+        name: LEVELS / found[key].threshold
+        for name, key in blobs.keys.items()
+        if found[key].threshold > 0
+    }
+
+
+def _run_warnings(
+    statistics: Statistics, found: Mapping[str, BottomEvidence], bottoms: Iterable[str]
+) -> list[str]:
+    warnings = []
+    if statistics.images < FEW_IMAGES:
+        warnings.append(
+            f"few images: {statistics.images}; thresholds settle from about {FEW_IMAGES} on"
+        )
+    spreads = {blob: found[blob].spread or 0.0 for blob in bottoms}
+    moving = sorted((b for b in spreads if spreads[b] > UNSTEADY), key=lambda b: -spreads[b])
+    if moving:
+        shown = ", ".join(f"{blob} by {100 * spreads[blob]:.0f} %" for blob in moving[:_SHOWN])
+        more = f" and {len(moving) - _SHOWN} more" if len(moving) > _SHOWN else ""
+        warnings.append(f"more images would still move the thresholds of {shown}{more}")
+    return warnings
+
+
+def _layer_warnings(layer: TableLayer, found: BottomEvidence, dead: int) -> list[str]:
+    warnings = []
+    if found.threshold < FAR_BELOW * found.absmax:
+        warnings.append(
+            f"{layer.name}: threshold {found.threshold:.4g} is far below "
+            f"absmax {found.absmax:.4g} of {found.blob}"
+        )
+    if dead:
+        warnings.append(f"{layer.name}: {dead} of {layer.rows} weight rows are all zero")
+    return warnings
+
+
+def tool_rows(table: CalibrationTable) -> CalibrationTable:
+    """`table` with one weight scale a layer, as the reference tool has it with `--group 0`.
+
+    Raises `OptionError` for a layer whose scales differ: it was made with another granularity.
+    """
+    rows = []
+    for layer in table.layers:
+        alive = [c for c in range(len(layer.weight_scales)) if c not in set(layer.dead_channels)]
+        if len(set(layer.weight_scales[alive].tolist())) > 1:
+            raise OptionError(f"layer {layer.name}: one weight scale a layer needs per-tensor")
+        kept = alive[:1] or [0]
+        dead = () if alive else (0,)
+        rows.append(replace(layer, weight_scales=layer.weight_scales[kept], dead_channels=dead))
+    return replace(table, layers=tuple(rows))
+
+
+def tool_v1_rows(table: CalibrationTable, layers: Sequence[TableLayer]) -> CalibrationTable:
+    """`table` as the reference tool's first version has it: rows of its kind of layers alone.
+
+    That is one weight scale for each ungrouped or grouped convolution of a 1x1 or 3x3 window.
+    """
+    kept = {layer.name for layer in layers if layer.kernel in (1, 3)}
+    rows = tuple(layer for layer in table.layers if layer.name in kept)
+    return tool_rows(replace(table, layers=rows))

@@ -1,0 +1,114 @@
+"""Show what INT8 does to each layer of a Caffe model, the worst first.
+
+example:
+  int8calib analyze --proto deploy.prototxt --model net.caffemodel --images photos/ \\
+      --mean 104 117 123 --table net.table
+
+own: the layer alone in INT8. arriving: with all layers before it in INT8 too. clipped and rounding
+divide the squared error of the layer's bottom.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from int8calib.cli.evaluate import (
+    add_compare_arguments,
+    decibels,
+    output_inputs,
+    share_text,
+)
+from int8calib.cli.inputs import (
+    ImageFeeds,
+    add_image_arguments,
+    add_model_arguments,
+    add_workers_argument,
+    load_net,
+    worker_count,
+)
+from int8calib.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from int8calib.evaluation.layer_errors import Analysis
+
+NAME = "analyze"
+HELP = "error of every INT8 layer, and how much the outputs depend on it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `int8calib analyze`."""
+    add_model_arguments(parser)
+    add_image_arguments(parser)
+    group = parser.add_argument_group("analysis")
+    group.add_argument("--table", required=True, metavar="FILE", help="a calibration table")
+    group.add_argument(
+        "--sensitivity",
+        type=int,
+        default=10,
+        metavar="N",
+        help="images over which each layer runs in INT8 alone, to rank layers by what they do to "
+        "the outputs; costs N runs of the net per layer (default: 10; 0: none)",
+    )
+    add_compare_arguments(group)
+    add_workers_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Analyze and print."""
+    from int8calib.evaluation.analyze import analyze
+    from int8calib.table import read_table
+
+    screen = Screen(args)
+    table = read_table(args.table)
+    net = load_net(args)
+    images = ImageFeeds(args, net, output_inputs(net))
+    with screen.progress() as progress:
+        found = analyze(
+            net,
+            table,
+            images,
+            sensitivity_images=args.sensitivity,
+            scores=args.scores,
+            fold_bn=args.fold_bn,
+            workers=worker_count(args),
+            total=len(images),
+            progress=progress,
+        )
+    images.tell(screen)
+    if args.json:
+        screen.result(json.dumps(found.as_dict(), indent=2))
+    else:
+        show(screen, found)
+    return 0
+
+
+def show(screen: Screen, found: Analysis) -> None:
+    """Both orders, and what the analysis cost."""
+    rows = [
+        (
+            layer.name,
+            decibels(layer.own_sqnr),
+            f"{layer.own_cosine:.5f}",
+            decibels(layer.arriving_sqnr),
+            f"{layer.arriving_cosine:.5f}",
+            f"{100 * layer.clipped_values:.3f}",
+            f"{100 * layer.clipped_error:.1f}",
+            f"{100 * layer.rounding_error:.1f}",
+        )
+        for layer in found.layers
+    ]
+    columns = (
+        *("layer", "own dB", "own cosine", "arriving dB", "arriving cosine"),
+        *("clipped values %", "clipped error %", "rounding error %"),
+    )
+    screen.table(f"Layers in INT8 over {found.images} images, worst first", columns, rows)
+    ranked = [
+        (layer.name, decibels(layer.output_sqnr), share_text(layer.agreement))
+        for layer in found.by_sensitivity()
+    ]
+    if ranked:
+        title = f"\nOne layer alone in INT8 over {found.sensitivity_images} images, by its effect"
+        screen.table(title, ("layer", "output SQNR dB", "same top-1 %"), ranked)
+    screen.say(f"cost: as {found.cost:.1f} evaluations of one table over these images")

@@ -1,0 +1,121 @@
+"""Collect the statistics of a model's activations in a file, for `int8calib thresholds`.
+
+One machine:
+  int8calib collect --proto deploy.prototxt --model net.caffemodel --images photos/ \\
+      --mean 104 117 123 --output stats.npz
+Many machines, each with its share of the images, bit for bit as one machine would:
+  1. int8calib collect --ranges-only ... --output ranges-1.npz      on each
+  2. int8calib merge ranges-1.npz ranges-2.npz --output ranges.npz
+  3. int8calib collect --ranges ranges.npz ... --output stats-1.npz on each
+  4. int8calib merge stats-1.npz stats-2.npz --output stats.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+from int8calib.cli.calibrate import add_checkpoint_arguments, check_output, open_checkpoint
+from int8calib.cli.config import add_config_argument
+from int8calib.cli.identity import file_sha256, job_identity
+from int8calib.cli.inputs import (
+    ImageFeeds,
+    add_image_arguments,
+    add_model_arguments,
+    add_run_arguments,
+    cache_size,
+    load_net,
+    worker_count,
+)
+from int8calib.cli.screen import Screen
+from int8calib.cli.table_options import add_fold_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from int8calib.stats.activation import Range
+
+NAME = "collect"
+HELP = "collect statistics of a model's activations in a file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `int8calib collect`."""
+    add_config_argument(parser)
+    add_model_arguments(parser)
+    add_image_arguments(parser)
+    group = parser.add_argument_group("statistics")
+    group.add_argument("--output", required=True, metavar="FILE", help="the .npz file to write")
+    add_fold_arguments(group)
+    group.add_argument(
+        "--all-blobs",
+        action="store_true",
+        help="of every blob, not only of those that quantised layers read: for the table formats "
+        "tool-v1 and tensorrt",
+    )
+    phase = group.add_mutually_exclusive_group()
+    phase.add_argument("--ranges-only", action="store_true", help="stop after the ranges")
+    phase.add_argument(
+        "--ranges",
+        metavar="FILE",
+        help="the merged ranges of all shards: only histograms are left to count",
+    )
+    add_run_arguments(parser)
+    add_checkpoint_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Collect and write."""
+    from int8calib.collect import collect_statistics
+    from int8calib.collected import Collected, save_collected
+    from int8calib.options import Options
+    from int8calib.pipeline import prepare
+
+    screen = Screen(args)
+    started = time.perf_counter()
+    check_output(args.output)
+    net = load_net(args)
+    job = prepare(net, Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs))
+    feeds = ImageFeeds(args, net, job.inputs)
+    identity = job_identity(args, net, feeds, [str(blob) for blob in job.blobs])
+    ranges = _known_ranges(args, identity)
+    phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}
+    checkpoint = open_checkpoint(args, {**identity, **feeds.order(), **phase})
+    with screen.progress() as progress:
+        statistics = collect_statistics(
+            job.graph,
+            feeds,
+            job.blobs,
+            workers=worker_count(args),
+            cache_bytes=cache_size(args),
+            total=len(feeds),
+            progress=progress,
+            ranges=ranges,
+            ranges_only=args.ranges_only,
+            checkpoint=checkpoint,
+        )
+    feeds.tell(screen)
+    collected = Collected(statistics, job.described, job.named, args.proto, identity)
+    save_collected(args.output, collected)
+    if checkpoint is not None:
+        checkpoint.remove()
+    what = "ranges" if args.ranges_only else "statistics"
+    screen.say(
+        f"{args.output}: {what} of {len(statistics.ranges)} blobs from {statistics.images} images "
+        f"in {time.perf_counter() - started:.1f} s"
+    )
+    return 0
+
+
+def _known_ranges(
+    args: argparse.Namespace, identity: Mapping[str, object]
+) -> Mapping[str, Range] | None:
+    """The ranges of `--ranges`, checked for being of the same network and preprocessing."""
+    if args.ranges is None:
+        return None
+    from int8calib.collected import check_identity, load_collected
+
+    known = load_collected(args.ranges)
+    check_identity(known.identity, identity, args.ranges, "this collection")
+    return known.statistics.ranges

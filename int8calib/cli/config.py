@@ -1,0 +1,174 @@
+"""A TOML file of options comes in and becomes arguments; arguments go out as such a file.
+
+Keys are the long options without their dashes: `mean = [104, 117, 123]`, `winograd = false`.
+What stands on the command line goes before the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from int8calib.errors import OptionError
+from int8calib.output import write_atomic
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+OPTION = "--config"
+_NOT_KEPT = frozenset(("help", "config", "quiet", "verbose", "debug", "gpu"))
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """`--config FILE`."""
+    parser.add_argument(
+        OPTION,
+        metavar="FILE",
+        help="a TOML file with options by their long names; the command line goes before it",
+    )
+
+
+class ConfigParser(argparse.ArgumentParser):
+    """A parser that puts the options of the `--config` file in front of the given ones."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Abbreviations would hide which options are given.
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As the plain parser's, with the words of the configuration added."""
+        words = list(sys.argv[1:] if args is None else args)
+        if OPTION in self._option_string_actions:
+            try:
+                words = [*self._config_words(words), *words]
+            except OptionError as error:
+                self.error(str(error))
+        return super().parse_known_args(words, namespace)
+
+    def _config_words(self, words: Sequence[str]) -> list[str]:
+        path = _value_of(OPTION, words)
+        if path is None:
+            return []
+        given = {
+            self._option_string_actions[name].dest
+            for word in words
+            if (name := word.partition("=")[0]) in self._option_string_actions
+        }
+        found = []
+        for key, value in read_config(path).items():
+            action = self._option_string_actions.get(f"--{key}")
+            if action is None or action.dest in _NOT_KEPT or key.startswith("no-"):
+                raise OptionError(f"{path}: {_unknown(key, self.keys())}")
+            if action.dest not in given:
+                found += _words(action, key, value, path, self._option_string_actions)
+        return found
+
+    def keys(self) -> list[str]:
+        """The keys that a configuration may have, in the order of the help text."""
+        return [key for key, _ in _kept(self)]
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The keys and values of a TOML file; raises `OptionError` for one that cannot be read."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+        return tomllib.loads(text)
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise OptionError(f"{path}: no TOML file: {error}") from None
+
+
+def write_config(
+    path: str | Path,
+    args: argparse.Namespace,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    """Write every option of `args` that has a value, with the command's own order of options."""
+    parser = ConfigParser()
+    add_arguments(parser)
+    rows = ["# Options of `int8calib calibrate`; to repeat the run: --config with this file."]
+    for key, action in _kept(parser):
+        value = getattr(args, action.dest)
+        if value is not None and value != []:
+            rows.append(f"{key} = {_toml(value)}")
+    write_atomic(path, "\n".join([*rows, ""]))
+
+
+def _kept(parser: ConfigParser) -> list[tuple[str, argparse.Action]]:
+    """Key and action of each option that a configuration may hold; one for on and off."""
+    kept: dict[str, tuple[str, argparse.Action]] = {}
+    for action in parser._actions:
+        name = next((name for name in action.option_strings if name.startswith("--")), None)
+        if name is not None and action.dest not in _NOT_KEPT:
+            kept.setdefault(action.dest, (name.removeprefix("--"), action))
+    return list(kept.values())
+
+
+def _value_of(option: str, words: Sequence[str]) -> str | None:
+    """The last value given to `option`; None where it is not given."""
+    value = None
+    for i, word in enumerate(words):
+        if word == option and i + 1 < len(words):
+            value = words[i + 1]
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = get_close_matches(key, known, n=3, cutoff=0.5)
+    hint = f"near keys are {', '.join(near)}" if near else f"known keys are {', '.join(known)}"
+    return f"there is no option {key!r}; {hint}"
+
+
+def _words(
+    action: argparse.Action, key: str, value: Any, path: str, options: Mapping[str, Any]
+) -> list[str]:
+    """The words of the command line that mean `key = value`."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise OptionError(f"{path}: {key} = {value!r}; expected true or false")
+        negative = [f"--no-{key}"] if f"--no-{key}" in options else []
+        return [f"--{key}"] if value else negative
+    repeats = isinstance(action, argparse._AppendAction)
+    many = action.nargs == "+" or repeats
+    values = value if isinstance(value, list) and many else [value]
+    if not values or any(
+        isinstance(v, bool) or not isinstance(v, str | int | float) for v in values
+    ):
+        what = "a list of text or numbers" if many else "one text or number"
+        raise OptionError(f"{path}: {key} = {value!r}; expected {what}")
+    texts = [str(v) for v in values]
+    if repeats or len(texts) == 1:
+        return [f"--{key}={text}" for text in texts]
+    return [f"--{key}", *texts]
+
+
+def _toml(value: object) -> str:
+    """A TOML value: JSON's text and lists are TOML's, but for one character and floats."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, int):
+        return str(value)
+    text = str(value)
+    # Options that take numbers or a file arrive as text; numbers look better as numbers.
+    number = re.fullmatch(r"-?(0|[1-9]\d{0,9})(\.\d{1,9})?", text)
+    if number and text in (str(int(float(text))), str(float(text))):
+        return text
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,197 @@
+"""Run a Caffe model in float and in ncnn's INT8 arithmetic, and compare what they say.
+
+example:
+  int8calib evaluate --proto deploy.prototxt --model net.caffemodel --images photos/ \\
+      --mean 104 117 123 --labels labels.txt --table kl.table --table mse.table
+
+Shares stand with their 95 % confidence interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from int8calib.cli.inputs import (
+    ImageFeeds,
+    add_image_arguments,
+    add_model_arguments,
+    add_workers_argument,
+    load_net,
+    worker_count,
+)
+from int8calib.cli.labels import LabelledImages
+from int8calib.cli.screen import Screen
+from int8calib.errors import OptionError
+
+if TYPE_CHECKING:
+    from int8calib.engine.run import Net
+    from int8calib.evaluation.measures import Share
+    from int8calib.evaluation.results import Accuracy, Evaluation, TableResult
+    from int8calib.table.model import CalibrationTable
+
+NAME = "evaluate"
+HELP = "accuracy of the INT8 model beside the float model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `int8calib evaluate`."""
+    add_model_arguments(parser)
+    add_image_arguments(parser)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--table",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="a calibration table in any format; several may be compared",
+    )
+    group.add_argument(
+        "--labels",
+        metavar="WHERE",
+        help="a file of `image index` lines, or a folder with one folder of images per class",
+    )
+    group.add_argument(
+        "--topk", type=int, nargs="+", default=[1, 5], metavar="K", help="(default: 1 5)"
+    )
+    add_compare_arguments(group)
+    group.add_argument(
+        "--box-score",
+        type=float,
+        default=0.3,
+        metavar="S",
+        help="detections of a lower score are not compared (default: 0.3)",
+    )
+    add_workers_argument(parser)
+
+
+def add_compare_arguments(group: Any) -> None:
+    """Options that `evaluate` and `analyze` share."""
+    group.add_argument(
+        "--scores",
+        metavar="BLOB",
+        help="the blob of class scores (default: the only output, if it is a vector)",
+    )
+    fold = group.add_mutually_exclusive_group()
+    fold.add_argument(
+        "--fold-bn",
+        action="store_true",
+        default=None,
+        help="the model goes through ncnnoptimize (default: what a table's report says, or else "
+        "so)",
+    )
+    fold.add_argument(
+        "--no-fold-bn",
+        dest="fold_bn",
+        action="store_false",
+        help="the model goes to ncnn2int8 straight from caffe2ncnn",
+    )
+    group.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print."""
+    from int8calib.evaluation.evaluate import evaluate
+    from int8calib.table import read_table
+
+    screen = Screen(args)
+    tables: dict[str, CalibrationTable] = {}
+    for path in args.table:
+        if path in tables:
+            raise OptionError(f"--table {path}: is given twice")
+        tables[path] = read_table(path)
+    net = load_net(args)
+    images = ImageFeeds(args, net, output_inputs(net))
+    feeds = images if args.labels is None else LabelledImages(images, args.labels)
+    with screen.progress() as progress:
+        found = evaluate(
+            net,
+            tables,
+            feeds,
+            topk=args.topk,
+            scores=args.scores,
+            box_score=args.box_score,
+            fold_bn=args.fold_bn,
+            workers=worker_count(args),
+            total=len(images),
+            progress=progress,
+        )
+    images.tell(screen)
+    if args.json:
+        screen.result(json.dumps(found.as_dict(), indent=2))
+    else:
+        show(screen, found)
+    return 0
+
+
+def output_inputs(net: Net) -> tuple[str, ...]:
+    """The inputs that the outputs of `net` need."""
+    from int8calib.net.inputs import INPUT_TYPES
+
+    layers = net.graph.ancestors(net.graph.outputs)
+    return tuple(top.name for layer in layers for top in layer.tops if layer.type in INPUT_TYPES)
+
+
+def show(screen: Screen, found: Evaluation) -> None:
+    """The figures of each net, then of each blob, then the confusions."""
+    float_accuracy = found.float_accuracy
+    ks = list(float_accuracy.topk) if float_accuracy else []
+    agreed = any(table.agreement for table in found.tables)
+    boxed = any(table.boxes for table in found.tables)
+    columns = ["", *(f"top-{k} %" for k in ks)]
+    columns += ["same top-1 %"] * agreed + ["same boxes %"] * boxed
+    rows = [["float", *_topk(float_accuracy, ks), *[""] * (agreed + boxed)]]
+    for table in found.tables:
+        row = [table.name, *_topk(table.accuracy, ks)]
+        row += [share_text(table.agreement)] * agreed + [_boxes(table)] * boxed
+        rows.append(row)
+    if len(columns) > 1:
+        screen.table(f"{found.images} images", columns, rows)
+    blobs = [
+        (table.name, blob.blob, decibels(blob.sqnr), f"{blob.cosine:.5f}")
+        for table in found.tables
+        for blob in table.blobs
+    ]
+    title = f"\nOutputs against float over {found.images} images"
+    screen.table(title, ("", "blob", "SQNR dB", "cosine"), blobs)
+    _show_confusion(screen, "float", float_accuracy)
+    for table in found.tables:
+        _show_confusion(screen, table.name, table.accuracy)
+
+
+def _topk(accuracy: Accuracy | None, ks: list[int]) -> tuple[str, ...]:
+    return tuple(share_text(accuracy.topk[k]) for k in ks) if accuracy else ()
+
+
+def share_text(share: Share | None) -> str:
+    """A share in per cent with its interval, as `64.0 (57.1-70.3)`."""
+    if share is None or not share.total:
+        return ""
+    low, high = share.interval
+    return f"{100 * share.value:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def decibels(value: float | None) -> str:
+    """An SQNR with two digits; infinite where nothing differs."""
+    if value is None:
+        return ""
+    return "no error" if math.isinf(value) and value > 0 else f"{value:.2f}"
+
+
+def _boxes(table: TableResult) -> str:
+    boxes = table.boxes
+    if boxes is None:
+        return ""
+    counts = f"{boxes.matched} of {boxes.float_boxes} and {boxes.int8_boxes}"
+    return counts if math.isnan(boxes.value) else f"{100 * boxes.value:.1f} ({counts})"
+
+
+def _show_confusion(screen: Screen, name: str, accuracy: Accuracy | None) -> None:
+    if accuracy is None or accuracy.confusion is None:
+        return
+    counts = accuracy.confusion.tolist()
+    columns = ("label", *(str(i) for i in range(len(counts))))
+    rows = [(str(i), *map(str, row)) for i, row in enumerate(counts)]
+    screen.table(f"\n{name}: labels (rows) and what the net said (columns)", columns, rows)

@@ -1,0 +1,83 @@
+"""Show a Caffe network as a table: shapes, parameters, multiply-adds, and what runs in INT8.
+
+example:
+  int8calib inspect --proto deploy.prototxt --model net.caffemodel
+
+Nothing is run, and the caffemodel may be left out. Multiply-adds are for one image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from int8calib.cli.inputs import _input_shape, add_model_arguments
+from int8calib.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from int8calib.inspection.results import Inspection
+    from int8calib.layers.registry import Shape
+
+NAME = "inspect"
+HELP = "the network as a table, what runs in INT8, and warnings"
+UNKNOWN = "?"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `int8calib inspect`."""
+    add_model_arguments(parser, model_required=False)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Inspect and print."""
+    import int8calib
+
+    screen = Screen(args)
+    shapes = dict(_input_shape(text) for text in args.input_shape)
+    found = int8calib.inspect(args.proto, args.model, input_shapes=shapes)
+    if args.json:
+        screen.result(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        return 0
+    _show(screen, found)
+    for warning in found.warnings:
+        screen.say(f"warning: {warning}")
+    return 0
+
+
+def _show(screen: Screen, found: Inspection) -> None:
+    columns = ("layer", "type", "bottoms", "tops", "output", "parameters", "multiply-adds", "INT8")
+    rows = [
+        (
+            layer.name,
+            layer.type,
+            ", ".join(layer.bottoms),
+            ", ".join(layer.tops),
+            ", ".join(_shape(shape) for shape in layer.shapes),
+            _number(layer.parameters),
+            _number(layer.macs),
+            f"{'yes' if layer.quantised else 'no'}: {layer.why}",
+        )
+        for layer in found.layers
+    ]
+    screen.table(found.network or found.prototxt, columns, rows)
+    least = "" if found.complete else "at least "
+    int8 = [layer for layer in found.layers if layer.quantised]
+    share = 100 * found.quantised_macs / found.macs if found.macs else 0.0
+    screen.result(
+        f"{len(found.layers)} layers; {least}{found.parameters:,} parameters, "
+        f"{least}{found.macs:,} multiply-adds an image\n"
+        f"INT8: {len(int8)} of them with {share:.1f} % of the multiply-adds\n"
+        f"outputs: {', '.join(found.outputs)}"
+    )
+    if found.left_out:
+        screen.result(f"left out, they only score or give labels: {', '.join(found.left_out)}")
+
+
+def _shape(shape: Shape | None) -> str:
+    return UNKNOWN if shape is None else "x".join(map(str, shape)) or "scalar"
+
+
+def _number(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"

@@ -1,0 +1,44 @@
+"""Merge statistics that `int8calib collect` wrote from parts of the images.
+
+Ranges merge with ranges; histograms with histograms that were counted with the same ranges.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from int8calib.cli.calibrate import check_output
+from int8calib.cli.screen import Screen
+from int8calib.errors import OptionError
+
+NAME = "merge"
+HELP = "merge statistics of parts of the images"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `int8calib merge`."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files of `int8calib collect`")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the .npz file to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read all, merge, write."""
+    from int8calib.collected import load_collected, merge_collected, save_collected
+    from int8calib.stats.store import common_images
+
+    screen = Screen(args)
+    check_output(args.output)
+    if len(set(args.files)) < len(args.files):
+        raise OptionError("a file is named twice; its images would count twice")
+    parts = {name: load_collected(name) for name in args.files}
+    merged = merge_collected(parts)
+    common = common_images([part.statistics for part in parts.values()])
+    if common:
+        screen.say(f"warning: {common} images stand in more than one file and count more than once")
+    save_collected(args.output, merged)
+    statistics = merged.statistics
+    what = "statistics" if statistics.histograms else "ranges"
+    screen.say(
+        f"{args.output}: {what} of {len(statistics.ranges)} blobs from {statistics.images} images"
+    )
+    return 0

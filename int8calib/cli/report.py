@@ -1,0 +1,263 @@
+"""Write a page that explains a table: accuracy, the worst layers, and pictures of each layer.
+
+example:
+  int8calib report --proto deploy.prototxt --model net.caffemodel --images photos/ \\
+      --mean 104 117 123 --labels labels.txt --table net.table.json --output report.html
+
+The table's JSON report tells more than the table itself: methods, options and warnings. What
+other commands have found already need not be found again: --stats takes a file of `int8calib
+collect`, --analysis and --evaluation what `analyze --json` and `evaluate --json` printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from int8calib.cli.calibrate import check_output
+from int8calib.cli.evaluate import output_inputs
+from int8calib.cli.identity import file_sha256
+from int8calib.cli.inputs import (
+    ImageFeeds,
+    add_image_arguments,
+    add_model_arguments,
+    add_run_arguments,
+    cache_size,
+    load_net,
+    worker_count,
+)
+from int8calib.cli.labels import LabelledImages
+from int8calib.cli.screen import Progress, Screen
+from int8calib.errors import OptionError
+
+if TYPE_CHECKING:
+    from int8calib.engine.run import Net
+    from int8calib.evaluation.layer_errors import Analysis
+    from int8calib.evaluation.results import Evaluation
+    from int8calib.stats.store import Statistics
+    from int8calib.table.model import CalibrationTable
+
+    Tables = dict[str, CalibrationTable]
+
+NAME = "report"
+HELP = "write a page that explains a table and each of its layers"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `int8calib report`."""
+    add_model_arguments(parser)
+    add_image_arguments(parser)
+    group = parser.add_argument_group("report")
+    group.add_argument(
+        "--table",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="a calibration table in any format; the page is about the first, others are compared",
+    )
+    group.add_argument("--output", required=True, metavar="FILE", help="the .html file to write")
+    group.add_argument("--png", metavar="DIR", help="also write every picture as a PNG file")
+    group.add_argument("--title", help="the page's heading (default: the prototxt's folder)")
+    group.add_argument(
+        "--labels",
+        metavar="WHERE",
+        help="a file of `image index` lines, or a folder with one folder of images per class",
+    )
+    group.add_argument(
+        "--topk", type=int, nargs="+", default=[1, 5], metavar="K", help="(default: 1 5)"
+    )
+    group.add_argument(
+        "--scores",
+        metavar="BLOB",
+        help="the blob of class scores (default: the only output, if it is a vector)",
+    )
+    group.add_argument(
+        "--sensitivity",
+        type=int,
+        default=10,
+        metavar="N",
+        help="images over which each layer runs in INT8 alone (default: 10; 0: none)",
+    )
+    group.add_argument(
+        "--samples",
+        type=int,
+        default=4,
+        metavar="N",
+        help="batches of which values before and after are drawn (default: 4; 0: none)",
+    )
+    fold = group.add_mutually_exclusive_group()
+    fold.add_argument(
+        "--fold-bn",
+        action="store_true",
+        default=None,
+        help="the model goes through ncnnoptimize (default: what the table's report says, or else "
+        "so)",
+    )
+    fold.add_argument(
+        "--no-fold-bn",
+        dest="fold_bn",
+        action="store_false",
+        help="the model goes to ncnn2int8 straight from caffe2ncnn",
+    )
+    known = parser.add_argument_group("known already", "what need not be found again")
+    known.add_argument("--stats", metavar="FILE", help="statistics of `int8calib collect`")
+    known.add_argument(
+        "--analysis",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the output of `analyze --json`, once for each table, in their order",
+    )
+    known.add_argument("--evaluation", metavar="FILE", help="the output of `evaluate --json`")
+    add_run_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Find what is missing, and write the page."""
+    from int8calib.reporting.drawing import require_matplotlib
+    from int8calib.reporting.report import report
+    from int8calib.reporting.samples import sample_outputs
+    from int8calib.simulation.build import folds
+    from int8calib.table import read_table
+
+    screen = Screen(args)
+    started = time.perf_counter()
+    check_output(args.output)
+    require_matplotlib()
+    tables: Tables = {}
+    for path in args.table:
+        if path in tables:
+            raise OptionError(f"--table {path}: is given twice")
+        tables[path] = read_table(path)
+    first = next(iter(tables.values()))
+    fold = folds(first) if args.fold_bn is None else bool(args.fold_bn)
+    net = load_net(args)
+    feeds = ImageFeeds(args, net, output_inputs(net))
+    with screen.progress() as progress:
+        statistics = _statistics(args, net, feeds, fold, progress)
+        evaluation = _evaluation(args, net, feeds, tables, fold, progress)
+        analyses = _analyses(args, net, feeds, tables, fold, progress)
+        samples = {}
+        if args.samples > 0:
+            samples = sample_outputs(
+                net, first, feeds, count=args.samples, fold_bn=fold, progress=progress
+            )
+    feeds.tell(screen)
+    title = args.title or Path(args.proto).resolve().parent.name or args.proto
+    facts = {"weights": args.model, "images": ", ".join(args.images)}
+    made = report(
+        net,
+        tables,
+        statistics=statistics,
+        analysis=analyses,
+        evaluation=evaluation,
+        samples=samples,
+        title=title,
+        facts=facts,
+        fold_bn=fold,
+    )
+    with screen.progress("pictures") as progress:
+        made.save(args.output, progress)
+    size = Path(args.output).stat().st_size / 1e6
+    seconds = time.perf_counter() - started
+    screen.say(
+        f"{args.output}: {len(made.content.layers)} layers, {size:.1f} MB, in {seconds:.1f} s"
+    )
+    if args.png:
+        screen.say(f"{args.png}: {made.save_pictures(args.png)} pictures")
+    for advice in made.advice:
+        screen.result(f"{advice.level}: {advice.text}")
+    return 0
+
+
+def _statistics(
+    args: argparse.Namespace, net: Net, feeds: ImageFeeds, fold: bool, progress: Progress
+) -> Statistics:
+    """The histograms of `--stats`, checked for being of this network, or new ones."""
+    from int8calib.collect import collect_statistics
+    from int8calib.collected import check_identity, load_collected
+    from int8calib.options import Options
+    from int8calib.pipeline import prepare
+
+    if args.stats is not None:
+        stored = load_collected(args.stats)
+        mine = {
+            "prototxt": file_sha256(args.proto),
+            "caffemodel": file_sha256(args.model),
+            "fold-bn": fold,
+        }
+        theirs = {key: stored.identity.get(key) for key in mine}
+        check_identity(theirs, mine, args.stats, "this report")
+        return stored.statistics
+    job = prepare(net, Options(fold_bn=fold))
+    return collect_statistics(
+        job.graph,
+        feeds,
+        job.blobs,
+        workers=worker_count(args),
+        cache_bytes=cache_size(args),
+        total=len(feeds),
+        progress=progress,
+    )
+
+
+def _evaluation(
+    args: argparse.Namespace,
+    net: Net,
+    feeds: ImageFeeds,
+    tables: Tables,
+    fold: bool,
+    progress: Progress,
+) -> Evaluation:
+    """That of `--evaluation`, or a new one."""
+    from int8calib.evaluation.evaluate import evaluate
+    from int8calib.reporting.files import read_evaluation
+
+    if args.evaluation is not None:
+        return read_evaluation(args.evaluation)
+    return evaluate(
+        net,
+        tables,
+        feeds if args.labels is None else LabelledImages(feeds, args.labels),
+        topk=args.topk,
+        scores=args.scores,
+        fold_bn=fold,
+        workers=worker_count(args),
+        total=len(feeds),
+        progress=progress,
+    )
+
+
+def _analyses(
+    args: argparse.Namespace,
+    net: Net,
+    feeds: ImageFeeds,
+    tables: Tables,
+    fold: bool,
+    progress: Progress,
+) -> dict[str, Analysis]:
+    """Those of `--analysis`, and new ones for the tables behind them."""
+    from int8calib.evaluation.analyze import analyze
+    from int8calib.reporting.files import read_analysis
+
+    if len(args.analysis) > len(tables):
+        raise OptionError(f"--analysis: {len(args.analysis)} files for {len(tables)} tables")
+    found = {name: read_analysis(path) for name, path in zip(tables, args.analysis, strict=False)}
+    for i, (name, table) in enumerate(tables.items()):
+        if name in found:
+            continue
+        found[name] = analyze(
+            net,
+            table,
+            feeds,
+            # One table's effects at the outputs are enough; they cost most.
+            sensitivity_images=args.sensitivity if i == 0 else 0,
+            scores=args.scores,
+            fold_bn=fold,
+            workers=worker_count(args),
+            total=len(feeds),
+            progress=progress,
+        )
+    return found

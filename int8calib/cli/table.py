@@ -1,0 +1,187 @@
+"""Look at calibration tables, check them, compare them, or write them in another format.
+
+examples:
+  int8calib table show net.table
+  int8calib table check net.table --proto deploy.prototxt --model net.caffemodel
+  int8calib table diff old.table new.table
+  int8calib table convert net.table.json net.cache --format tensorrt
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from int8calib.cli.screen import Screen, add_output_arguments
+from int8calib.cli.table_options import FORMATS
+from int8calib.errors import OptionError
+
+if TYPE_CHECKING:
+    from int8calib.table import CalibrationTable, DiffRow, Requirement
+
+NAME = "table"
+HELP = "show, check, compare or convert tables"
+FOUND_ERRORS = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `int8calib table`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="the scales of each layer")
+    show.add_argument("table", metavar="TABLE")
+    check = actions.add_parser("check", help="what ncnn would misread; exit code 1 for errors")
+    check.add_argument("table", metavar="TABLE")
+    _add_check_arguments(check)
+    diff = actions.add_parser("diff", help="two tables side by side, the worst ratio first")
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
+    diff.add_argument("--limit", type=int, metavar="N", help="show the N worst rows only")
+    convert = actions.add_parser("convert", help="the same table in another format")
+    convert.add_argument("table", metavar="IN")
+    convert.add_argument("output", metavar="OUT")
+    convert.add_argument("--format", choices=FORMATS, default="ncnn", help="of OUT (default: ncnn)")
+    for action in (show, check, diff, convert):
+        action.add_argument(
+            "--from",
+            dest="source_format",
+            choices=FORMATS,
+            help="format of what is read (default: told from its content)",
+        )
+        add_output_arguments(action, inner=True)
+
+
+def _add_check_arguments(check: argparse.ArgumentParser) -> None:
+    check.add_argument("--proto", metavar="FILE", help="check against this network, with --model")
+    check.add_argument("--model", metavar="FILE", help="its weights")
+    check.add_argument("--param", metavar="FILE", help="check against this ncnn structure file")
+    check.add_argument(
+        "--no-fold-bn",
+        dest="fold_bn",
+        action="store_false",
+        help="the network runs without BatchNorm folded in (no ncnnoptimize)",
+    )
+    check.add_argument(
+        "--no-winograd", dest="winograd", action="store_false", help="expect 8-bit weights"
+    )
+    check.add_argument(
+        "--tolerance",
+        type=float,
+        default=2.0,
+        metavar="F",
+        help="a weight scale further than this factor from the weights is an error (default: 2)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the action says."""
+    actions = {"show": _show, "check": _check, "diff": _diff, "convert": _convert}
+    return actions[args.action](args, Screen(args))
+
+
+def _show(args: argparse.Namespace, screen: Screen) -> int:
+    from int8calib.table import read_table
+
+    table = read_table(args.table, args.source_format)
+    rows = []
+    for layer in table.layers:
+        scales = layer.weight_scales
+        found = layer.evidence
+        rows.append(
+            (
+                layer.name,
+                _number(layer.bottom_scale),
+                _number(127 / layer.bottom_scale),
+                str(scales.size),
+                _number(float(scales.min())),
+                _number(float(scales.max())),
+                str(len(layer.dead_channels)),
+                "" if found is None else f"{found.blob} ({found.method})",
+            )
+        )
+    columns = ("layer", "scale", "threshold", "weights", "smallest", "largest", "dead", "bottom")
+    screen.table(f"{args.table}: {len(rows)} layers", columns, rows)
+    if table.blob_scales:
+        blobs = [(n, _number(s), _number(127 / s)) for n, s in table.blob_scales.items()]
+        screen.table(f"{len(blobs)} blobs", ("blob", "scale", "threshold"), blobs)
+    return 0
+
+
+def _check(args: argparse.Namespace, screen: Screen) -> int:
+    from int8calib.table import check_table, read_table_lenient, read_text
+
+    text = read_text(args.table)
+    table = read_table_lenient(args.table, args.source_format).table
+    findings = check_table(
+        text,
+        requirements=_requirements(args, table),
+        format=args.source_format,
+        tolerance=args.tolerance,
+    )
+    for finding in findings:
+        screen.result(f"{finding.severity}: {finding.located(args.table)}")
+    errors = sum(finding.severity == "error" for finding in findings)
+    screen.say(f"{args.table}: {errors} errors, {len(findings) - errors} warnings")
+    return FOUND_ERRORS if errors else 0
+
+
+def _requirements(args: argparse.Namespace, table: CalibrationTable) -> list[Requirement] | None:
+    """What the network named by the options needs; None where none is named."""
+    if args.param is not None:
+        if args.proto is not None or args.model is not None:
+            raise OptionError("--param and --proto/--model: give one network to check against")
+        from int8calib.table import read_param
+
+        return read_param(args.param)
+    if args.proto is None and args.model is None:
+        return None
+    if args.proto is None or args.model is None:
+        raise OptionError("--proto and --model: one does without the other only for --param")
+    import int8calib
+    from int8calib.requirements import requirements_from_graph
+
+    graph = int8calib.load_caffe(args.proto, args.model).graph
+    by_blob = bool(table.blob_scales) and all(math.isnan(x.bottom_scale) for x in table.layers)
+    return requirements_from_graph(
+        graph, fold_bn=args.fold_bn, winograd=args.winograd, versions=not by_blob
+    )
+
+
+def _diff(args: argparse.Namespace, screen: Screen) -> int:
+    from int8calib.table import diff_tables, read_table
+
+    if args.limit is not None and args.limit < 1:
+        raise OptionError(f"--limit {args.limit}: expected at least 1")
+    a, b = (read_table(path, args.source_format) for path in (args.a, args.b))
+    rows = diff_tables(a, b)
+    equal = sum(row.ratio == 1 for row in rows)
+    columns = ("layer", "row", args.a, args.b, "ratio", "channel", "note")
+    screen.table("", columns, [_diff_cells(row) for row in rows[: args.limit]])
+    screen.say(f"{len(rows)} rows, {equal} of them equal")
+    return 0
+
+
+def _diff_cells(row: DiffRow) -> tuple[str, ...]:
+    return (
+        row.layer,
+        row.kind,
+        "" if row.a is None else _number(row.a),
+        "" if row.b is None else _number(row.b),
+        "" if row.ratio is None else f"{row.ratio:.6g}",
+        "" if row.channel is None else str(row.channel),
+        row.note,
+    )
+
+
+def _convert(args: argparse.Namespace, screen: Screen) -> int:
+    from int8calib.table import convert_table
+
+    table = convert_table(
+        args.table, args.output, source_format=args.source_format, target_format=args.format
+    )
+    screen.say(f"{args.output}: {len(table.layers)} layers in the format {args.format}")
+    return 0
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"

@@ -1,0 +1,208 @@
+"""Options about thresholds, weight scales and layers come in; the library's `Options` go out."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from int8calib.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from int8calib.options import Options
+    from int8calib.table.model import CalibrationTable
+    from int8calib.table_layers import TableLayer
+
+FORMATS = ("ncnn", "tool", "tool-v1", "tensorrt", "json")
+BY_BLOB = frozenset(("tool-v1", "tensorrt"))
+"""Formats that hold a scale for every blob."""
+TOOL_DEAD = 1e-4
+"""The reference tool writes 0 for a channel whose weights are all below this."""
+
+
+def add_table_arguments(group: Any) -> None:
+    """How thresholds and weight scales are found, and for which layers."""
+    add_fold_arguments(group)
+    add_choice_arguments(group)
+
+
+def add_fold_arguments(group: Any) -> None:
+    """Whether weights are those before or after ncnnoptimize."""
+    fold = group.add_mutually_exclusive_group()
+    fold.add_argument(
+        "--fold-bn",
+        action="store_true",
+        default=True,
+        help="weight scales of weights with BatchNorm and Scale folded in: for a model that goes "
+        "through ncnnoptimize before ncnn2int8, as ncnn's guide says (default)",
+    )
+    fold.add_argument(
+        "--no-fold-bn",
+        dest="fold_bn",
+        action="store_false",
+        help="weight scales of the weights as they are: for a model that goes from caffe2ncnn "
+        "straight to ncnn2int8. The wrong choice saturates every layer with a BatchNorm behind it",
+    )
+
+
+def add_choice_arguments(group: Any) -> None:
+    """What can still be chosen when statistics are there already."""
+    group.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="ncnn",
+        help="layout of the table (default: ncnn); tool and tool-v1 are the reference tool's, "
+        "tensorrt is a calibration cache",
+    )
+    _add_method_arguments(group)
+    _add_layer_arguments(group)
+    _add_weight_arguments(group)
+
+
+def _add_method_arguments(group: Any) -> None:
+    group.add_argument(
+        "--method",
+        default="kl",
+        metavar="NAME",
+        help="how thresholds are found: kl (default, as ncnn2table), kl-tool, kl-tool-v1, aciq, "
+        "minmax, percentile, mse or kl-tensorrt",
+    )
+    group.add_argument(
+        "--input-method",
+        default="auto",
+        metavar="NAME",
+        help="method of the input blobs: a method, same (as all others) or auto: minmax, but same "
+        "with kl-tool, kl-tool-v1 and aciq (default)",
+    )
+    group.add_argument(
+        "--percentile",
+        type=float,
+        default=99.99,
+        metavar="P",
+        help="share of the values, in percent, that --method percentile keeps (default: 99.99)",
+    )
+    group.add_argument(
+        "--layer-method",
+        nargs="+",
+        action="extend",
+        metavar="NAME=METHOD",
+        help="another method for some layers, such as conv1=minmax 'fire*/expand*=mse'",
+    )
+
+
+def _add_layer_arguments(group: Any) -> None:
+    group.add_argument(
+        "--exclude",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="layers, or globs of them, that stay in float",
+    )
+    group.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="the layers, or globs of them, to quantise",
+    )
+    group.add_argument(
+        "--first-last-float",
+        action="store_true",
+        help="leave the first and the last layers that could be INT8 in float",
+    )
+
+
+def _add_weight_arguments(group: Any) -> None:
+    group.add_argument(
+        "--weights",
+        choices=("per-channel", "per-tensor", "per-group"),
+        default="per-channel",
+        help="weights that share a scale (default: per-channel)",
+    )
+    group.add_argument(
+        "--weight-method",
+        choices=("absmax", "aciq", "mse"),
+        help="how weights are clipped (default: absmax, or aciq with --method aciq)",
+    )
+    winograd = group.add_mutually_exclusive_group()
+    winograd.add_argument(
+        "--winograd",
+        action="store_true",
+        default=True,
+        help="6-bit weights for 3x3 stride 1 convolutions, which ncnn may run by int8 winograd "
+        "(default)",
+    )
+    winograd.add_argument(
+        "--no-winograd",
+        dest="winograd",
+        action="store_false",
+        help="8-bit weights everywhere: more accurate, if winograd is off in your ncnn options",
+    )
+    group.add_argument(
+        "--six-bit",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="layers, or globs of them, with 6-bit weights in any case",
+    )
+    group.add_argument(
+        "--group",
+        type=int,
+        choices=(0, 1),
+        help="the reference tool's option: 0 is --weights per-tensor",
+    )
+
+
+def options_of(args: argparse.Namespace, **more: Any) -> Options:
+    """The library's options that the arguments mean; `more` are fields that others know.
+
+    A format of the reference tool brings its rules along: channels below 1e-4 are dead, and the
+    first version has 8-bit weights with one scale a layer.
+    """
+    from int8calib.options import Options
+    from int8calib.scales import DEAD_ABSMAX, WeightOptions
+    from int8calib.thresholds import method_names
+
+    if args.method not in method_names():
+        raise OptionError(f"--method {args.method}: expected one of {', '.join(method_names())}")
+    first_version = args.format == "tool-v1"
+    weights = WeightOptions(
+        granularity="per-tensor" if args.group == 0 or first_version else args.weights,
+        method=args.weight_method,
+        winograd=args.winograd and not first_version,
+        six_bit=tuple(args.six_bit or ()),
+        dead=TOOL_DEAD if args.format in ("tool", "tool-v1") else DEAD_ABSMAX,
+    )
+    return Options(
+        method=args.method,
+        input_method=args.input_method,
+        layer_methods=tuple(_pair(text) for text in args.layer_method or ()),
+        percentile=args.percentile,
+        exclude=tuple(args.exclude or ()),
+        only=tuple(args.only or ()),
+        first_last_float=args.first_last_float,
+        weights=weights,
+        all_blobs=args.format in BY_BLOB,
+        **more,
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    pattern, found, method = text.rpartition("=")
+    if not found or not pattern or not method:
+        raise OptionError(f"--layer-method {text}: expected NAME=METHOD, such as conv1=minmax")
+    return pattern, method
+
+
+def laid_out(
+    table: CalibrationTable, layers: Sequence[TableLayer], options: Options, format: str
+) -> CalibrationTable:
+    """`table` with the rows of its format: the reference tool's own, where that is asked for."""
+    from int8calib.assemble import tool_rows, tool_v1_rows
+
+    if format == "tool-v1":
+        return tool_v1_rows(table, layers)
+    if format == "tool" and options.weights.granularity == "per-tensor":
+        return tool_rows(table)
+    return table

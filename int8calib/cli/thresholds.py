@@ -1,0 +1,57 @@
+"""Write a calibration table from statistics, by any method, without running the network again.
+
+example:
+  int8calib thresholds stats.npz --method mse --output net.table
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from int8calib.cli.calibrate import beside, check_output, show_summary, write_results
+from int8calib.cli.screen import Screen
+from int8calib.cli.table_options import BY_BLOB, add_choice_arguments, options_of
+from int8calib.errors import StatisticsError
+
+NAME = "thresholds"
+HELP = "write a table from collected statistics"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `int8calib thresholds`."""
+    parser.add_argument("statistics", metavar="FILE", help="a file of `int8calib collect` or merge")
+    group = parser.add_argument_group("table")
+    group.add_argument("--output", required=True, metavar="FILE", help="the table to write")
+    add_choice_arguments(group)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Find thresholds and write the table and its report."""
+    from int8calib.assemble import assemble
+    from int8calib.collected import load_collected
+
+    screen = Screen(args)
+    check_output(args.output)
+    stored = load_collected(args.statistics)
+    statistics = stored.statistics
+    if not statistics.histograms:
+        raise StatisticsError(
+            f"{args.statistics}: holds ranges only; collect the histograms with --ranges"
+        )
+    options = options_of(args, fold_bn=bool(stored.identity.get("fold-bn", True)))
+    if args.format in BY_BLOB and not set(stored.blobs.keys.values()) <= set(statistics.histograms):
+        raise StatisticsError(
+            f"{args.statistics}: the format {args.format} needs the statistics of every blob; "
+            "collect them with --all-blobs"
+        )
+    meta = {"statistics": args.statistics, "identity": dict(stored.identity)}
+    done = assemble(
+        stored.layers, statistics, options, source=stored.source, blobs=stored.blobs, meta=meta
+    )
+    write_results(args, done, stored.layers, options)
+    show_summary(screen, done)
+    screen.say(
+        f"{args.output}: {len(done.table.layers)} layers from {statistics.images} images; "
+        f"report in {beside(args.output, '.json')}"
+    )
+    return 0

@@ -1,0 +1,151 @@
+"""Statistics of a network with all that a table needs besides come in, one file goes out, and back.
+
+With such a file thresholds are found again in a moment, by any method, without the network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from int8calib.assemble import Blobs
+from int8calib.errors import StatisticsError
+from int8calib.scales import LEVELS, WINOGRAD_LEVELS, WeightClips
+from int8calib.stats.file import load_statistics, save_statistics
+from int8calib.stats.store import Statistics, merge_statistics
+from int8calib.table_layers import TableLayer
+
+_FIELDS = (
+    "name",
+    "ncnn_type",
+    "bottom",
+    "rows",
+    "winograd",
+    "kernel",
+    "reads_input",
+    "first",
+    "last",
+)
+_WAYS = [(levels, whole) for levels in (LEVELS, WINOGRAD_LEVELS) for whole in (False, True)]
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """What a collection leaves: statistics, the layers they are for, and where all comes from.
+
+    `identity` (JSON values) holds what must agree where statistics are merged: the network, the
+    preprocessing and the options that change activations.
+    """
+
+    statistics: Statistics
+    layers: tuple[TableLayer, ...]
+    blobs: Blobs
+    source: str
+    identity: Mapping[str, Any]
+
+
+def save_collected(path: str | os.PathLike[str], collected: Collected) -> None:
+    """Write `collected` to `path` (.npz), whole or not at all; raises `OutputError`."""
+    layers = [
+        {field: getattr(layer, field) for field in _FIELDS} | {"count": layer.clips.count}
+        for layer in collected.layers
+    ]
+    meta = {
+        "identity": dict(collected.identity),
+        "source": collected.source,
+        "layers": layers,
+        "blobs": list(collected.blobs.keys.items()),
+        "inputs": sorted(collected.blobs.inputs),
+    }
+    arrays = {"absmax": np.concatenate([layer.clips.absmax for layer in collected.layers])}
+    for levels, whole in _WAYS:
+        arrays[_mse_name(levels, whole)] = _all_mse(collected.layers, levels, whole)
+    save_statistics(path, replace(collected.statistics, meta=meta), arrays)
+
+
+def load_collected(path: str | os.PathLike[str]) -> Collected:
+    """The content of a file; raises `StatisticsError` where it holds something else."""
+    stored = load_statistics(path)
+    meta = stored.statistics.meta
+    try:
+        names = dict(meta["blobs"])
+        return Collected(
+            replace(stored.statistics, meta={}),
+            tuple(_layers(meta["layers"], stored.arrays)),
+            Blobs(names, frozenset(meta["inputs"])),
+            str(meta["source"]),
+            dict(meta["identity"]),
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        message = f"{Path(path)}: not written by `int8calib collect` or `merge` ({error})"
+        raise StatisticsError(message) from error
+
+
+def merge_collected(parts: Mapping[str, Collected]) -> Collected:
+    """The files `parts`, by name, as one; `merge_statistics` tells what merges with what.
+
+    Raises `StatisticsError` that names the two files and what differs in their identity.
+    """
+    (first_name, first), *others = parts.items()
+    for name, part in others:
+        check_identity(first.identity, part.identity, first_name, name)
+    statistics = merge_statistics([part.statistics for part in parts.values()])
+    return replace(first, statistics=statistics)
+
+
+def check_identity(a: Mapping[str, Any], b: Mapping[str, Any], name: str, other: str) -> None:
+    """Raise `StatisticsError` for the first value in which two identities differ."""
+    for key in a.keys() | b.keys():
+        if a.get(key) != b.get(key):
+            raise StatisticsError(
+                f"{name} and {other} do not belong together: their {key} differs "
+                f"({_short(a.get(key))} and {_short(b.get(key))})"
+            )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _mse_name(levels: int, whole: bool) -> str:
+    return f"mse/{levels}/{'layer' if whole else 'row'}"
+
+
+def _all_mse(layers: Sequence[TableLayer], levels: int, whole: bool) -> Array:
+    with ThreadPoolExecutor() as pool:
+        return np.concatenate(list(pool.map(lambda x: x.clips.mse(levels, whole), layers)))
+
+
+def _layers(described: list[Any], arrays: Mapping[str, NDArray[Any]]) -> list[TableLayer]:
+    layers = []
+    row = 0
+    for index, stored in enumerate(described):
+        fields = dict(stored)
+        count, rows = int(fields.pop("count")), int(fields["rows"])
+        absmax: Array = arrays["absmax"][row : row + rows]
+        if len(absmax) != rows:
+            raise ValueError(f"{len(absmax)} weight rows of {fields['name']}, {rows} announced")
+        mse = _stored_mse(arrays, slice(row, row + rows), slice(index, index + 1))
+        layers.append(TableLayer(**fields, clips=WeightClips(absmax, count, mse)))
+        row += rows
+    return layers
+
+
+def _stored_mse(
+    arrays: Mapping[str, NDArray[Any]], rows: slice, layer: slice
+) -> Callable[[int, bool], Array]:
+    def mse(levels: int, whole: bool) -> Array:
+        found: Array = arrays[_mse_name(levels, whole)][layer if whole else rows]
+        return found
+
+    return mse

@@ -1,0 +1,94 @@
+"""Activations of feeds come in from many threads, counts that a checkpoint may see go out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from int8calib.errors import StatisticsError
+from int8calib.layers.registry import Array
+from int8calib.net.graph import Blob
+from int8calib.stats.activation import HistogramBuilder, Range, measure_range
+from int8calib.tally import Codes, Tally
+
+
+class Counters:
+    """The histograms that are being counted: of the images of each half, blob by blob."""
+
+    def __init__(self, ranges: Mapping[str, Range], check: bool) -> None:
+        """`check`: whether a value may lie beyond `ranges`, which come from elsewhere."""
+        self._ranges = ranges
+        self._check = check
+        self._builders = {
+            blob: [HistogramBuilder(found.absmax, blob) for _ in range(2)]
+            for blob, found in ranges.items()
+        }
+
+    def add(self, codes: Codes, blob: Blob, top: Array) -> None:
+        """Count one blob of a feed whose images have these checksums."""
+        name = str(blob)
+        found = self._ranges.get(name)
+        if found is None:
+            raise StatisticsError(f"blob {name!r}: the ranges given do not have it")
+        if self._check and measure_range(top, name).absmax > found.absmax:
+            raise StatisticsError(
+                f"blob {name!r}: a value beyond the range given, {found.absmax:.9g}; the ranges "
+                "must be those of all images, this shard's included"
+            )
+        halves = self._builders[name]
+        if len(codes) == 1 or len(top) != len(codes):
+            # A top need not have an axis of images: then all of it goes with the first image.
+            halves[codes[0] & 1].add(top)
+            return
+        for i, code in enumerate(codes):
+            halves[code & 1].add(top[i : i + 1])
+
+    def add_to(self, tally: Tally) -> Tally:
+        """A copy of `tally` with what was counted here."""
+        total = tally.snapshot()
+        for blob, builders in self._builders.items():
+            half, rest = (builder.result() for builder in builders)
+            total.add_counts(blob, half.merge(rest), half)
+        return total
+
+
+class Gate:
+    """Workers pass together; who wants to be alone waits for them, and they for him.
+
+    So a checkpoint sees whole images only, without a lock around each count.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._working = 0
+        self._alone = 0
+        self.broken = False
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Around the counting of one feed; an error in it leaves the gate broken."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone)
+            self._working += 1
+        try:
+            yield
+        except BaseException:
+            self.broken = True
+            raise
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody counts inside."""
+        with self._changed:
+            self._alone += 1
+            try:
+                self._changed.wait_for(lambda: not self._working)
+                yield
+            finally:
+                self._alone -= 1
+                self._changed.notify_all()

@@ -1,0 +1,112 @@
+"""A network, tables and images (with labels or without) to an `Evaluation`: float beside INT8.
+
+The float net runs once per image, whatever the number of tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+from int8calib.engine.run import Net
+from int8calib.errors import ImageError, OptionError
+from int8calib.evaluation.boxes import SCORE
+from int8calib.evaluation.outputs import watched_blobs
+from int8calib.evaluation.records import Record, compare, sum_up
+from int8calib.evaluation.results import Evaluation
+from int8calib.layers.registry import Array
+from int8calib.net.graph import Blob
+from int8calib.simulation.build import simulate
+from int8calib.table.model import CalibrationTable
+from int8calib.workers import Feed, Progress, Runner, batch_of, single_threaded_blas, work_through
+
+
+class Labelled(NamedTuple):
+    """A feed and the class index of each of its images."""
+
+    feed: Feed
+    labels: Sequence[int]
+
+
+LabelledFeeds: TypeAlias = Callable[[], Iterable[Feed | Labelled]]
+
+
+def evaluate(
+    net: Net,
+    tables: CalibrationTable | Mapping[str, CalibrationTable],
+    feeds: LabelledFeeds,
+    *,
+    topk: Sequence[int] = (1, 5),
+    scores: str | None = None,
+    box_score: float = SCORE,
+    fold_bn: bool | None = None,
+    workers: int = 2,
+    total: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare `net` in float with itself in INT8 for each of `tables` (by name, or one alone).
+
+    `feeds()` gives `{input blob: float32 (N, ...)}`, or such a feed with its labels as
+    `Labelled`. `scores` names the blob of class scores, by default the only output if that is a
+    vector; `box_score` is the score from which detections count; `fold_bn` is as in `simulate`.
+    Raises `OptionError` where it is unclear what labels mean, `ImageError` for no feeds or wrong
+    labels, and what `simulate` raises.
+    """
+    if not topk or min(topk) < 1:
+        raise OptionError(f"top-k {tuple(topk)}: expected whole numbers of at least 1")
+    named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
+    nets = [net, *(simulate(net, table, fold_bn=fold_bn) for table in named.values())]
+    watched = watched_blobs(net, scores)
+    records: dict[int, Record] = {}
+
+    def work(runners: list[Runner], item: tuple[int, Feed | Labelled]) -> int:
+        index, given = item
+        feed, labels = given if isinstance(given, Labelled) else (given, None)
+        if labels is not None and watched.scores is None:
+            watched_blobs(net, scores, labelled=True)
+        tops = [copied_tops(runner, feed) for runner in runners]
+        records[index] = compare(watched, tops, labels, batch_of(feed), box_score)
+        return batch_of(feed)
+
+    run_pass(
+        feeds(),
+        lambda: [Runner(each.graph, watched.blobs) for each in nets],
+        work,
+        stage="evaluation",
+        workers=workers,
+        total=total,
+        progress=progress,
+    )
+    ordered = [records[i] for i in sorted(records)]
+    return sum_up(ordered, list(named), watched, topk)
+
+
+def copied_tops(runner: Runner, feed: Feed) -> dict[Blob, Array]:
+    """The wanted tops of one feed, as copies."""
+    tops: dict[Blob, Array] = {}
+    runner.run(feed, lambda blob, top: tops.__setitem__(blob, top.copy()))
+    return tops
+
+
+def run_pass(
+    feeds: Iterable[Feed | Labelled],
+    prepare: Callable[[], list[Runner]],
+    work: Callable[[list[Runner], tuple[int, Feed | Labelled]], int],
+    *,
+    stage: str,
+    workers: int,
+    total: int,
+    progress: Progress | None,
+) -> None:
+    """`work(runners, (index, feed))` for every feed; raises `ImageError` where there are none."""
+    report = progress or (lambda stage, done, of: None)
+    with single_threaded_blas():
+        count = work_through(
+            enumerate(feeds),
+            prepare,
+            work,
+            workers=workers,
+            progress=lambda done: report(stage, done, total),
+        )
+    if not count:
+        raise ImageError("there are no images to evaluate with")

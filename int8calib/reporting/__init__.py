@@ -1,0 +1,1 @@
+"""Results of the earlier stages come in; a page that explains them goes out."""

@@ -1,0 +1,161 @@
+"""Histograms, weights and outputs come in, few points that a picture can hold go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from int8calib.net.quantised import QuantisedLayer
+from int8calib.scales import LEVELS
+from int8calib.stats.activation import BINS, Histogram
+
+BUCKETS = 128
+"""Steps of a staircase: more would not be seen."""
+KL_CURVES = {
+    "kl": "kl_curve",
+    "kl-tool": "kl_tool_curve",
+    "kl-tool-v1": "kl_tool_v1_curve",
+    "kl-tensorrt": "kl_tensorrt_curve",
+}
+"""The methods that minimise a divergence, and the function that gives it for every threshold."""
+SQUARED = "mse"
+_FLOOR = 1e-12
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A method's cost for each threshold that it tries: float64, both of the same length."""
+
+    thresholds: Array
+    costs: Array
+
+    @property
+    def smallest(self) -> float:
+        """The smallest cost, or a tiny number where a threshold costs nothing."""
+        return max(float(self.costs.min()), _FLOOR)
+
+    @property
+    def best(self) -> float:
+        """The threshold of the smallest cost."""
+        return float(self.thresholds[self.costs.argmin()])
+
+    def ratio(self, threshold: float) -> float:
+        """The cost at `threshold`, between its neighbours, as a multiple of the smallest."""
+        return float(np.interp(threshold, self.thresholds, self.costs)) / self.smallest
+
+    def thinned(self, points: int = 110) -> Curve:
+        """About `points` points of the curve, the ends and the best among them."""
+        last = len(self.costs) - 1
+        kept = np.linspace(0, last, min(points, last + 1)).round().astype(np.int64)
+        kept = np.union1d(kept, [self.costs.argmin()])
+        return Curve(self.thresholds[kept], self.costs[kept])
+
+
+def cost_curve(histogram: Histogram, method: str) -> Curve | None:
+    """What each threshold of a blob costs by `method`: a KL method, or `mse`.
+
+    None for methods that try no thresholds, and where there are no values or all are equal.
+    """
+    from int8calib.thresholds import kernels
+
+    counts = histogram.counts
+    if not counts[:-1].any() or (method != SQUARED and method not in KL_CURVES):
+        return None
+    width = histogram.absmax / BINS
+    if method == SQUARED:
+        costs: Array = kernels.mse_curve(counts.astype(np.float64), LEVELS)
+        first = 1.0
+    else:
+        costs = getattr(kernels, KL_CURVES[method])(counts.astype(np.float64))
+        first = kernels.LEVELS + 0.5
+    places: Array = first + np.arange(len(costs), dtype=np.float64)
+    finite = np.isfinite(costs)
+    if not finite.any():
+        return None
+    return Curve(places[finite] * width, np.maximum(costs[finite], 0.0))
+
+
+def bucket_counts(histogram: Histogram) -> tuple[Array, Array]:
+    """Edges (BUCKETS + 1,) and counts (BUCKETS,) of |x|, the bins taken together."""
+    counts = histogram.counts.reshape(BUCKETS, -1).sum(axis=1).astype(np.float64)
+    return np.linspace(0.0, histogram.absmax, BUCKETS + 1), counts
+
+
+def split_steps(
+    edges: Array, heights: Array, at: float
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """A staircase cut at `at`: edges and heights of what lies below, and of what lies beyond.
+
+    The step that is cut appears on both sides. A side without anything is empty.
+    """
+    if at <= edges[0]:
+        return (edges[:0], heights[:0]), (edges, heights)
+    if at >= edges[-1]:
+        return (edges, heights), (edges[:0], heights[:0])
+    cut = int(np.searchsorted(edges, at, side="right"))
+    below = np.append(edges[:cut], at), heights[:cut]
+    first = cut - 1 if at < edges[cut] else cut
+    beyond = np.concatenate([[at], edges[first + 1 :]]), heights[first:]
+    return below, beyond
+
+
+@dataclass(frozen=True, eq=False)
+class WeightRanges:
+    """The smallest and the largest weight of each row of a layer: float64 (rows,)."""
+
+    low: Array
+    high: Array
+
+    @property
+    def absmax(self) -> Array:
+        """The largest |w| of each row."""
+        return np.maximum(np.abs(self.low), np.abs(self.high)).astype(np.float64)
+
+
+def weight_ranges(layer: QuantisedLayer) -> WeightRanges:
+    """The ranges of the weights of `layer`."""
+    rows = layer.weight_rows().astype(np.float64)
+    return WeightRanges(rows.min(axis=1), rows.max(axis=1))
+
+
+def envelope(low: Array, high: Array) -> tuple[Array, Array, Array]:
+    """Edges, lows and highs of at most BUCKETS groups of neighbours: the extremes of each group."""
+    count = len(low)
+    edges = np.unique(np.linspace(0, count, min(count, BUCKETS) + 1).round().astype(np.int64))
+    starts = edges[:-1]
+    return (
+        edges.astype(np.float64),
+        np.minimum.reduceat(low, starts),
+        np.maximum.reduceat(high, starts),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorBand:
+    """How an error spreads over the value it happens to: places, 5 %, 50 % and 95 % quantiles."""
+
+    places: Array
+    low: Array
+    middle: Array
+    high: Array
+
+
+def error_band(values: Array, errors: Array, parts: int = 24) -> ErrorBand | None:
+    """The quantiles of `errors` in `parts` groups of equally many neighbouring `values`.
+
+    None for fewer than 20 values.
+    """
+    if len(values) < 20:
+        return None
+    order = np.argsort(values, kind="stable")
+    groups = np.array_split(order, min(parts, len(order) // 10))
+    places = np.array([values[group].mean() for group in groups])
+    low, middle, high = (
+        np.array([np.quantile(errors[group], share) for group in groups])
+        for share in (0.05, 0.5, 0.95)
+    )
+    return ErrorBand(places, low, middle, high)

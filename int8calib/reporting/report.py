@@ -1,0 +1,125 @@
+"""What `collect`, `analyze` and `evaluate` made comes in, a page that explains it goes out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from int8calib.engine.run import Net
+from int8calib.errors import OutputError
+from int8calib.evaluation.layer_errors import Analysis
+from int8calib.evaluation.results import Evaluation
+from int8calib.output import write_atomic
+from int8calib.reporting.advice import Advice, advise
+from int8calib.reporting.content import Content, gather
+from int8calib.reporting.drawing import draw_png, draw_svg, require_matplotlib
+from int8calib.reporting.figures import layer_plots
+from int8calib.reporting.overview import accuracy_plot, sqnr_plot
+from int8calib.reporting.page import page
+from int8calib.reporting.plots import Plot
+from int8calib.reporting.samples import LayerSample
+from int8calib.reporting.svg import COLOURS, inline_svg
+from int8calib.simulation.build import folds
+from int8calib.stats.store import Statistics
+from int8calib.table.model import CalibrationTable
+from int8calib.workers import Progress
+
+_UNSAFE = re.compile(r"[^\w.-]+")
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A report that is ready to be drawn: `content` is what it says, `advice` its sentences."""
+
+    content: Content
+    advice: tuple[Advice, ...]
+
+    def html(self, progress: Progress | None = None) -> str:
+        """The page: one file that loads nothing else. Raises `OutputError` without matplotlib."""
+        require_matplotlib()
+        drawn = 0
+
+        def draw(plot: Plot, key: str) -> str:
+            nonlocal drawn
+            drawn += 1
+            if progress is not None:
+                progress("pictures", drawn, 0)
+            return inline_svg(draw_svg(plot, COLOURS), plot, key)
+
+        return page(self.content, self.advice, draw)
+
+    def pictures(self) -> Iterator[tuple[str, bytes]]:
+        """Every picture as a PNG, with a file name that tells what it shows."""
+        for plot in (accuracy_plot(self.content), sqnr_plot(self.content)):
+            if plot is not None:
+                yield f"{plot.name}.png", draw_png(plot)
+        digits = len(str(len(self.content.layers)))
+        for number, view in enumerate(self.content.layers, start=1):
+            for plot in layer_plots(self.content, view):
+                safe = _UNSAFE.sub("_", view.name)[:80]
+                yield f"{number:0{digits}}-{safe}-{plot.name}.png", draw_png(plot)
+
+    def save(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
+        """Write the page to `path`, whole or not at all; raises `OutputError`."""
+        write_atomic(path, self.html(progress))
+
+    def save_pictures(self, folder: str | os.PathLike[str]) -> int:
+        """Write every picture into `folder`, made if needed; returns how many. `OutputError`."""
+        where = Path(folder)
+        try:
+            where.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{where}: cannot be made: {error.strerror or error}") from error
+        count = 0
+        for name, data in self.pictures():
+            write_atomic(where / name, data)
+            count += 1
+        return count
+
+
+def report(
+    net: Net,
+    tables: CalibrationTable | Mapping[str, CalibrationTable],
+    *,
+    statistics: Statistics | None = None,
+    analysis: Analysis | Mapping[str, Analysis] | None = None,
+    evaluation: Evaluation | None = None,
+    samples: Mapping[str, LayerSample] = MappingProxyType({}),
+    title: str = "INT8 report",
+    facts: Mapping[str, str] = MappingProxyType({}),
+    fold_bn: bool | None = None,
+) -> Report:
+    """A report on `net` with one table, or with several by name; it is about the first.
+
+    `statistics` (of `calibrate` or `collect`) gives the histograms, `analysis` (one for the first
+    table, or by table) the errors of layers, `evaluation` the accuracy, `samples` (of
+    `sample_outputs`) the pictures of before and after; what is missing is left out. `facts` are
+    more rows for the summary; `fold_bn` is as in `simulate`. Nothing is computed from images here.
+
+    Raises `OptionError` for an analysis or rows that belong to something else.
+    """
+    named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
+    analyses: Mapping[str, Analysis] = {}
+    if isinstance(analysis, Analysis):
+        analyses = dict.fromkeys(list(named)[:1], analysis)
+    elif analysis is not None:
+        analyses = analysis
+    fold = fold_bn
+    if fold is None:
+        fold = all(folds(table) for table in list(named.values())[:1])
+    content = gather(
+        net.graph,
+        fold,
+        named,
+        title=title,
+        statistics=statistics,
+        evaluation=evaluation,
+        analyses=analyses,
+        samples=samples,
+        facts=facts,
+    )
+    return Report(content, advise(content))

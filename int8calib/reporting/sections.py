@@ -1,0 +1,305 @@
+"""Gathered results come in, the page's tables and lists of figures go out, as HTML."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+
+import numpy as np
+
+import int8calib
+from int8calib.evaluation.results import Evaluation, TableResult
+from int8calib.reporting import markup
+from int8calib.reporting.advice import WEAK
+from int8calib.reporting.content import Content, LayerView
+from int8calib.reporting.markup import breakable, decibels, pairs, percent, share, table, text
+
+_BAR = 60
+_FULL = 50.0
+"""The SQNR in dB of a full bar."""
+
+
+def summary(content: Content) -> str:
+    """The cards, and the facts of the run."""
+    cards = "".join(
+        f"<div><b>{value}</b><span>{what}</span></div>" for value, what in _cards(content)
+    )
+    statistics = content.statistics
+    facts = [
+        ("model", breakable(content.source)),
+        ("tables", breakable(", ".join(content.tables))),
+        ("calibration images", "" if statistics is None else str(statistics.images)),
+        *((text(name), breakable(value)) for name, value in content.facts.items()),
+        ("options", text(_options(content))),
+        ("int8calib", text(int8calib.__version__)),
+        ("Python, numpy", text(f"{platform.python_version()}, {np.__version__}")),
+    ]
+    return f'<div class="cards">{cards}</div>{pairs(facts)}'
+
+
+def _options(content: Content) -> str:
+    """The plain options of the first table; all of them stand at the end of the page."""
+    options = content.tables[content.main].meta.get("options")
+    if not isinstance(options, Mapping):
+        return ""
+    plain = {k: v for k, v in options.items() if k in ("method", "input_method", "fold_bn")}
+    return " · ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in plain.items())
+
+
+def _cards(content: Content) -> list[tuple[str, str]]:
+    mine = content.tables[content.main].layers
+    total = len(content.layers) + len(content.in_float)
+    cards = [(f"{len(mine)} of {total}", "layers in INT8")]
+    evaluation = content.evaluation
+    if evaluation is not None:
+        cards.insert(0, (str(evaluation.images), "images evaluated"))
+        first = next((t for t in evaluation.tables if t.name == content.main), None)
+        cards += _result_cards(evaluation, first) if first is not None else []
+    ranking = content.ranking()
+    if ranking and content.main in ranking[0].errors:
+        worst = ranking[0]
+        value = decibels(worst.errors[content.main].own_sqnr)
+        cards.append((f"{value} dB", f"worst layer, {markup.link(worst.name)}"))
+    return cards
+
+
+def _result_cards(evaluation: Evaluation, table: TableResult) -> list[tuple[str, str]]:
+    cards = []
+    if evaluation.float_accuracy is not None and table.accuracy is not None:
+        k = min(evaluation.float_accuracy.topk)
+        before, after = evaluation.float_accuracy.topk[k], table.accuracy.topk[k]
+        cards.append(
+            (f"{100 * after.value:.1f} %", f"top-{k} in INT8 (float: {100 * before.value:.1f} %)")
+        )
+    if table.agreement is not None and table.agreement.total:
+        cards.append((f"{100 * table.agreement.value:.1f} %", "same best class as float"))
+    if table.boxes is not None and not math.isnan(table.boxes.value):
+        cards.append((f"{100 * table.boxes.value:.1f} %", "same boxes as float"))
+    return cards
+
+
+def accuracy(content: Content) -> str:
+    """The float net and each table side by side, and their outputs."""
+    found = content.evaluation
+    if found is None:
+        return '<p class="soft">No evaluation was given.</p>'
+    ks = sorted(found.float_accuracy.topk) if found.float_accuracy is not None else []
+    boxes = any(result.boxes is not None for result in found.tables)
+    agreed = any(result.agreement is not None for result in found.tables)
+    columns = ["", *(f"top-{k}" for k in ks)]
+    columns += ["same best class"] * agreed + ["same boxes"] * boxes
+    rows = []
+    if found.float_accuracy is not None:
+        tops = [share(found.float_accuracy.topk[k]) for k in ks]
+        rows.append(["float", *tops, *[""] * (agreed + boxes)])
+    for result in found.tables:
+        row = [breakable(content.short.get(result.name, result.name))]
+        row += [share(result.accuracy.topk[k]) if result.accuracy else "" for k in ks]
+        row += [share(result.agreement)] * agreed
+        row += [_boxes(result)] * boxes
+        rows.append(row)
+    html = table(columns, rows, "accuracy") if len(columns) > 1 else ""
+    outputs = [
+        [
+            breakable(content.short.get(result.name, result.name)),
+            text(blob.blob),
+            decibels(blob.sqnr),
+            f"{blob.cosine:.5f}",
+        ]
+        for result in found.tables
+        for blob in result.blobs
+    ]
+    return html + table(("", "output", "SQNR in dB", "cosine"), outputs, "outputs")
+
+
+def _boxes(result: TableResult) -> str:
+    found = result.boxes
+    if found is None:
+        return ""
+    counts = f"{found.matched} of {found.float_boxes} and {found.int8_boxes}"
+    value = "" if math.isnan(found.value) else f"{100 * found.value:.1f} % "
+    return f'{value}<span class="interval">({counts})</span>'
+
+
+def ranking(content: Content) -> str:
+    """The layers of the first table, the worst own SQNR first."""
+    main = content.main
+    others = [name for name in content.analyses if name != main]
+    views = [view for view in content.ranking() if view.errors]
+    if not views:
+        return '<p class="soft">No analysis was given, so layers are in network order.</p>'
+    effect = any(e.output_sqnr is not None for view in views for e in view.errors.values())
+    columns = [
+        *("layer", "own dB", "arriving dB"),
+        *(_wider("clipped values"), "error by clipping", _wider("by rounding")),
+    ]
+    columns += ["outputs, this layer alone"] * effect
+    columns += [f"own dB, {breakable(content.short[name])}" for name in others]
+    rows = []
+    for view in views:
+        error = view.errors.get(main)
+        row = [markup.link(view.name)]
+        row += ["", ""] if error is None else [_bar(error.own_sqnr), decibels(error.arriving_sqnr)]
+        values = (
+            ["", "", ""]
+            if error is None
+            else [
+                percent(e)
+                for e in (error.clipped_values, error.clipped_error, error.rounding_error)
+            ]
+        )
+        row += [_wider(values[0]), values[1], _wider(values[2])]
+        row += ["" if error is None else decibels(error.output_sqnr)] * effect
+        row += [decibels(view.errors[n].own_sqnr) if n in view.errors else "" for n in others]
+        rows.append(row)
+    explained = (
+        '<p class="soft">Own: this layer alone in INT8. Arriving: behind it, with all layers '
+        "before it in INT8 too. Clipping and rounding share the squared error of what the layer "
+        f"reads. First table: {text(content.short[main])}.</p>"
+    )
+    return explained + table(columns, rows, "ranking")
+
+
+def _wider(cell: str) -> str:
+    """A cell whose column a narrow screen leaves out."""
+    return f'<span class="wider">{cell}</span>'
+
+
+def _bar(value: float) -> str:
+    shown = decibels(value)
+    if not math.isfinite(value):
+        return shown
+    width = round(_BAR * min(max(value, 0.0), _FULL) / _FULL)
+    kind = "bar weak" if value < WEAK else "bar"
+    return f'{shown}<span class="{kind}" style="width:{width}px"></span>'
+
+
+def layer_head(content: Content, view: LayerView, number: int) -> str:
+    """The line of a layer that is always visible."""
+    error = view.errors.get(content.main)
+    own = "" if error is None else f"<span>{decibels(error.own_sqnr)} dB own</span>"
+    arriving = "" if error is None else f"<span>{decibels(error.arriving_sqnr)} dB arriving</span>"
+    return (
+        f'<span class="name">{number}. {text(view.name)}</span>'
+        f'<span class="soft">{text(view.ncnn_type)}</span>{own}{arriving}'
+    )
+
+
+def layer_facts(content: Content, view: LayerView) -> str:
+    """The figures of one layer: those of its bottom, then one column per table."""
+    histogram = view.histogram
+    facts = [("reads", text(view.bottom)), ("weight rows", str(len(view.weights.low)))]
+    if histogram is not None:
+        below = percent(int(histogram.negative.sum()) / max(histogram.observed, 1))
+        facts += [
+            ("largest |x|", f"{histogram.absmax:.6g}"),
+            ("values", f"{histogram.observed:,} from {histogram.images} images"),
+            (
+                "below 0 · exactly 0",
+                f"{below} · {percent(histogram.zeros / max(histogram.observed, 1))}",
+            ),
+        ]
+    names = list(view.rows)
+    rows = [
+        [label, *cells]
+        for label, cells in (
+            (label, [_cell(view, name, label) for name in names]) for label in _LABELS
+        )
+        if any(cells)
+    ]
+    heads = [
+        f'<span style="color:var(--{content.colours[name]})">'
+        f"{breakable(content.short[name])}</span>"
+        for name in names
+    ]
+    return pairs(facts) + table(("", *heads), rows, "layer-table")
+
+
+_LABELS = (
+    "method",
+    "threshold",
+    "uncertain by",
+    "scale",
+    "values clipped",
+    "weight scales",
+    "weight bits",
+    "dead channels",
+    "own SQNR",
+    "arriving SQNR",
+    "own cosine",
+    "arriving cosine",
+    "error by clipping",
+    "error by rounding",
+    "outputs, this layer alone",
+    "same best class, this layer alone",
+)
+
+
+def _cell(view: LayerView, name: str, label: str) -> str:
+    """The figure `label` of one layer with one table; empty where it is not known."""
+    row, error = view.rows[name], view.errors.get(name)
+    evidence = row.evidence
+    alive = np.delete(np.asarray(row.weight_scales), list(row.dead_channels))
+    threshold = view.threshold(name)
+    clipped = view.histogram.clipped(threshold) if view.histogram is not None else None
+    cells = {
+        "method": text(view.method(name) or ""),
+        "threshold": f"{threshold:.6g}",
+        "scale": f"{float(row.bottom_scale):.6g}",
+        "values clipped": "" if clipped is None else percent(clipped),
+        "weight scales": f"{alive.min():.4g} … {alive.max():.4g}" if len(alive) else "",
+        "weight bits": "6" if view.six_bit(name) else "8",
+        "dead channels": str(len(row.dead_channels)) if row.dead_channels else "",
+    }
+    if evidence is not None and evidence.spread is not None:
+        cells["uncertain by"] = f"± {percent(evidence.spread)}"
+    if error is not None:
+        cells |= {
+            "own SQNR": _decibels(error.own_sqnr),
+            "arriving SQNR": _decibels(error.arriving_sqnr),
+            "own cosine": f"{error.own_cosine:.5f}",
+            "arriving cosine": f"{error.arriving_cosine:.5f}",
+            "error by clipping": percent(error.clipped_error),
+            "error by rounding": percent(error.rounding_error),
+            "outputs, this layer alone": _decibels(error.output_sqnr),
+            "same best class, this layer alone": share(error.agreement),
+        }
+    return cells.get(label, "")
+
+
+def _decibels(value: float | None) -> str:
+    shown = decibels(value)
+    return f"{shown} dB" if shown and shown[-1].isdigit() else shown
+
+
+def tables_section(content: Content) -> str:
+    """What each table says of itself: versions, options, files."""
+    parts = []
+    for name, table_ in content.tables.items():
+        rows = [
+            (text(f"{key}: {inner}" if inner else key), text(value))
+            for key, found in table_.meta.items()
+            if key != "warnings"
+            for inner, value in _flat(found)
+        ]
+        body = pairs(rows) if rows else '<p class="soft">A table file without a report.</p>'
+        parts.append(
+            f'<details><summary><span class="name">{text(name)}</span></summary>'
+            f'<div class="body">{body}</div></details>'
+        )
+    return "".join(parts)
+
+
+def _flat(value: object) -> list[tuple[str, str]]:
+    """The values of a report's entry, one level deep."""
+    if isinstance(value, Mapping):
+        return [(str(key), _plain(inner)) for key, inner in value.items()]
+    return [("", _plain(value))]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=str, ensure_ascii=False)

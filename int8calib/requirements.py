@@ -1,0 +1,35 @@
+"""A Caffe network comes in, what it needs of a table goes out: for `check_table`."""
+
+from __future__ import annotations
+
+from int8calib.net.fold import fold_batch_norm
+from int8calib.net.graph import Graph
+from int8calib.net.quantised import quantised_layers
+from int8calib.scales import WeightOptions, weight_scales
+from int8calib.table.requirement import Requirement
+
+
+def requirements_from_graph(
+    graph: Graph, *, fold_bn: bool = True, winograd: bool = True, versions: bool = True
+) -> list[Requirement]:
+    """One requirement for each layer of a network with weights, in running order.
+
+    `fold_bn`: whether the network will run with BatchNorm folded in, as ncnnoptimize leaves it;
+    `winograd`: whether layers that ncnn may run by int8 winograd need 6-bit weights; `versions`:
+    False names bottoms as tables keyed by blob do, without the count of in-place layers.
+    """
+    options = WeightOptions(winograd=winograd)
+    folded = {layer.name: layer for layer in quantised_layers(fold_batch_norm(graph))}
+    return [
+        Requirement(
+            layer.name,
+            layer.ncnn_type,
+            layer.rows,
+            weight_scales_folded=weight_scales(folded[layer.name], options),
+            weight_scales_raw=weight_scales(layer, options),
+            levels=options.levels(layer),
+            folded=fold_bn,
+            bottom=str(layer.bottom) if versions else layer.bottom.name,
+        )
+        for layer in quantised_layers(graph)
+    ]

@@ -1,0 +1,60 @@
+"""ncnn's INT8 arithmetic: float values to levels, whole sums back to floats, in numpy.
+
+Levels are whole numbers kept as float32, so that BLAS can multiply them: its sums are exact as
+long as they stay below 2**24. Both functions go through their arrays in blocks that stay in the
+cache between the steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from int8calib.layers.registry import Array
+
+MOST = 127
+BLOCK = 1 << 15
+"""Values dealt with at a time (128 KiB of float32)."""
+_HALF = np.float32(0.5)
+
+
+def quantise(values: Array, scale: np.float32, levels: Array) -> None:
+    """Write round(value * scale), half away from zero, clamped to -127..127, into `levels`.
+
+    `values` and `levels`: float32, contiguous, of one size. 0.5 is added in float32 before the
+    fraction is cut off, so 0.49999997 gives 1. Plain C and ARM would give 0 there; the value is
+    met often enough to show in a comparison on x86.
+    Source: float2int8 in ncnn's src/layer/x86/x86_usability.h.
+    """
+    source, target = values.reshape(-1), levels.reshape(-1)
+    away = np.empty(min(BLOCK, source.size), np.float32)
+    for first in range(0, source.size, BLOCK):
+        part = target[first : first + BLOCK]
+        half = away[: part.size]
+        with np.errstate(over="ignore"):  # infinity is clamped as any other value
+            np.multiply(source[first : first + BLOCK], scale, out=part)
+        np.copysign(_HALF, part, out=half)
+        np.add(part, half, out=part)
+        np.trunc(part, out=part)
+        np.clip(part, -MOST, MOST, out=part)
+
+
+def dequantise(sums: Array, factors: Array, bias: Array) -> None:
+    """Replace `sums` (rows, values) by sum * factor + bias of its row, rounded once.
+
+    `factors` and `bias`: float32 (rows,). ncnn's kernels use fused multiply-add there. A product
+    of two float32 is exact in float64, so rounding the float64 sum to float32 gives the same but
+    for one case in 2**29. Source: ncnn's src/layer/dequantize.cpp and
+    src/layer/x86/dequantize_x86.cpp.
+    """
+    rows, values = sums.shape
+    step = max(1, BLOCK // max(values, 1))
+    wide_factors = factors.astype(np.float64).reshape(-1, 1)
+    wide_bias = bias.astype(np.float64).reshape(-1, 1)
+    wide = np.empty((min(step, rows), values), np.float64)
+    for first in range(0, rows, step):
+        part = sums[first : first + step]
+        block = wide[: len(part)]
+        np.copyto(block, part)
+        np.multiply(block, wide_factors[first : first + step], out=block)
+        np.add(block, wide_bias[first : first + step], out=block)
+        np.copyto(part, block, casting="same_kind")

@@ -1,0 +1,120 @@
+"""A graph and images in, two sets of blobs out, one layer at a time: in float and in INT8.
+
+All images pass one layer before the next one runs. So a layer's INT8 form can be chosen when all
+that stands before it is settled, and a whole tuning costs about two passes of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from int8calib.layers.registry import Array, Shape, find_type
+from int8calib.net.graph import Blob, Graph, Layer
+from int8calib.net.inputs import INPUT_TYPES
+from int8calib.net.shapes import infer_shapes
+from int8calib.workers import Feed, work_through
+
+Values = list[Array]
+"""One blob: its array for each feed."""
+
+
+class Layerwise:
+    """The blobs of both nets that layers still to come need, for all feeds.
+
+    Where no INT8 layer stands before a blob, both nets share its arrays.
+    """
+
+    def __init__(self, graph: Graph, feeds: Sequence[Feed], *, workers: int) -> None:
+        self.graph = graph
+        self._feeds = feeds
+        self._workers = workers
+        self._float: dict[Blob, Values] = {}
+        self._int8: dict[Blob, Values] = {}
+        self._last = {blob: i for i, layer in enumerate(graph.layers) for blob in layer.bottoms}
+        self._done = 0
+
+    def bottoms(self, blob: Blob) -> tuple[Values, Values]:
+        """A blob in the float net and in the INT8 net."""
+        return self._float[blob], self._int8[blob]
+
+    def step(self, layer: Layer, twin: Layer) -> None:
+        """Run the next layer: `layer` in the float net, `twin` (maybe the same) in the other."""
+        if layer.type in INPUT_TYPES:
+            for top in layer.tops:
+                self._float[top] = self._int8[top] = [feed[top.name] for feed in self._feeds]
+        else:
+            self._run(layer, twin)
+        for blob in (*layer.bottoms, *layer.tops):
+            if self._last.get(blob, -1) <= self._done:
+                self._float.pop(blob, None)
+                self._int8.pop(blob, None)
+        self._done += 1
+
+    def _run(self, layer: Layer, twin: Layer) -> None:
+        same = twin is layer and all(self._float[b] is self._int8[b] for b in layer.bottoms)
+        count = len(self._feeds)
+        real: list[list[Array]] = [[] for _ in range(count)]
+        quantised = real if same else [[] for _ in range(count)]
+
+        def work(kernels: tuple[OneLayer, OneLayer], i: int) -> int:
+            real[i] = kernels[0].run([self._float[b][i] for b in layer.bottoms])
+            if not same:
+                quantised[i] = kernels[1].run([self._int8[b][i] for b in layer.bottoms])
+            return 1
+
+        work_through(
+            range(count),
+            lambda: (OneLayer(layer), OneLayer(twin)),
+            work,
+            workers=self._workers,
+            progress=lambda done: None,
+        )
+        for number, top in enumerate(layer.tops):
+            self._float[top] = [tops[number] for tops in real]
+            if same:
+                self._int8[top] = self._float[top]
+            else:
+                self._int8[top] = [tops[number] for tops in quantised]
+
+
+class OneLayer:
+    """One layer that runs alone; its kernel is planned anew where the bottoms' shapes change."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        self._kind = find_type(layer.type)
+        self._shapes: list[Shape] = []
+        self._scratch: dict[tuple[int, Shape], Array] = {}
+
+    def run(self, bottoms: Sequence[Array]) -> list[Array]:
+        """The tops, as arrays of their own."""
+        layer, kind = self._layer, self._kind
+        if kind.plan is None:
+            return list(kind.run(layer.params, layer.weights, bottoms))
+        shapes = [bottom.shape for bottom in bottoms]
+        if shapes != self._shapes:
+            self._kernel = kind.plan(layer.params, layer.weights, shapes, _take)
+            self._shapes = shapes
+        tops = [np.empty(shape, np.float32) for shape in kind.shape(layer.params, shapes)]
+        self._kernel(bottoms, tops)
+        return tops
+
+
+def _take(shape: Shape) -> Array:
+    return np.empty(shape, np.float32)
+
+
+def bytes_per_image(graph: Graph, inputs: Mapping[str, Shape]) -> int:
+    """The most memory that `Layerwise` holds for one image, both nets together."""
+    shapes = infer_shapes(graph, {name: (1, *shape[1:]) for name, shape in inputs.items()})
+    last = {blob: i for i, layer in enumerate(graph.layers) for blob in layer.bottoms}
+    held: dict[Blob, int] = {}
+    most = 0
+    for i, layer in enumerate(graph.layers):
+        held.update({top: 8 * prod(shapes.get(top, ())) for top in layer.tops})
+        most = max(most, sum(held.values()))
+        held = {blob: size for blob, size in held.items() if last.get(blob, -1) > i}
+    return most

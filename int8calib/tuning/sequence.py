@@ -1,0 +1,221 @@
+"""A float graph and images come in; each quantised layer's rows and weights go out, in order.
+
+Every layer is settled with what really arrives there: the bottoms of the INT8 net, made by the
+layers settled before it. What these lose is known then, and can be made good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from int8calib.layers.registry import Array, Shape
+from int8calib.net.graph import Blob, Graph, Layer
+from int8calib.net.quantised import QuantisedLayer, quantised_layers
+from int8calib.scales import LEVELS
+from int8calib.simulation.build import int8_layers
+from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
+from int8calib.tuning.bottoms import Consumer, best_threshold, rounded
+from int8calib.tuning.importance import Weighing, importance
+from int8calib.tuning.layerwise import Layerwise, Values
+from int8calib.tuning.samples import Places, Problem, problem_of, weight_blob
+from int8calib.tuning.weights import Changes, Settled, settle_scales, settle_weights
+from int8calib.workers import Feed
+
+COLUMNS = 4096
+MOST_COLUMNS = 8192
+SEARCHED = 1536
+"""Columns with which thresholds are compared."""
+METHOD = "output error"
+
+
+@dataclass(frozen=True, eq=False)
+class SettledLayer:
+    """One layer's rows, the layer with its weights of the INT8 net, and its relative error."""
+
+    layer: Layer
+    rows: LayerScales
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Sampled:
+    """A quantised layer as a matrix product, with its columns in both nets."""
+
+    problem: Problem
+    real: Array
+    arriving: Array
+
+
+def settle_layers(
+    graph: Graph,
+    shapes: Mapping[Blob, Shape],
+    feeds: Sequence[Feed],
+    start: Mapping[str, LayerScales],
+    levels: Mapping[str, int],
+    changes: Changes,
+    *,
+    workers: int,
+) -> Iterator[SettledLayer]:
+    """Settle each layer that `start` has rows for, in running order; stop by not going on.
+
+    `start` gives the thresholds that are candidates too; `levels` those of a layer's weights.
+    """
+    nets = Layerwise(graph, feeds, workers=workers)
+    known = {f.name: f for f in quantised_layers(graph) if f.name in start}
+    sharing = _sharing(graph, list(known.values()))
+    weighing = importance(graph, shapes)
+    scales: dict[Blob, float] = {}
+    sampled: dict[str, _Sampled] = {}
+    for layer in graph.layers:
+        twin = layer
+        if layer.name in known:
+            found = known[layer.name]
+            root = _root(graph, found.bottom)
+            if root not in scales:
+                group = sharing[root]
+                sampled.update({f.name: _sample(f, *nets.bottoms(found.bottom)) for f in group})
+                scales[root] = _bottom_scale(
+                    group, sampled, nets.bottoms(found.bottom)[1], start, weighing, changes
+                )
+            settled = _settle(
+                found, sampled.pop(layer.name), scales[root], start, levels[layer.name], changes
+            )
+            twin = _twin(graph, settled)
+            yield settled
+        nets.step(layer, twin)
+
+
+def _twin(graph: Graph, settled: SettledLayer) -> Layer:
+    """The INT8 form of a settled layer."""
+    layer = settled.layer
+    layers = tuple(layer if other.name == layer.name else other for other in graph.layers)
+    table = CalibrationTable((settled.rows,))
+    return int8_layers(replace(graph, layers=layers), table, optimised=True)[layer.name]
+
+
+def _root(graph: Graph, blob: Blob) -> Blob:
+    """The blob that `blob` is, or a copy of it made by Split layers."""
+    producer = graph.producer(blob)
+    return _root(graph, producer.bottoms[0]) if producer.type == "Split" else blob
+
+
+def _sharing(graph: Graph, layers: Sequence[QuantisedLayer]) -> dict[Blob, list[QuantisedLayer]]:
+    """The layers that read each blob, by the blob."""
+    table: dict[Blob, list[QuantisedLayer]] = {}
+    for found in layers:
+        table.setdefault(_root(graph, found.bottom), []).append(found)
+    return table
+
+
+def _sample(found: QuantisedLayer, real: Values, arriving: Values) -> _Sampled:
+    problem = problem_of(found)
+    wanted = min(max(COLUMNS, 4 * problem.weights.shape[2]), MOST_COLUMNS)
+    places = Places(found.layer, real, wanted)
+    columns = places.columns(real)
+    same = arriving is real
+    return _Sampled(problem, columns, columns if same else places.columns(arriving))
+
+
+def _bottom_scale(
+    group: Sequence[QuantisedLayer],
+    sampled: Mapping[str, _Sampled],
+    bottom: Values,
+    start: Mapping[str, LayerScales],
+    weighing: Mapping[Blob, Weighing],
+    changes: Changes,
+) -> float:
+    """The scale of a blob for all layers that read it."""
+    absmax = max(float(np.abs(array).max()) for array in bottom)
+    also = [LEVELS / start[found.name].bottom_scale for found in group]
+    if absmax <= 0:
+        return LEVELS / also[0]
+    consumers = []
+    for found in group:
+        columns = sampled[found.name]
+        step = max(1, columns.real.shape[2] // SEARCHED)
+        weights = columns.problem.weights
+        consumers.append(
+            Consumer(
+                weights,
+                weights,
+                np.ascontiguousarray(columns.real[:, :, ::step]),
+                np.ascontiguousarray(columns.arriving[:, :, ::step]),
+                weighing[found.layer.tops[0]].reshape(columns.problem.bias.shape),
+                changes.bias,
+            )
+        )
+    return LEVELS / best_threshold(consumers, absmax, also)
+
+
+def _settle(
+    found: QuantisedLayer,
+    sampled: _Sampled,
+    scale: float,
+    start: Mapping[str, LayerScales],
+    most: int,
+    changes: Changes,
+) -> SettledLayer:
+    problem, real = sampled.problem, sampled.real
+    used = rounded(sampled.arriving, scale)
+    if changes.any:
+        settled = settle_weights(problem, real, used, most, changes)
+    else:
+        settled = settle_scales(problem, real, used, most)
+    layer = found.layer
+    if settled.weights is not None and settled.bias is not None:
+        layer = with_weights(found, settled.weights, settled.bias)
+    before = start[found.name]
+    rows = replace(
+        before,
+        weight_scales=settled.scales,
+        bottom_scale=scale,
+        evidence=_evidence(before.evidence, LEVELS / scale, sampled.arriving),
+    )
+    return SettledLayer(layer, rows, _relative_error(settled, problem, real, used, most))
+
+
+def _relative_error(
+    settled: Settled, problem: Problem, real: Array, used: Array, most: int
+) -> float:
+    """The energy of the error of a layer's outputs over the energy of its outputs."""
+    from int8calib.tuning.rounding import nearest
+
+    step = max(1, real.shape[2] // SEARCHED)
+    group, outputs = problem.bias.shape
+    scales = np.broadcast_to(settled.scales.reshape(group, -1) if group > 1 else settled.scales,
+                             (group, outputs))  # fmt: skip
+    weights = problem.weights if settled.weights is None else settled.weights
+    bias = problem.bias if settled.bias is None else settled.bias
+    levels = nearest(weights, scales, most) / scales[:, :, None]
+    expected = np.matmul(problem.weights, real[:, :, ::step]) + problem.bias[:, :, None]
+    got = np.matmul(levels, used[:, :, ::step]) + bias[:, :, None]
+    signal = float(np.square(expected).mean(dtype=np.float64))
+    return float(np.square(got - expected).mean(dtype=np.float64)) / max(signal, 1e-30)
+
+
+def with_weights(found: QuantisedLayer, weights: Array, bias: Array) -> Layer:
+    """The layer with new weights (G, M, K) and a bias (G, M), which it may not have had."""
+    layer = found.layer
+    params = type(layer.params)()
+    params.CopyFrom(layer.params)
+    if found.ncnn_type == "InnerProduct":
+        params.inner_product_param.bias_term = True
+    else:
+        params.convolution_param.bias_term = True
+    blobs = (weight_blob(found, weights), np.ascontiguousarray(bias.reshape(-1), np.float32))
+    return replace(layer, params=params, weights=blobs)
+
+
+def _evidence(
+    before: BottomEvidence | None, threshold: float, columns: Array
+) -> BottomEvidence | None:
+    if before is None:
+        return None
+    alive = columns[columns != 0]
+    clipped = float((np.abs(alive) > threshold).mean()) if alive.size else 0.0
+    return replace(
+        before, method=METHOD, threshold=threshold, bin=None, clipped=clipped, spread=None
+    )

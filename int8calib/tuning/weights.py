@@ -1,0 +1,132 @@
+"""A layer's weights and sampled columns come in; its weight scales, and new weights, go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from int8calib.layers.registry import Array
+from int8calib.scales import DEAD_ABSMAX, DEAD_SCALE
+from int8calib.tuning.gram import Gram, gram_of, refit
+from int8calib.tuning.rounding import best_levels, level_errors, nearest
+from int8calib.tuning.samples import Problem
+
+SHARES = tuple(float(x) for x in np.linspace(1.0, 0.4, 31))
+"""Where weights are clipped, as shares of the largest weight of their row."""
+LARGEST = 1536
+"""Inputs of a layer that are judged together; more are cut into parts, each judged alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """What a layer will have in INT8.
+
+    scales
+        float32 (rows of the table,).
+    weights, bias
+        float32 (G, M, K), on the grid of levels / scale, and (G, M); None where both stay.
+    """
+
+    scales: Array
+    weights: Array | None
+    bias: Array | None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What may change in a layer's weights: their rounding, their values, the bias."""
+
+    rounding: bool
+    refit: bool
+    bias: bool
+    damping: float = 0.03
+
+    @property
+    def any(self) -> bool:
+        """Whether the model changes at all."""
+        return self.rounding or self.refit or self.bias
+
+
+def settle_scales(problem: Problem, real: Array, used: Array, most: int) -> Settled:
+    """The weight scales with which the unchanged weights give the least error of outputs.
+
+    `real`, `used`: columns (G, K, n) of the float net, and as INT8 multiplies them.
+    """
+    parts = _parts(problem.weights, real, used)
+    moments = [gram.moment for _, gram in parts]
+    scales = _search(problem.weights, [part for part, _ in parts], moments, most)
+    return Settled(_rows(scales), None, None)
+
+
+def settle_weights(
+    problem: Problem, real: Array, used: Array, most: int, changes: Changes
+) -> Settled:
+    """New weights on the grid of new scales, and the bias that goes with them."""
+    parts = _parts(problem.weights, real, used)
+    if changes.bias:
+        parts = [(part, gram.centred()) for part, gram in parts]
+    goal = problem.weights
+    if changes.refit:
+        goal = np.concatenate(
+            [refit(goal[:, :, part], gram, changes.damping) for part, gram in parts], axis=2
+        )
+    scales = _search(goal, [part for part, _ in parts], [gram.moment for _, gram in parts], most)
+    if changes.rounding:
+        levels = np.concatenate(
+            [best_levels(goal[:, :, part], scales, gram.moment, most) for part, gram in parts],
+            axis=2,
+        )
+    else:
+        levels = nearest(goal, scales, most)
+    weights = np.asarray(levels / scales[:, :, None], np.float32)
+    bias = problem.bias
+    if changes.bias:
+        real_mean, used_mean = real.mean(axis=2), used.mean(axis=2)
+        bias = bias + _times(problem.weights, real_mean) - _times(weights, used_mean)
+    return Settled(_rows(scales), weights, np.asarray(bias, np.float32))
+
+
+def _times(weights: Array, mean: Array) -> Array:
+    """(G, M, K) times (G, K) to (G, M)."""
+    return np.matmul(weights, mean[:, :, None])[:, :, 0]
+
+
+def _parts(weights: Array, real: Array, used: Array) -> list[tuple[slice, Gram]]:
+    """The inputs, cut into parts of at most LARGEST, each with its moments."""
+    size = weights.shape[2]
+    count = -(-size // LARGEST)
+    edges = np.linspace(0, size, count + 1).astype(int).tolist()
+    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [(part, gram_of(real[:, part], used[:, part])) for part in parts]
+
+
+def _search(weights: Array, parts: list[slice], moments: list[Array], most: int) -> Array:
+    """The scale of each row, (G, M), with the least error of plain rounding.
+
+    A grouped layer has one scale per group: ncnn's table holds no more.
+    """
+    absmax = np.abs(weights).max(axis=2)
+    grouped = weights.shape[0] > 1
+    if grouped:
+        absmax = np.broadcast_to(absmax.max(axis=1, keepdims=True), absmax.shape)
+    alive = absmax >= DEAD_ABSMAX
+    safe = np.where(alive, absmax, 1)
+    best = np.zeros_like(safe)
+    least = np.full(safe.shape, np.inf, np.float32)
+    for share in SHARES:
+        scales = np.float32(most) / (safe * np.float32(share))
+        levels = nearest(weights, scales, most)
+        errors = np.zeros(safe.shape, np.float32)
+        for part, moment in zip(parts, moments, strict=True):
+            errors += level_errors(levels[:, :, part], weights[:, :, part], scales, moment)
+        if grouped:
+            errors = np.broadcast_to(errors.sum(axis=1, keepdims=True), errors.shape)
+        better = errors < least
+        best, least = np.where(better, scales, best), np.where(better, errors, least)
+    return np.asarray(np.where(alive, best, DEAD_SCALE), np.float32)
+
+
+def _rows(scales: Array) -> Array:
+    """The scales (G, M) as the table has them: one per output, or per group."""
+    return np.ascontiguousarray(scales[:, 0] if len(scales) > 1 else scales[0])
