@@ -81,7 +81,7 @@ def _blobs(
         elif i == 0:
             values = rng.uniform(0.1, 1.5, shape) * (gamma if layer.type == "Scale" else 1)
         else:
-            values = rng.normal(0, 0.3, shape)
+            values = rng.normal(0.5 if layer.type == "Scale" else 0, 0.3, shape)
         made.append(values.astype(np.float32))
     return tuple(made)
 

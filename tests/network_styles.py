@@ -35,7 +35,9 @@ def head(bottom: str, classes: int) -> str:
     """Global pooling, InnerProduct and Softmax."""
     return (
         pool("pool", bottom, "pool: AVE global_pooling: true")
-        + layer("InnerProduct", "fc", "pool", param=f"inner_product_param {{ num_output: {classes} }}")
+        + layer(
+            "InnerProduct", "fc", "pool", param=f"inner_product_param {{ num_output: {classes} }}"
+        )
         + layer("Softmax", "prob", "fc")
     )
 
@@ -57,8 +59,10 @@ def fire() -> str:
         text += layer("Concat", bottom, f"fire{i}/expand1x1 fire{i}/expand3x3")
     text += layer("Dropout", "drop", bottom, bottom)
     text += conv("conv10", bottom, "num_output: 17 kernel_size: 1")
-    return text + pool("pool10", "conv10", "pool: AVE global_pooling: true") + layer(
-        "Softmax", "prob", "pool10"
+    return (
+        text
+        + pool("pool10", "conv10", "pool: AVE global_pooling: true")
+        + layer("Softmax", "prob", "pool10")
     )
 
 
@@ -95,11 +99,11 @@ def bottleneck() -> str:
             text += conv_bn(
                 shortcut, bottom, f"num_output: 29 kernel_size: 1 stride: {stride}", relu=False
             )
-        text += conv_bn(
-            f"res{name}_2a", bottom, f"num_output: 7 kernel_size: 1 stride: {stride}"
-        )
+        text += conv_bn(f"res{name}_2a", bottom, f"num_output: 7 kernel_size: 1 stride: {stride}")
         text += conv_bn(f"res{name}_2b", f"res{name}_2a", "num_output: 7 kernel_size: 3 pad: 1")
-        text += conv_bn(f"res{name}_2c", f"res{name}_2b", "num_output: 29 kernel_size: 1", relu=False)
+        text += conv_bn(
+            f"res{name}_2c", f"res{name}_2b", "num_output: 29 kernel_size: 1", relu=False
+        )
         bottom = f"res{name}"
         text += layer("Eltwise", bottom, f"{shortcut} res{name}_2c")
         text += layer("ReLU", f"{bottom}_relu", bottom, bottom)
@@ -108,8 +112,12 @@ def bottleneck() -> str:
 
 def inception() -> str:
     """GoogLeNet: LRN on both sides of a stem, four branches joined, grouped convolution."""
-    text = data(1, 3, 59, 43) + conv("conv1", "data", "num_output: 10 kernel_size: 5 stride: 2 pad: 2")
-    text += layer("LRN", "norm1", "conv1", param="lrn_param { local_size: 5 alpha: 1e-2 beta: 0.75 }")
+    text = data(1, 3, 59, 43) + conv(
+        "conv1", "data", "num_output: 10 kernel_size: 5 stride: 2 pad: 2"
+    )
+    text += layer(
+        "LRN", "norm1", "conv1", param="lrn_param { local_size: 5 alpha: 1e-2 beta: 0.75 }"
+    )
     text += conv("conv2", "norm1", "num_output: 14 kernel_size: 3 pad: 1 group: 2")
     text += layer("LRN", "norm2", "conv2", param="lrn_param { local_size: 3 alpha: 0.1 beta: 0.5 }")
     text += pool("pool2", "norm2", "pool: MAX kernel_size: 3 stride: 2")
@@ -132,13 +140,18 @@ def ssd() -> str:
     text += conv_bn("map1", "conv1", "num_output: 7 group: 7 kernel_size: 3 stride: 4 pad: 1")
     text += conv_bn("map2", "map1", "num_output: 13 kernel_size: 3 stride: 2 pad: 1")
     parts: dict[str, list[str]] = {"loc": [], "conf": [], "prior": []}
-    for name, boxes, sizes in (("map1", 2, "min_size: 11"), ("map2", 3, "min_size: 19 max_size: 31")):
+    for name, boxes, sizes in (
+        ("map1", 2, "min_size: 11"),
+        ("map2", 3, "min_size: 19 max_size: 31"),
+    ):
         for part, outputs in (("loc", 4 * boxes), ("conf", 3 * boxes)):
             own = f"{name}_{part}"
             text += conv(own, name, f"num_output: {outputs} kernel_size: 3 pad: 1", relu=False)
             order = "permute_param { order: 0 order: 2 order: 3 order: 1 }"
             text += layer("Permute", f"{own}_perm", own, param=order)
-            text += layer("Flatten", f"{own}_flat", f"{own}_perm", param="flatten_param { axis: 1 }")
+            text += layer(
+                "Flatten", f"{own}_flat", f"{own}_perm", param="flatten_param { axis: 1 }"
+            )
             parts[part].append(f"{own}_flat")
         options = (
             f"{sizes} aspect_ratio: 2 flip: false clip: false offset: 0.5 "

@@ -9,40 +9,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dialects import (
+    BACKWARDS,
+    BODY,
+    FC,
+    IMAGES,
+    LABELS,
+    NET,
+    PLAIN,
+    POOL,
+    SHAPE,
+    STEM,
+    by_command,
+    by_library,
+    data_layer,
+    make_plain,
+    write,
+)
 from generated import make_model
 from network_styles import conv, data, layer, pool
 from opencv import layer_deviations
 from rows import expected_rows, written_rows
 
-import caffe_proto
 import int8calib
 from int8calib.cli.main import main
-from int8calib.errors import ModelError, ShapeError, UnsupportedLayerError
-from int8calib.table import write_table
-
-SHAPE = (1, 3, 23, 19)
-IMAGES = np.random.default_rng(5).normal(0, 60, (2, *SHAPE[1:])).astype(np.float32)
-POOL = "pool: MAX kernel_size: 3 stride: 2"
-STEM = conv("conv1", "data", "num_output: 7 kernel_size: 5 pad: 2")
-BODY = pool("pool1", "conv1", POOL) + conv("conv2", "pool1", "num_output: 6 group: 2 kernel_size: 3")
-BODY = BODY.replace("num_output: 6 group: 2", "num_output: 5")
-FC = layer("InnerProduct", "fc", "conv2", param="inner_product_param { num_output: 11 }")
-NET = STEM + BODY + FC
-PLAIN = data(*SHAPE) + NET + layer("Softmax", "prob", "fc")
-LABELS = (
-    layer("SoftmaxWithLoss", "loss", "fc label")
-    + layer("Accuracy", "accuracy", "fc label", param="include { phase: TEST }")
-    + layer("HomemadeLoss", "extra_loss", "fc label")
-    + layer("Slice", "halves", "label", "half", param="slice_param { axis: 0 }")
-    + layer("Silence", "quiet", "half")
-)
-
-
-def data_layer(phase: str, kind: str = "Data", options: str = "") -> str:
-    rule = f"include {{ phase: {phase} }}"
-    text = layer(kind, "data", "", param=f'top: "label" {rule} {options}')
-    return text
-
 
 V1 = """
 input: "data" input_dim: 1 input_dim: 3 input_dim: 23 input_dim: 19
@@ -78,7 +68,6 @@ SPLIT = STEM + (
     + layer("Sigmoid", "other", "conv1_a")
     + FC
 )
-BACKWARDS = "\n".join(reversed((data(*SHAPE) + NET).strip().splitlines()))
 UNKNOWN = (
     layer("LSTM", "memory", "conv2", param="recurrent_param { num_output: 3 }")
     + layer("Python", "proposal", "fc", param='python_param { module: "rpn" layer: "Proposal" }')
@@ -122,66 +111,31 @@ SPELLINGS: dict[str, tuple[str, bool]] = {
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_model(tmp_path_factory.mktemp("plain"), PLAIN)
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    return make_plain(tmp_path_factory.mktemp("plain"))
 
 
-@pytest.fixture(scope="module")
-def plain_table(plain: tuple[Path, Path]) -> str:
-    path = plain[0].with_name("plain.table")
-    write_table(path, int8calib.calibrate(int8calib.load_caffe(*plain), feeds).table)
-    assert sorted(written_rows(path)) == sorted(expected_rows(PLAIN))
-    return path.read_text(encoding="utf-8")
-
-
-def feeds() -> list[dict[str, np.ndarray]]:
-    return [{"data": image[None]} for image in IMAGES]
-
-
-def by_command(
-    folder: Path, proto: Path, model: Path, *more: str, images: dict[str, np.ndarray] | None = None
-) -> str:
-    """The table that `int8calib calibrate` writes."""
-    images = images or {"data": IMAGES}
-    words = ["calibrate", "--proto", str(proto), "--model", str(model), "--quiet"]
-    for name, arrays in images.items():
-        np.save(folder / f"{name}.npy", arrays)
-        words += ["--images", f"{name}={folder / name}.npy"]
-    assert main([*words, "--output", str(folder / "net.table"), *more]) == 0
-    return (folder / "net.table").read_text(encoding="utf-8")
-
-
-def by_library(folder: Path, proto: Path, model: Path, shape: bool) -> str:
-    shapes = {"data": SHAPE} if shape else None
-    net = int8calib.load_caffe(proto, model, input_shapes=shapes)
-    write_table(folder / "library.table", int8calib.calibrate(net, feeds).table)
-    return (folder / "library.table").read_text(encoding="utf-8")
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "spelled.prototxt"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def test_plain_spelling_is_what_opencv_runs(plain: tuple[Path, Path]) -> None:
-    found = layer_deviations(int8calib.load_caffe(*plain), *plain, {"data": IMAGES[:1]})
-    assert max(found.values()) < 5e-6
+def test_plain_spelling_is_what_opencv_runs(plain: tuple[Path, Path, str], tmp_path: Path) -> None:
+    proto, model, table = plain
+    net = int8calib.load_caffe(proto, model)
+    assert max(layer_deviations(net, proto, model, {"data": IMAGES[:1]}).values()) < 5e-6
+    (tmp_path / "t").write_text(table, encoding="utf-8")
+    assert sorted(written_rows(tmp_path / "t")) == sorted(expected_rows(PLAIN))
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_spelling_gives_the_same_table(
-    name: str, plain: tuple[Path, Path], plain_table: str, tmp_path: Path
+    name: str, plain: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     text, needs_shape = SPELLINGS[name]
-    proto = write(tmp_path, text)
+    proto, (_, model, table) = write(tmp_path, text), plain
     option = ["--input-shape", "data=1,3,23,19"] if needs_shape else []
-    assert by_library(tmp_path, proto, plain[1], needs_shape) == plain_table
-    assert by_command(tmp_path, proto, plain[1], *option) == plain_table
+    assert by_library(tmp_path, proto, model, shape=needs_shape) == table
+    assert by_command(tmp_path, proto, model, *option) == table
 
 
 def test_missing_size_is_asked_for(
-    plain: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plain: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     proto = write(tmp_path, data_layer("TEST") + NET + LABELS)
     words = ["--proto", str(proto), "--model", str(plain[1]), "--output", str(tmp_path / "t")]
@@ -218,10 +172,10 @@ def test_size_comes_from_the_data_layer(options: str, shape: tuple, tmp_path: Pa
 
 
 @pytest.mark.parametrize("size", [(29, 31), (13, 47)])
-def test_fully_convolutional_networks_take_any_size(
-    size: tuple[int, int], tmp_path: Path
-) -> None:
-    text = STEM + pool("pool1", "conv1", POOL) + conv("out", "pool1", "num_output: 5 kernel_size: 1")
+def test_fully_convolutional_networks_take_any_size(size: tuple[int, int], tmp_path: Path) -> None:
+    text = (
+        STEM + pool("pool1", "conv1", POOL) + conv("out", "pool1", "num_output: 5 kernel_size: 1")
+    )
     proto, model = make_model(tmp_path, data(1, 3, 17, 17) + text)
     fixed = tmp_path / "fixed.prototxt"
     fixed.write_text(data(1, 3, *size) + text)
@@ -233,146 +187,11 @@ def test_fully_convolutional_networks_take_any_size(
     assert free == by_command(tmp_path, fixed, model, images={"data": images})
 
 
-def test_part_of_a_caffemodel(plain: tuple[Path, Path], plain_table: str, tmp_path: Path) -> None:
+def test_part_of_a_caffemodel(plain: tuple[Path, Path, str], tmp_path: Path) -> None:
     proto = write(tmp_path, data(*SHAPE) + STEM + BODY)
-    wanted = [line for line in plain_table.splitlines() if not line.startswith("fc")]
+    wanted = [line for line in plain[2].splitlines() if not line.startswith("fc")]
     assert by_command(tmp_path, proto, plain[1]).splitlines() == wanted
     assert int8calib.load_caffe(proto, plain[1]).graph.unused_weights == ("fc",)
-
-
-NAMES = {
-    "slashes": "stage/1/conv",
-    "dots": "module.0.conv1.weight",
-    "dashes": "conv-1_2x",
-    "unicode": "faltung_ü_卷积",
-}
-
-
-@pytest.mark.parametrize("kind", NAMES)
-def test_names_stay_as_they_are(
-    kind: str, plain: tuple[Path, Path], plain_table: str, tmp_path: Path
-) -> None:
-    name = NAMES[kind]
-    proto = write(tmp_path, PLAIN.replace('"conv1"', f'"{name}"'))
-    weights = caffe_proto.read_weights(plain[1])
-    weights[name] = weights.pop("conv1")
-    model = tmp_path / "renamed.caffemodel"
-    caffe_proto.write_caffemodel(model, caffe_proto.read_prototxt(proto), weights)
-    table = by_command(tmp_path, proto, model)
-    assert sorted(table.splitlines()) == sorted(plain_table.replace("conv1", name).splitlines())
-
-
-SHARED = """
-layer { name: "left" type: "Convolution" bottom: "data" top: "left"
-  param { name: "w" } param { name: "b" } convolution_param { num_output: 5 kernel_size: 3 } }
-layer { name: "right" type: "Convolution" bottom: "data_p" top: "right"
-  param { name: "w" } param { name: "b" } convolution_param { num_output: 5 kernel_size: 3 } }
-"""
-SHARED_V1 = """
-layers { name: "left" type: CONVOLUTION bottom: "data" top: "left" param: "w" param: "b"
-  convolution_param { num_output: 5 kernel_size: 3 } }
-layers { name: "right" type: CONVOLUTION bottom: "data_p" top: "right" param: "w" param: "b"
-  convolution_param { num_output: 5 kernel_size: 3 } }
-"""
-TWO_INPUTS = (
-    'input: "data" input: "data_p" input_dim: 1 input_dim: 3 input_dim: 13 input_dim: 11 '
-    "input_dim: 1 input_dim: 3 input_dim: 7 input_dim: 17 "
-)
-
-
-@pytest.mark.parametrize("layers", [SHARED, SHARED_V1], ids=["today", "V1"])
-def test_twins_share_weights_by_name_and_have_their_own_inputs(
-    layers: str, tmp_path: Path
-) -> None:
-    proto, model = make_model(tmp_path, TWO_INPUTS + SHARED)
-    weights = caffe_proto.read_weights(model)
-    del weights["right"]
-    caffe_proto.write_caffemodel(model, caffe_proto.read_prototxt(proto), weights)
-    rng = np.random.default_rng(3)
-    images = {
-        "data": rng.normal(0, 1, (2, 3, 13, 11)).astype(np.float32),
-        "data_p": rng.normal(0, 9, (2, 3, 7, 17)).astype(np.float32),
-    }
-    # `minmax` leaves the bottom scale to the definition.
-    table = by_command(
-        tmp_path, write(tmp_path, TWO_INPUTS + layers), model, "--method", "minmax", images=images
-    )
-    rows = {line.split()[0]: np.array(line.split()[1:], float) for line in table.splitlines()}
-    assert sorted(rows) == ["left", "left_param_0", "right", "right_param_0"]
-    np.testing.assert_array_equal(rows["left_param_0"], rows["right_param_0"])
-    largest = np.abs(weights["left"][0]).max(axis=(1, 2, 3))
-    np.testing.assert_allclose(rows["left_param_0"], 31 / largest, rtol=1e-6)  # 3x3: 6 bits
-    for name, blob in (("left", "data"), ("right", "data_p")):
-        np.testing.assert_allclose(rows[name], 127 / np.abs(images[blob]).max(), rtol=1e-6)
-
-
-def test_an_input_without_images_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    proto, model = make_model(tmp_path, TWO_INPUTS + SHARED)
-    np.save(tmp_path / "data.npy", np.zeros((1, 3, 13, 11), np.float32))
-    words = ["--proto", str(proto), "--model", str(model), "--output", str(tmp_path / "t")]
-    assert main(["calibrate", "--images", f"data={tmp_path / 'data.npy'}", *words]) == 2
-    assert "'data_p'" in capsys.readouterr().err
-
-
-def test_outputs_may_be_several_and_further_used(tmp_path: Path) -> None:
-    text = (
-        data(*SHAPE)
-        + NET
-        + layer("Sigmoid", "gate", "conv2")
-        + layer("Softmax", "prob", "fc")
-        + conv("side", "pool1", "num_output: 3 kernel_size: 1", relu=False)
-    )
-    proto, model = make_model(tmp_path, text)
-    net = int8calib.load_caffe(proto, model)
-    assert {str(top) for top in net.graph.outputs} == {"gate", "prob", "side"}
-    assert max(layer_deviations(net, proto, model, {"data": IMAGES[:1]}).values()) < 5e-6
-    seen: dict[str, np.ndarray] = {}
-    net.forward({"data": IMAGES}, on_top=lambda name, blob, top: seen.update({blob: top.copy()}))
-    made = net.forward({"data": IMAGES}, outputs=["pool1", "conv2", "fc", "prob"])
-    for name, top in made.items():
-        np.testing.assert_array_equal(top, seen[name], err_msg=name)
-    keys = [line.split()[0] for line in by_command(tmp_path, proto, model).splitlines()]
-    assert set(keys) >= {"conv1", "conv2", "fc", "side"}
-
-
-def test_an_unknown_type_on_the_path_is_named_with_its_layer(
-    plain: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    between = layer("Python", "warp", "pool1") + BODY.replace('bottom: "pool1"', 'bottom: "warp"')
-    proto = write(tmp_path, data(*SHAPE) + STEM + between + FC)
-    net = int8calib.load_caffe(proto, plain[1])
-    with pytest.raises(UnsupportedLayerError, match=r"spelled\.prototxt: layer 'warp' \(Python\)"):
-        int8calib.calibrate(net, feeds)
-    # What stands before it can be had.
-    table = by_command(tmp_path, proto, plain[1], "--only", "conv1")
-    assert [line.split()[0] for line in table.splitlines()] == ["conv1_param_0", "conv1"]
-
-
-def test_in_place_layers_come_first_where_the_order_is_ours(tmp_path: Path) -> None:
-    # Backwards, the pooling stands before the ReLU in conv1; in order it would read the ReLU's top.
-    net = int8calib.load_caffe(write(tmp_path, BACKWARDS), None)
-    names = [layer.name for layer in net.graph.layers]
-    assert names == ["data", "conv1", "conv1/relu", "pool1", "conv2", "conv2/relu", "fc"]
-
-
-def test_a_label_of_unknown_size_stops_only_what_needs_it(
-    plain: tuple[Path, Path], tmp_path: Path
-) -> None:
-    proto = write(tmp_path, data_layer("TEST") + NET + LABELS)
-    net = int8calib.load_caffe(proto, plain[1], input_shapes={"data": SHAPE})
-    plain_net = int8calib.load_caffe(*plain)
-    found = net.forward({"data": IMAGES}, outputs=["fc"])["fc"]
-    expected = plain_net.forward({"data": IMAGES}, outputs=["fc"])["fc"]
-    np.testing.assert_array_equal(found, expected)
-    with pytest.raises(ShapeError, match="size of input 'label'"):
-        net.forward({"data": IMAGES}, outputs=["half"])
-
-
-def test_a_network_without_any_data_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="reads the blob 'data', which no layer makes"):
-        int8calib.load_caffe(write(tmp_path, NET), None)
 
 
 REAL = {

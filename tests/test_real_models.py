@@ -57,9 +57,9 @@ MODELS: dict[str, dict] = {
     "yufacedet_v1": BGR | FACES,
 }
 PAIRS = (
-    "convolution deconvolution inner_product lrn_channels lrn_spatial mvn pooling_ave pooling_max "
-    "softmax"
-).split()
+    "convolution", "deconvolution", "inner_product", "lrn_channels", "lrn_spatial", "mvn",
+    "pooling_ave", "pooling_max", "softmax",
+)  # fmt: skip
 CLOSE = 2e-5
 
 
@@ -120,9 +120,7 @@ def test_single_layers_are_what_opencv_gives(name: str, shared: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_calibrate_writes_the_rows_that_ncnn_needs(
-    name: str, shared: Path, tmp_path: Path
-) -> None:
+def test_calibrate_writes_the_rows_that_ncnn_needs(name: str, shared: Path, tmp_path: Path) -> None:
     how = MODELS[name]
     proto, model = files(shared, name)
     listed = tmp_path / "images.txt"

@@ -33,9 +33,7 @@ def inspect(
     reading = read_tolerantly(prototxt, caffemodel, input_shapes)
     graph = reading.graph
     blocked = blocked_layers(reading)
-    folded = {
-        link: layer.name for layer, chain in fold_chains(graph).items() for link in chain
-    }
+    folded = {link: layer.name for layer, chain in fold_chains(graph).items() for link in chain}
     layers = tuple(_layer(reading, layer, blocked, folded) for layer in graph.layers)
     kept = {layer.name for layer in graph.layers}
     return Inspection(

@@ -27,7 +27,8 @@ class Reading:
 
     `shapes` holds the blobs whose shape is known; `weighed` says whether `graph` has the weights
     of a caffemodel: otherwise they are zeros that take no memory, of the shapes the prototxt asks
-    for (of size 0 where that cannot be told), so that what folds can be seen. `names` are all layer names of the TEST phase.
+    for (of size 0 where that cannot be told), so that what folds can be seen. `names` are all
+    layer names of the TEST phase.
     """
 
     graph: Graph

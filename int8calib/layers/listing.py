@@ -1,6 +1,6 @@
 """The registry comes in; the Markdown list of supported layers goes out, for README.md.
 
-    python -m int8calib.layers.listing [--write README.md]
+python -m int8calib.layers.listing [--write README.md]
 """
 
 from __future__ import annotations

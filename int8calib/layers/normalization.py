@@ -33,7 +33,7 @@ def batch_norm_affine(params: LayerParameter, weights: Sequence[Array]) -> tuple
     and 1 / f counts as 0 for f = 0. Source: Caffe's BatchNormLayer with use_global_stats.
     """
     mean, deviation = _statistics(params, weights)
-    factor: Array = 1 / deviation
+    factor: Array = np.float32(1) / deviation
     return factor, -mean * factor
 
 
@@ -43,7 +43,7 @@ def _plan_batch_norm(
     # Not x * factor + offset: where the mean is large that loses digits.
     mean, deviation = _statistics(params, weights)
     ndim = len(bottoms[0])
-    mean, factor = along(mean, 1, ndim), along(1 / deviation, 1, ndim)
+    mean, factor = along(mean, 1, ndim), along(np.float32(1) / deviation, 1, ndim)
 
     def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
         np.subtract(images[0], mean, out=tops[0])

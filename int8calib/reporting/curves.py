@@ -44,8 +44,13 @@ class Curve:
         return float(self.thresholds[self.costs.argmin()])
 
     def ratio(self, threshold: float) -> float:
-        """The cost at `threshold`, between its neighbours, as a multiple of the smallest."""
-        return float(np.interp(threshold, self.thresholds, self.costs)) / self.smallest
+        """The squared error at `threshold`, between its neighbours, as a multiple of the smallest.
+
+        Beyond the last threshold nothing is clipped, and the error grows as the step's square.
+        """
+        beyond = max(threshold / float(self.thresholds[-1]), 1.0) ** 2
+        at = float(np.interp(threshold, self.thresholds, self.costs))
+        return at * beyond / self.smallest
 
     def thinned(self, points: int = 110) -> Curve:
         """About `points` points of the curve, the ends and the best among them."""
@@ -62,7 +67,8 @@ def cost_curve(histogram: Histogram, method: str) -> Curve | None:
     """
     from int8calib.thresholds import kernels
 
-    counts = histogram.counts
+    # The reference tool counts positive values, and not those of the first bin.
+    counts = histogram.positive[1:] if method == "kl-tool" else histogram.counts
     if not counts[:-1].any() or (method != SQUARED and method not in KL_CURVES):
         return None
     width = histogram.absmax / BINS
@@ -97,10 +103,10 @@ def split_steps(
     if at >= edges[-1]:
         return (edges, heights), (edges[:0], heights[:0])
     cut = int(np.searchsorted(edges, at, side="right"))
+    if at == edges[cut - 1]:
+        return (edges[:cut], heights[: cut - 1]), (edges[cut - 1 :], heights[cut - 1 :])
     below = np.append(edges[:cut], at), heights[:cut]
-    first = cut - 1 if at < edges[cut] else cut
-    beyond = np.concatenate([[at], edges[first + 1 :]]), heights[first:]
-    return below, beyond
+    return below, (np.append(at, edges[cut:]), heights[cut - 1 :])
 
 
 @dataclass(frozen=True, eq=False)

@@ -228,20 +228,37 @@ def mse_curve(counts: Array, levels: int) -> Array:
 
 @kernel(void(_SUMS, _SUMS, _SUMS, _SUMS, int64, _SUMS))
 def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, curve: Any) -> None:
-    """Fill `curve` from the counts and the running sums of their moments 0, 1 and 2."""
+    """Fill `curve` from the counts and the running sums of their moments 0, 1 and 2.
+
+    Level n takes the values from (n - 1/2) steps to (n + 1/2) steps. Of the bins that lie wholly
+    between these edges the running sums tell the error; cut bins are integrated.
+    """
     for t in range(1, 1 + curve.shape[0]):
         clipped = count[-1] - count[t]
         error = second[-1] - second[t] - 2 * t * (first[-1] - first[t]) + t * t * clipped
         step = t / levels
-        per_bin = levels / t
-        cell = step * step * step / 12
-        before = 0.0
-        for k in range(t):
-            level = np.floor((k + 1) * per_bin + 0.5)
-            offset = (k + 1) - level * step
-            integral = level * cell + offset * offset * offset / 3
-            error += counts[k] * (integral - before)
-            before = integral
+        start, begin = 0.0, 0
+        for n in range(levels + 1):
+            value = n * step
+            stop = (n + 0.5) * step if n < levels else float(t)
+            end = int(stop)
+            if begin == end:
+                right, left = stop - value, start - value
+                error += counts[begin] * (right * right * right - left * left * left) / 3
+            else:
+                right, left = begin + 1 - value, start - value
+                error += counts[begin] * (right * right * right - left * left * left) / 3
+                inner = begin + 1
+                error += (
+                    second[end]
+                    - second[inner]
+                    - 2 * value * (first[end] - first[inner])
+                    + value * value * (count[end] - count[inner])
+                )
+                right, left = stop - value, end - value
+                if end < t:
+                    error += counts[end] * (right * right * right - left * left * left) / 3
+            start, begin = stop, end
         curve[t - 1] = error
 
 

@@ -16,39 +16,53 @@ from int8calib.layers.registry import Array
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """Second moments over n columns, per group.
+    """Second moments over the columns, per group.
 
-    moment
-        float32 (G, K, K): mean of z z'.
+    spread
+        float32 (G, K, K): covariance of z, shrunk as far as so few columns call for.
     cross
-        float32 (G, K, K): mean of (x - z) z'.
+        float32 (G, K, K): covariance of x - z with z.
     mean, mean_shift
         float32 (G, K): mean of z, and of x - z.
     """
 
-    moment: Array
+    spread: Array
     cross: Array
     mean: Array
     mean_shift: Array
 
-    def centred(self) -> Gram:
-        """The same about the means: what is left to lose when a bias takes the mean error."""
-        outer = self.mean[:, :, None] * self.mean[:, None, :]
-        shift = self.mean_shift[:, :, None] * self.mean[:, None, :]
-        return Gram(self.moment - outer, self.cross - shift, self.mean, self.mean_shift)
+    def moment(self, *, centred: bool) -> Array:
+        """H of the error d' H d of a row with weights off by d; `centred`: a bias takes the mean."""
+        if centred:
+            return self.spread
+        return self.spread + self.mean[:, :, None] * self.mean[:, None, :]
 
 
 def gram_of(real: Array, used: Array) -> Gram:
     """The moments of `used` columns (G, K, n) and of the `real` ones they stand for."""
-    count = np.float32(1 / real.shape[2])
-    turned = np.ascontiguousarray(used.transpose(0, 2, 1))
-    shift = real - used
-    return Gram(
-        np.matmul(used, turned) * count,
-        np.matmul(shift, turned) * count,
-        used.mean(axis=2),
-        shift.mean(axis=2),
-    )
+    count = used.shape[2]
+    mean, shift = used.mean(axis=2), (real - used).mean(axis=2)
+    centred = used - mean[:, :, None]
+    turned = np.ascontiguousarray(centred.transpose(0, 2, 1))
+    cross = np.matmul(real - used - shift[:, :, None], turned) / np.float32(count)
+    return Gram(_shrunk(np.matmul(centred, turned) / np.float32(count), count), cross, mean, shift)
+
+
+def _shrunk(spread: Array, count: int) -> Array:
+    """A covariance (G, K, K) of `count` columns, drawn towards its diagonal.
+
+    The share is what makes the expected error least for normal values: the sum of the variances
+    of the off-diagonal estimates over the sum of their squares. Source: Schaefer and Strimmer,
+    Stat. Appl. Genet. Mol. Biol. 4 (2005) 32, target D.
+    """
+    diagonal = np.diagonal(spread, axis1=1, axis2=2).astype(np.float64)
+    squares = np.square(spread).sum(axis=(1, 2), dtype=np.float64) - np.square(diagonal).sum(axis=1)
+    products = np.square(diagonal.sum(axis=1)) - np.square(diagonal).sum(axis=1)
+    share = np.minimum(1, (products + squares) / (count * np.maximum(squares, 1e-300)))
+    result = spread * np.asarray(1 - share, np.float32)[:, None, None]
+    places = np.arange(spread.shape[1])
+    result[:, places, places] = diagonal
+    return np.asarray(result, np.float32)
 
 
 def row_errors(difference: Array, moment: Array) -> Array:
@@ -72,7 +86,7 @@ def refit(weights: Array, gram: Gram, damping: float) -> Array:
 
     Ridge regression of W x on z about W: V = W + W C (H + damping)^-1, with C the cross moment.
     """
-    inner = damped(gram.moment, damping)
+    inner = damped(gram.spread, damping)
     right = np.matmul(weights, gram.cross).astype(np.float64)
     change = np.linalg.solve(inner, right.transpose(0, 2, 1)).transpose(0, 2, 1)
     return np.asarray(weights + change, np.float32)

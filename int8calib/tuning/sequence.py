@@ -17,7 +17,7 @@ from int8calib.net.quantised import QuantisedLayer, quantised_layers
 from int8calib.scales import LEVELS
 from int8calib.simulation.build import int8_layers
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.tuning.bottoms import Consumer, best_threshold, rounded
+from int8calib.tuning.bottoms import SEARCHED, Consumer, best_threshold, rounded, unseen
 from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.layerwise import Layerwise, Values
 from int8calib.tuning.samples import Places, Problem, problem_of, weight_blob
@@ -26,8 +26,6 @@ from int8calib.workers import Feed
 
 COLUMNS = 4096
 MOST_COLUMNS = 8192
-SEARCHED = 1536
-"""Columns with which thresholds are compared."""
 METHOD = "output error"
 
 
@@ -135,14 +133,13 @@ def _bottom_scale(
     consumers = []
     for found in group:
         columns = sampled[found.name]
-        step = max(1, columns.real.shape[2] // SEARCHED)
         weights = columns.problem.weights
         consumers.append(
             Consumer(
                 weights,
                 weights,
-                np.ascontiguousarray(columns.real[:, :, ::step]),
-                np.ascontiguousarray(columns.arriving[:, :, ::step]),
+                unseen(columns.real),
+                unseen(columns.arriving),
                 weighing[found.layer.tops[0]].reshape(columns.problem.bias.shape),
                 changes.bias,
             )

@@ -54,7 +54,7 @@ def settle_scales(problem: Problem, real: Array, used: Array, most: int) -> Sett
     `real`, `used`: columns (G, K, n) of the float net, and as INT8 multiplies them.
     """
     parts = _parts(problem.weights, real, used)
-    moments = [gram.moment for _, gram in parts]
+    moments = [gram.moment(centred=False) for _, gram in parts]
     scales = _search(problem.weights, [part for part, _ in parts], moments, most)
     return Settled(_rows(scales), None, None)
 
@@ -64,17 +64,19 @@ def settle_weights(
 ) -> Settled:
     """New weights on the grid of new scales, and the bias that goes with them."""
     parts = _parts(problem.weights, real, used)
-    if changes.bias:
-        parts = [(part, gram.centred()) for part, gram in parts]
+    moments = [gram.moment(centred=changes.bias) for _, gram in parts]
     goal = problem.weights
     if changes.refit:
         goal = np.concatenate(
             [refit(goal[:, :, part], gram, changes.damping) for part, gram in parts], axis=2
         )
-    scales = _search(goal, [part for part, _ in parts], [gram.moment for _, gram in parts], most)
+    scales = _search(goal, [part for part, _ in parts], moments, most)
     if changes.rounding:
         levels = np.concatenate(
-            [best_levels(goal[:, :, part], scales, gram.moment, most) for part, gram in parts],
+            [
+                best_levels(goal[:, :, part], scales, moment, most)
+                for (part, _), moment in zip(parts, moments, strict=True)
+            ],
             axis=2,
         )
     else:
