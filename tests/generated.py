@@ -21,16 +21,24 @@ from int8calib.net.shapes import infer_shapes
 Weights = dict[str, tuple[np.ndarray, ...]]
 
 
-def make_model(folder: Path, prototxt: str, seed: int = 1, name: str = "net") -> tuple[Path, Path]:
-    """Write `prototxt` and a caffemodel for it into `folder`; returns both paths."""
+def make_model(
+    folder: Path, prototxt: str, seed: int = 1, name: str = "net", opening: float = 0.0
+) -> tuple[Path, Path]:
+    """Write `prototxt` and a caffemodel for it into `folder`; returns both paths.
+
+    `opening` is the mean offset of Scale layers: above 0 it keeps most of each ReLU open, which
+    keeps rounding errors of deep networks from growing.
+    """
     proto, model = folder / f"{name}.prototxt", folder / f"{name}.caffemodel"
     proto.write_text(prototxt, encoding="utf-8")
-    weights = generate_weights(proto, seed)
+    weights = generate_weights(proto, seed, opening=opening)
     caffe_proto.write_caffemodel(model, caffe_proto.read_prototxt(proto), weights)
     return proto, model
 
 
-def generate_weights(proto: Path, seed: int = 1, scale: float = 60.0) -> Weights:
+def generate_weights(
+    proto: Path, seed: int = 1, scale: float = 60.0, opening: float = 0.0
+) -> Weights:
     """Weights for every layer of a prototxt, found by running it once on noise of that size."""
     graph, inputs = load_graph(proto, None)
     rng = np.random.default_rng(seed)
@@ -50,7 +58,7 @@ def generate_weights(proto: Path, seed: int = 1, scale: float = 60.0) -> Weights
         gamma = 0.25 if branches.intersection(layer.tops) else 1.0
         if kind.weights is not None:
             wanted = kind.weights(layer.params, [shapes[bottom] for bottom in layer.bottoms])
-            blobs = _blobs(layer, list(wanted), bottoms, rng, gamma)
+            blobs = _blobs(layer, list(wanted), bottoms, rng, gamma, opening)
             if blobs:
                 weights[layer.name] = blobs
         values.update(zip(layer.tops, kind.run(layer.params, blobs, bottoms), strict=True))
@@ -69,9 +77,14 @@ def _residual_branches(graph: Graph) -> set[Blob]:
 
 
 def _blobs(
-    layer: Layer, shapes: list, bottoms: list, rng: np.random.Generator, gamma: float
+    layer: Layer,
+    shapes: list,
+    bottoms: list,
+    rng: np.random.Generator,
+    gamma: float,
+    opening: float,
 ) -> tuple:
-    """The blobs of one layer; `gamma` is the size of a Scale's factors."""
+    """The blobs of one layer; `gamma` and `opening` are the size of a Scale's factors, offsets."""
     if layer.type == "BatchNorm":
         return _statistics(bottoms[0], rng)
     made = []
@@ -81,7 +94,7 @@ def _blobs(
         elif i == 0:
             values = rng.uniform(0.1, 1.5, shape) * (gamma if layer.type == "Scale" else 1)
         else:
-            values = rng.normal(0.5 if layer.type == "Scale" else 0, 0.3, shape)
+            values = rng.normal(opening if layer.type == "Scale" else 0, 0.3, shape)
         made.append(values.astype(np.float32))
     return tuple(made)
 

@@ -249,3 +249,22 @@ def test_demo_repeats_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     table.unlink()
     assert main(command[1:]) == 0
     assert table.read_text() == first
+
+
+def test_a_net_that_mixes_images_runs_one_at_a_time(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Reshape that moves channels into axis 0 must not see two images at once."""
+    text = NET.replace("dim: 1 dim: -1", "dim: 12 dim: -1").replace("num_output: 11", "num_output: 3")
+    make_model(tmp_path, text, name="mixing")
+    plain = arguments(
+        folder,
+        tmp_path / "one.table",
+        proto=str(tmp_path / "mixing.prototxt"),
+        model=str(tmp_path / "mixing.caffemodel"),
+    )
+    assert main([*plain, "--quiet"]) == 0
+    batched = [str(tmp_path / "two.table") if w.endswith("one.table") else w for w in plain]
+    assert main([*batched, "--batch", "3"]) == 0
+    assert "--batch 3 is not used" in capsys.readouterr().err
+    assert (tmp_path / "one.table").read_text() == (tmp_path / "two.table").read_text()

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, two tables, and seven images in class folders, one of them broken."""
     folder = tmp_path_factory.mktemp("job")
     net = int8calib.load_caffe(*make_model(folder, NET))
-    for name, scale in (("fine", 0.8), ("coarse", 0.05)):
+    for name, scale in (("fine", 0.4), ("coarse", 0.005)):
         write_table(folder / f"{name}.table", coarse_table(net, scale))
     rng = np.random.default_rng(7)
     lines = []

@@ -28,7 +28,7 @@ CLOSE = 1e-4
 
 def check(prototxt: str, folder: Path) -> None:
     """Both halves for one network."""
-    proto, model = make_model(folder, prototxt)
+    proto, model = make_model(folder, prototxt, opening=0.5)
     net = int8calib.load_caffe(proto, model)
     ((name, shape),) = net.input_shapes.items()
     images = np.random.default_rng(5).normal(0, 60, (1, *shape[1:])).astype(np.float32)

@@ -61,7 +61,7 @@ def visit(
         *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
         *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
         *("--enable-logging=stderr", "--v=0", "--dump-dom", "--virtual-time-budget=3000"),
-        *(f"--user-data-dir={folder / 'user'}"),
+        f"--user-data-dir={folder / 'user'}",
         *(f"--window-size={max(width, _SMALLEST)},844", *options, f"{path.as_uri()}{target}"),
     ]
     done = subprocess.run(command, capture_output=True, timeout=120, check=True)

@@ -20,8 +20,8 @@ from int8calib.cli.evaluate import (
     output_inputs,
     share_text,
 )
+from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.inputs import (
-    ImageFeeds,
     add_image_arguments,
     add_model_arguments,
     add_workers_argument,

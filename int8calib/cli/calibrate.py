@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.config import add_config_argument, write_config
+from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.identity import file_sha256, job_identity
 from int8calib.cli.inputs import (
-    ImageFeeds,
     add_image_arguments,
     add_model_arguments,
     add_run_arguments,
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     job = prepare(net, options)
     if net.graph.unused_weights:
         screen.detail(f"{args.model}: {len(net.graph.unused_weights)} layers are not used")
-    feeds = ImageFeeds(args, net, job.inputs)
+    feeds = ImageFeeds(args, net, job.inputs, job.blobs)
     identity = job_identity(args, net, feeds, [str(blob) for blob in job.blobs])
     checkpoint = open_checkpoint(args, {**identity, **feeds.order()})
     with screen.progress() as progress:

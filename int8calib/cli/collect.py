@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from int8calib.cli.calibrate import add_checkpoint_arguments, check_output, open_checkpoint
 from int8calib.cli.config import add_config_argument
+from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.identity import file_sha256, job_identity
 from int8calib.cli.inputs import (
-    ImageFeeds,
     add_image_arguments,
     add_model_arguments,
     add_run_arguments,
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output)
     net = load_net(args)
     job = prepare(net, Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs))
-    feeds = ImageFeeds(args, net, job.inputs)
+    feeds = ImageFeeds(args, net, job.inputs, job.blobs)
     identity = job_identity(args, net, feeds, [str(blob) for blob in job.blobs])
     ranges = _known_ranges(args, identity)
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}

@@ -14,8 +14,8 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.inputs import (
-    ImageFeeds,
     add_image_arguments,
     add_model_arguments,
     add_workers_argument,

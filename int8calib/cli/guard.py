@@ -6,6 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from int8calib.errors import Int8CalibError
@@ -31,8 +32,16 @@ def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) 
     except KeyboardInterrupt:
         if args.debug:
             raise
-        print("int8calib: stopped; nothing was written", file=sys.stderr)  # noqa: T201
+        print(f"int8calib: stopped; {_left(args)}", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
+
+
+def _left(args: argparse.Namespace) -> str:
+    """What a stopped run leaves behind."""
+    checkpoint = getattr(args, "checkpoint", None)
+    if checkpoint and Path(checkpoint).exists():
+        return f"go on with --checkpoint {checkpoint}"
+    return "nothing was written"
 
 
 def _warning_line(*, quiet: bool) -> Callable[..., None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from int8calib.cli.inputs import ImageFeeds
+    from int8calib.cli.feeds import ImageFeeds
     from int8calib.engine.run import Net
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from int8calib.cli.inputs import ImageFeeds
+from int8calib.cli.feeds import ImageFeeds
 from int8calib.errors import ImageError
 
 if TYPE_CHECKING:

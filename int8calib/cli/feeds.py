@@ -1,0 +1,156 @@
+"""Image options come in, batches for the inputs of a network go out, pass after pass."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from int8calib.cli.identity import text_sha256
+from int8calib.cli.inputs import worker_count
+from int8calib.errors import ImageError, OptionError
+
+if TYPE_CHECKING:
+    from int8calib.cli.screen import Screen
+    from int8calib.engine.run import Net
+    from int8calib.images import ImageSource, Preprocess
+    from int8calib.images.batches import Batch
+    from int8calib.layers.registry import Array
+    from int8calib.net.graph import Blob
+
+
+class ImageFeeds:
+    """All that the image options name, as feeds: call it to start a pass over the images."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        net: Net,
+        needed: tuple[str, ...],
+        blobs: Iterable[Blob] | None = None,
+    ) -> None:
+        """Open the sources of the `needed` inputs, which feed `blobs` (by default the outputs).
+
+        Raises `ImageError`, `OptionError`.
+        """
+        self._batch = _batch_size(args, net, net.graph.outputs if blobs is None else blobs)
+        self._threads = max(1, min(2, worker_count(args)))
+        self._skips: dict[str, None] = {}
+        places = _places(args.images, needed)
+        self.inputs = {name: self._open(args, net, name, places[name]) for name in needed}
+
+    def _open(
+        self, args: argparse.Namespace, net: Net, name: str, where: str
+    ) -> tuple[ImageSource, Preprocess | tuple[int, ...]]:
+        from int8calib.images import Preprocess, open_source, read_mean
+
+        source = open_source(
+            where, limit=args.limit, shuffle=args.shuffle, seed=args.seed, blob=name
+        )
+        shape = tuple(net.input_shapes[name][1:])
+        if source.preprocessed:
+            return source, shape
+        if len(shape) != 3:
+            raise ImageError(
+                f"{where}: images cannot fill input {name!r} of shape {(1, *shape)}; "
+                "give it a .npy file"
+            )
+        resize_to = args.resize_to
+        if resize_to is not None and len(resize_to) > 2:
+            raise OptionError(f"--resize-to takes 1 or 2 numbers; found {len(resize_to)}")
+        return source, Preprocess(
+            (shape[0], shape[1], shape[2]),
+            channel_order=args.channel_order,
+            resize=args.resize,
+            resize_to=None if resize_to is None else _one_or_pair(resize_to),
+            mean=read_mean(args.mean),
+            norm=args.norm,
+            reduced_jpeg=args.fast_jpeg,
+        )
+
+    def __call__(self) -> Iterator[Mapping[str, Array]]:
+        """Start a pass: batches in order, decoded ahead."""
+        for batch in self.batches():
+            yield batch.blobs
+
+    def batches(self) -> Iterator[Batch]:
+        """The same pass with the names of the images, which come from the first input's source."""
+        from int8calib.images import batches_of_inputs
+
+        return batches_of_inputs(self.inputs, self._batch, threads=self._threads, report=self._skip)
+
+    def __len__(self) -> int:
+        """How many images a pass has, if all can be read."""
+        return min(len(source) for source, _ in self.inputs.values())
+
+    def preprocessing(self) -> dict[str, dict[str, Any]]:
+        """What changes the values of each input, as JSON values."""
+        return {name: _described(how) for name, (_, how) in self.inputs.items()}
+
+    def order(self) -> dict[str, Any]:
+        """Which images come in which order and batches, as JSON values."""
+        names = {name: text_sha256(*source.names) for name, (source, _) in self.inputs.items()}
+        return {"images": names, "batch": self._batch}
+
+    def _skip(self, message: str) -> None:
+        self._skips[message] = None
+
+    def tell(self, screen: Screen) -> None:
+        """Say which files were passed over."""
+        for name, (source, _) in self.inputs.items():
+            if source.skipped:
+                screen.say(f"input {name}: {source.skipped} files are no images and were skipped")
+        for message in self._skips:
+            screen.say(f"skipped: {message}")
+
+
+def _batch_size(args: argparse.Namespace, net: Net, blobs: Iterable[Blob]) -> int:
+    """`--batch`, or 1 where a layer on the way to `blobs` mixes or fixes the batch."""
+    from int8calib.net.shapes import is_batchable
+
+    if args.batch == 1 or is_batchable(net.graph, net.input_shapes, net.graph.ancestors(blobs)):
+        return int(args.batch)
+    warnings.warn(
+        f"{args.proto}: its layers need one image at a time; --batch {args.batch} is not used",
+        stacklevel=1,
+    )
+    return 1
+
+
+def _described(how: Preprocess | tuple[int, ...]) -> dict[str, Any]:
+    if isinstance(how, tuple):
+        return {"shape": list(how)}
+    return {
+        "shape": list(how.shape),
+        "channel order": how.channel_order,
+        "resize": how.resize,
+        "resize to": how.resize_to,
+        "mean": text_sha256(how.mean_blob.shape, how.mean_blob.tobytes()),
+        "norm": text_sha256(how.norm_blob.shape, how.norm_blob.tobytes()),
+        "pad value": how.pad_value,
+        "fast jpeg": how.reduced_jpeg,
+    }
+
+
+def _places(images: list[str], needed: tuple[str, ...]) -> dict[str, str]:
+    """Where each needed input comes from; raises `OptionError` unless each has one place."""
+    named = {}
+    for text in images:
+        name, found, where = text.partition("=")
+        if found and name in needed:
+            named[name] = where
+        elif len(images) == 1 and len(needed) == 1:
+            named[needed[0]] = text
+        else:
+            raise OptionError(
+                f"--images {text}: the network needs {', '.join(needed)}; give NAME=WHERE for each"
+            )
+    missing = [name for name in needed if name not in named]
+    if missing:
+        raise OptionError(f"no images are given for input {missing[0]!r}; give {missing[0]}=WHERE")
+    return named
+
+
+def _one_or_pair(values: list[int]) -> int | tuple[int, int]:
+    return values[0] if len(values) == 1 else (values[0], values[1])
