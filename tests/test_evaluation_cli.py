@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from evaluation_cases import coarse_table
 from generated import make_model
 from test_engine import NET
 
@@ -26,9 +26,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, two tables, and seven images in class folders, one of them broken."""
     folder = tmp_path_factory.mktemp("job")
     net = int8calib.load_caffe(*make_model(folder, NET))
-    for name, scale in (("fine", 0.4), ("coarse", 0.005)):
-        write_table(folder / f"{name}.table", coarse_table(net, scale))
     rng = np.random.default_rng(7)
+    images = rng.normal(0, 60, (5, 3, 37, 29)).astype(np.float32)
+    fine = int8calib.calibrate(net, lambda: iter([{"data": images}])).table
+    rows = [replace(row, bottom_scale=row.bottom_scale / 30) for row in fine.layers]
+    write_table(folder / "fine.table", fine)
+    write_table(folder / "coarse.table", replace(fine, layers=tuple(rows)))
     lines = []
     for i in range(7):
         name = CLASSES[i % 3]

@@ -20,7 +20,7 @@ STYLE = (
     f"@media print{{:root{{color-scheme:light;{_LIGHT}}}.theme,.buttons{{display:none}}}}"
     """
 *{box-sizing:border-box}
-html{scroll-behavior:smooth;-webkit-text-size-adjust:100%}
+html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);overflow-wrap:anywhere;
  font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",Arial,sans-serif}
 main,header,footer{max-width:1020px;margin:0 auto;padding:0 16px}
