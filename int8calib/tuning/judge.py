@@ -1,0 +1,72 @@
+"""Images that no choice was fitted to come in; how near INT8 nets come to the float net goes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from int8calib.engine.run import Net
+from int8calib.evaluation.evaluate import Labelled, copied_tops, run_pass
+from int8calib.evaluation.outputs import watched_blobs
+from int8calib.evaluation.records import Record, compare, sum_up
+from int8calib.evaluation.results import Evaluation, TableResult
+from int8calib.layers.registry import Array
+from int8calib.net.graph import Blob
+from int8calib.workers import Feed, Progress, Runner, batch_of
+
+
+class Judge:
+    """Compares INT8 nets with one float net over the same images; that net runs only once."""
+
+    def __init__(
+        self, net: Net, given: Sequence[Feed | Labelled], *, scores: str | None, workers: int
+    ) -> None:
+        """`given` are the images, with their labels or without."""
+        labelled = any(isinstance(each, Labelled) for each in given)
+        self._watched = watched_blobs(net, scores, labelled=labelled)
+        self._net = net
+        self._given = given
+        self._workers = workers
+        self._expected: dict[int, dict[Blob, Array]] = {}
+        self.images = sum(batch_of(_feed(each)) for each in given)
+
+    def __call__(self, nets: Mapping[str, Net], progress: Progress | None = None) -> Evaluation:
+        """Each of `nets`, by name, beside the float net."""
+        records: dict[int, Record] = {}
+
+        def work(runners: list[Runner], item: tuple[int, Feed | Labelled]) -> int:
+            index, given = item
+            feed, labels = given if isinstance(given, Labelled) else (given, None)
+            if index not in self._expected:
+                self._expected[index] = copied_tops(runners[0], feed)
+            tops = [self._expected[index], *(copied_tops(r, feed) for r in runners[1:])]
+            records[index] = compare(self._watched, tops, labels, batch_of(feed))
+            return batch_of(feed)
+
+        run_pass(
+            self._given,
+            lambda: [Runner(n.graph, self._watched.blobs) for n in (self._net, *nets.values())],
+            work,
+            stage="validation",
+            workers=self._workers,
+            total=self.images,
+            progress=progress,
+        )
+        return sum_up([records[i] for i in sorted(records)], list(nets), self._watched, (1, 5))
+
+
+def _feed(given: Feed | Labelled) -> Feed:
+    return given.feed if isinstance(given, Labelled) else given
+
+
+def nearness(result: TableResult) -> float:
+    """The lowest SQNR of what is compared, in dB: finer than counts of equal classes."""
+    return min((blob.sqnr for blob in result.blobs), default=-math.inf)
+
+
+def drop(evaluation: Evaluation, result: TableResult) -> float | None:
+    """Points of top-1 that INT8 loses against float; None without labels."""
+    if evaluation.float_accuracy is None or result.accuracy is None:
+        return None
+    before, after = (a.topk[1].value for a in (evaluation.float_accuracy, result.accuracy))
+    return 100 * (before - after)
