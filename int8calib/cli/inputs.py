@@ -110,11 +110,12 @@ def load_net(args: argparse.Namespace) -> Net:
     """The network of `--proto`, `--model` and `--input-shape`."""
     import int8calib
 
-    shapes = dict(_input_shape(text) for text in args.input_shape)
+    shapes = dict(parse_input_shape(text) for text in args.input_shape)
     return int8calib.load_caffe(args.proto, args.model, input_shapes=shapes)
 
 
-def _input_shape(text: str) -> tuple[str, Shape]:
+def parse_input_shape(text: str) -> tuple[str, Shape]:
+    """The name and shape in `data=1,3,224,224`; raises `OptionError`."""
     name, found, dims = text.rpartition("=")
     try:
         shape = tuple(int(dim) for dim in dims.replace("x", ",").split(","))

@@ -12,7 +12,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from int8calib.cli.inputs import _input_shape, add_model_arguments
+from int8calib.cli.inputs import add_model_arguments, parse_input_shape
 from int8calib.cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     import int8calib
 
     screen = Screen(args)
-    shapes = dict(_input_shape(text) for text in args.input_shape)
+    shapes = dict(parse_input_shape(text) for text in args.input_shape)
     found = int8calib.inspect(args.proto, args.model, input_shapes=shapes)
     if args.json:
         screen.result(json.dumps(found.as_json(), indent=1, ensure_ascii=False))

@@ -55,7 +55,7 @@ class Screen:
             print(text, flush=True)  # noqa: T201
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table on stdout; the first column is text, the others are numbers."""
+        """A table on stdout; columns of numbers stand at the right."""
         if self.quiet:
             return
         from rich.table import Table
@@ -63,7 +63,8 @@ class Screen:
 
         table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i else "left", overflow="fold")
+            numbers = all(_begins_as_number(row[i]) for row in rows)
+            table.add_column(column, justify="right" if numbers else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self._console().print(table)
@@ -86,6 +87,11 @@ class Screen:
             return Console()
         # Not a terminal: nothing to wrap to, so rows stay on their line.
         return Console(width=200, color_system=None, soft_wrap=True)
+
+
+def _begins_as_number(cell: str) -> bool:
+    """Whether a cell holds a number, perhaps with a unit or an interval behind it, or nothing."""
+    return not cell or cell.lstrip("±+-")[:1].isdigit() or cell in ("inf", "-inf", "nan", "-")
 
 
 @contextmanager

@@ -10,17 +10,11 @@ from int8calib.reporting import markup
 from int8calib.reporting.advice import Advice
 from int8calib.reporting.content import Content, LayerView
 from int8calib.reporting.figures import layer_plots
+from int8calib.reporting.layer_sections import layer_facts, layer_head
 from int8calib.reporting.markup import text
 from int8calib.reporting.overview import accuracy_plot, sqnr_plot
 from int8calib.reporting.plots import Line, Mark, Plot, Series
-from int8calib.reporting.sections import (
-    accuracy,
-    layer_facts,
-    layer_head,
-    ranking,
-    summary,
-    tables_section,
-)
+from int8calib.reporting.sections import accuracy, ranking, summary, tables_section
 from int8calib.reporting.style import SCRIPT, STYLE
 
 Draw: TypeAlias = Callable[[Plot, str], str]
@@ -122,10 +116,15 @@ def _layers(content: Content, advice: Sequence[Advice], draw: Draw) -> str:
         '<button type="button" id="close-all">Close all</button></div>'
     )
     parts = [
-        _layer(content, view, numbers[view.name], [a for a in advice if a.layer == view.name], draw)
+        _layer(content, view, numbers[view.name], _about(view, advice), draw)
         for view in content.layers
     ]
     return buttons + "".join(parts)
+
+
+def _about(view: LayerView, advice: Iterable[Advice]) -> list[Advice]:
+    """What is to be done about one layer."""
+    return [item for item in advice if item.layer == view.name and item.level != "good"]
 
 
 def _layer(
