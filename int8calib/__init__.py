@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from int8calib.pipeline import Calibration, Options, calibrate
     from int8calib.reporting.report import report
     from int8calib.simulation.build import simulate
+    from int8calib.tuning.results import TuneOptions, Tuning
+    from int8calib.tuning.search import tune
+    from int8calib.tuning.write import write_model
 
 __all__ = [
     "Analysis",
@@ -29,6 +32,8 @@ __all__ = [
     "Labelled",
     "Net",
     "Options",
+    "TuneOptions",
+    "Tuning",
     "__version__",
     "analyze",
     "calibrate",
@@ -38,6 +43,8 @@ __all__ = [
     "register_layer",
     "report",
     "simulate",
+    "tune",
+    "write_model",
 ]
 
 _HOMES = {
@@ -50,6 +57,10 @@ _HOMES = {
     "evaluate": "int8calib.evaluation.evaluate",
     "report": "int8calib.reporting.report",
     "simulate": "int8calib.simulation.build",
+    "TuneOptions": "int8calib.tuning.results",
+    "Tuning": "int8calib.tuning.results",
+    "tune": "int8calib.tuning.search",
+    "write_model": "int8calib.tuning.write",
     "Calibration": "int8calib.pipeline",
     "Options": "int8calib.pipeline",
     "calibrate": "int8calib.pipeline",

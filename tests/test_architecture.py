@@ -42,6 +42,7 @@ STAGES = {
     "int8calib.demo": 10,
     "int8calib.simulation": 11,
     "int8calib.evaluation": 12,
+    "int8calib.tuning": 13,
     "int8calib.reporting": 14,
     "int8calib.cli": 20,
 }

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from reporting_cases import TABLES, case
 
+import int8calib
 from int8calib.evaluation.layer_errors import Analysis, LayerError
 from int8calib.evaluation.measures import Share
 from int8calib.evaluation.results import Accuracy, Evaluation, TableResult
@@ -89,10 +90,7 @@ def test_layers_that_are_fine_and_the_one_that_matters() -> None:
 def test_warnings_of_tables_are_repeated_once_for_each_kind() -> None:
     names = [layer.name for layer in case().tables[TABLES[0]].layers]
     warnings = ["few images: 7", *(f"{n}: {i} of 9 rows are zero" for i, n in enumerate(names))]
-    report = case().report()
     table = replace(case().tables[TABLES[0]], meta={"warnings": warnings})
-    import int8calib
-
     report = int8calib.report(case().net, {"a.table": table})
     assert said("few images", report.advice).text == "a: few images: 7."
     grouped = said("rows are zero", report.advice)
@@ -105,8 +103,6 @@ def test_costly_thresholds_are_found_by_their_squared_error() -> None:
     wide = replace(table.layers[0], bottom_scale=table.layers[0].bottom_scale / 9)
     made = case().report(analysis=None)
     assert not [item for item in made.advice if "squared error" in item.text]
-    import int8calib
-
     changed = replace(table, layers=(wide, *table.layers[1:]))
     found = said(
         "squared error",

@@ -84,7 +84,7 @@ def test_it_renders_without_errors_and_fits(browser: str, tmp_path: Path, width:
     assert int(noted["width"]) == width
     assert int(noted["scroll"]) <= width
     assert int(noted["pictures"]) == 4 * len(NAMES) + 2
-    assert float(noted["text"]) > 9
+    assert float(noted["text"]) > 11
 
 
 def test_layers_are_closed_until_one_jumps_to_them(browser: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 from reporting_cases import IMAGES, NAMES, TABLES, case, html
 
+import int8calib
 from int8calib.errors import OptionError
 from int8calib.reporting.markup import anchor, text
 
@@ -197,8 +198,6 @@ def test_what_is_not_given_is_left_out(tmp_path: Path) -> None:
 
 
 def test_one_table_alone_takes_one_analysis() -> None:
-    import int8calib
-
     found = case()
     table, analysis = found.tables[TABLES[1]], found.analyses[TABLES[1]]
     made = int8calib.report(found.net, table, analysis=analysis)
@@ -208,8 +207,6 @@ def test_one_table_alone_takes_one_analysis() -> None:
 
 
 def test_things_that_do_not_belong_together_are_refused() -> None:
-    import int8calib
-
     found = case()
     with pytest.raises(OptionError, match="needs a table"):
         int8calib.report(found.net, {})

@@ -22,12 +22,25 @@ from int8calib.cli import (
     report,
     table,
     thresholds,
+    tune,
 )
 from int8calib.cli.config import ConfigParser
 from int8calib.cli.guard import guarded
 from int8calib.cli.screen import add_output_arguments
 
-COMMANDS = (calibrate, collect, merge, thresholds, table, inspect, evaluate, analyze, report, demo)
+COMMANDS = (
+    calibrate,
+    collect,
+    merge,
+    thresholds,
+    table,
+    inspect,
+    evaluate,
+    analyze,
+    tune,
+    report,
+    demo,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -137,8 +137,8 @@ def run(args: argparse.Namespace) -> int:
     feeds = ImageFeeds(args, net, output_inputs(net))
     with screen.progress() as progress:
         statistics = _statistics(args, net, feeds, fold, progress)
-        evaluation = _evaluation(args, net, feeds, tables, fold, progress)
-        analyses = _analyses(args, net, feeds, tables, fold, progress)
+        evaluation = _evaluation(args, net, feeds, tables, progress)
+        analyses = _analyses(args, net, feeds, tables, progress)
         samples = {}
         if args.samples > 0:
             samples = sample_outputs(
@@ -208,7 +208,6 @@ def _evaluation(
     net: Net,
     feeds: ImageFeeds,
     tables: Tables,
-    fold: bool,
     progress: Progress,
 ) -> Evaluation:
     """That of `--evaluation`, or a new one."""
@@ -223,7 +222,7 @@ def _evaluation(
         feeds if args.labels is None else LabelledImages(feeds, args.labels),
         topk=args.topk,
         scores=args.scores,
-        fold_bn=fold,
+        fold_bn=args.fold_bn,
         workers=worker_count(args),
         total=len(feeds),
         progress=progress,
@@ -235,7 +234,6 @@ def _analyses(
     net: Net,
     feeds: ImageFeeds,
     tables: Tables,
-    fold: bool,
     progress: Progress,
 ) -> dict[str, Analysis]:
     """Those of `--analysis`, and new ones for the tables behind them."""
@@ -255,7 +253,7 @@ def _analyses(
             # One table's effects at the outputs are enough; they cost most.
             sensitivity_images=args.sensitivity if i == 0 else 0,
             scores=args.scores,
-            fold_bn=fold,
+            fold_bn=args.fold_bn,
             workers=worker_count(args),
             total=len(feeds),
             progress=progress,

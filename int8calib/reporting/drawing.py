@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 400, 220
-"""Size of a picture in its own units; text is 12 of them high."""
+WIDTH, HEIGHT = 400, 226
+"""Size of a picture in its own units; text is 13 of them high."""
 PAPER = {
     "ink": "#222222",
     "grid": "#d8d8d8",
@@ -33,8 +33,8 @@ PAPER = {
     "mark5": "#00798c",
 }
 """A colour for each role, for pictures that stand alone."""
-_TEXT = 12
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 12, 10, 42
+_TEXT = 13
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 14, 10, 44
 
 
 def require_matplotlib() -> None:
@@ -90,12 +90,12 @@ def _figure(plot: Plot, colours: Mapping[str, str], *, title: bool) -> Figure:
 
     legend = plot.legend() if title else []
     top = _TOP + (22 if title else 0)
-    bottom = _BOTTOM + 17 * len(legend)
+    bottom = _BOTTOM + 18 * len(legend)
     inner = HEIGHT - _TOP - _BOTTOM
     if plot.rows:
         inner = 30 * len(plot.rows)
     height = inner + top + bottom
-    left = _LEFT if not plot.rows else 12 + 7 * max(map(len, plot.rows))
+    left = _LEFT if not plot.rows else 12 + 8 * max(map(len, plot.rows))
     width = _width(plot)
     figure = Figure(figsize=(width / 72, height / 72))
     axes = figure.add_axes(
@@ -109,7 +109,7 @@ def _figure(plot: Plot, colours: Mapping[str, str], *, title: bool) -> Figure:
             left / width, 1 - 20 / height, plot.title, color=colours["ink"], parse_math=False
         )
         for i, series in enumerate(legend):
-            y = (17 * (len(legend) - i) - 12) / height
+            y = (18 * (len(legend) - i) - 12) / height
             colour = colours[series.colour]
             figure.text(left / width, y, "■ ", color=colour, parse_math=False)
             figure.text(

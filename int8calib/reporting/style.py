@@ -85,7 +85,7 @@ figure{margin:0;min-width:0}
 figcaption b{display:block}
 figcaption p{margin:2px 0 6px}
 svg.plot{display:block;width:100%;height:auto;max-width:540px;
- font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",Arial,sans-serif}
+ font:13px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",Arial,sans-serif}
 svg.wide{max-width:none}
 svg path{stroke-linejoin:round}
 .legend{list-style:none;margin:4px 0 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 16px;

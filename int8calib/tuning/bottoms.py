@@ -48,7 +48,7 @@ class Consumer:
 
     def target(self) -> Array:
         """The outputs of the float net without bias, (G, M, n)."""
-        return np.matmul(self.weights, self.real)
+        return np.asarray(np.matmul(self.weights, self.real))
 
 
 def unseen(columns: Array) -> Array:
@@ -58,15 +58,20 @@ def unseen(columns: Array) -> Array:
     columns. A threshold that fits only what was seen clips them, which costs much more than the
     rounding it saves. This is a smoothed bootstrap.
     """
-    count = columns.shape[2]
-    taken = np.arange(SEARCHED) * max(1.0, count / SEARCHED)
     drawn = np.random.default_rng(0).random(SEARCHED)
     factors = np.ones(SEARCHED, np.float32)
     edge = 0.0
     for share, factor in STRONGER:
         factors[(drawn >= edge) & (drawn < edge + share)] = factor
         edge += share
-    return np.ascontiguousarray(columns[:, :, taken.astype(np.intp) % count] * factors)
+    return some(columns) * factors
+
+
+def some(columns: Array) -> Array:
+    """SEARCHED of `columns` (G, K, n), evenly spread; of fewer some stand there repeatedly."""
+    count = columns.shape[2]
+    taken = (np.arange(SEARCHED) * max(1.0, count / SEARCHED)).astype(np.intp) % count
+    return np.ascontiguousarray(columns[:, :, taken])
 
 
 def rounded(columns: Array, scale: float) -> Array:
@@ -78,11 +83,11 @@ def rounded(columns: Array, scale: float) -> Array:
 
 
 def best_threshold(
-    consumers: Sequence[Consumer], absmax: float, also: Iterable[float] = ()
+    consumers: Sequence[Consumer], absmax: float, also: Iterable[float] = (), most: float = 1.5
 ) -> float:
     """The threshold with the least summed error of outputs.
 
-    Candidates are shares of `absmax`, those in `also`, and some near the best of them.
+    Candidates are shares of `absmax` up to `most`, those in `also`, and some near the best.
     """
     targets = [consumer.target() for consumer in consumers]
 
@@ -93,10 +98,11 @@ def best_threshold(
             for c, t in zip(consumers, targets, strict=True)
         )
 
-    tried = {t: error(t) for t in {absmax * share for share in COARSE} | set(also) if t > 0}
+    first = {absmax * min(share, most) for share in COARSE} | set(also)
+    tried = {t: error(t) for t in first if 0 < t <= absmax * most}
     best = min(tried, key=tried.__getitem__)
     for share in FINE:
-        threshold = best * share
+        threshold = min(best * share, absmax * most)
         if threshold not in tried:
             tried[threshold] = error(threshold)
     return min(tried, key=tried.__getitem__)

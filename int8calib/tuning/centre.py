@@ -39,7 +39,9 @@ def _only_softmax(layer: Layer, readers: dict[Blob, list[Layer]]) -> bool:
     found = readers[layer.tops[0]]
     while len(found) == 1 and _keeps_common(found[0]):
         found = readers[found[0].tops[0]]
-    return len(found) == 1 and found[0].type == "Softmax" and found[0].params.softmax_param.axis == 1
+    return (
+        len(found) == 1 and found[0].type == "Softmax" and found[0].params.softmax_param.axis == 1
+    )
 
 
 def _keeps_common(layer: Layer) -> bool:

@@ -67,23 +67,26 @@ def _join(layer: Layer, of: Mapping[Blob, Ids], same: _Union) -> None:
     bottoms, tops = [of[b] for b in layer.bottoms], [of[t] for t in layer.tops]
     if scales_weights(layer) and _one_to_one(layer, bottoms):
         return
-    if layer.type in SAME_CHANNELS and all(len(t) == len(bottoms[0]) for t in tops):
-        if layer.type != "Pooling" or layer.params.pooling_param.pool in (0, 1):
-            for top in tops:
-                same.join(bottoms[0], top)
-            return
+    pairs = _equal(layer, bottoms, tops)
+    if pairs is None:
+        for ids in (*bottoms, *tops):
+            same.fix(ids)
+        return
+    for a, b in pairs:
+        same.join(a, b)
+
+
+def _equal(layer: Layer, bottoms: list[Ids], tops: list[Ids]) -> list[tuple[Ids, Ids]] | None:
+    """Which factors a layer hands on as they are; None where it does not hand on any."""
+    pairs: list[tuple[Ids, Ids]] = []
+    if layer.type in SAME_CHANNELS:
+        pairs = [(bottoms[0], top) for top in tops]
     elif layer.type == "Concat" and layer.params.concat_param.axis == 1:
-        joined = np.concatenate(bottoms)
-        if len(joined) == len(tops[0]):
-            same.join(joined, tops[0])
-            return
+        pairs = [(np.concatenate(bottoms), tops[0])]
     elif layer.type == "Eltwise" and layer.params.eltwise_param.operation in (1, 2):
-        if all(len(bottom) == len(tops[0]) for bottom in bottoms):
-            for bottom in bottoms:
-                same.join(bottom, tops[0])
-            return
-    for ids in (*bottoms, *tops):
-        same.fix(ids)
+        pairs = [(bottom, tops[0]) for bottom in bottoms]
+    fits = pairs and all(len(a) == len(b) for a, b in pairs)
+    return pairs if fits else None
 
 
 def scales_weights(layer: Layer) -> bool:
@@ -101,8 +104,8 @@ def _one_to_one(layer: Layer, bottoms: list[Ids]) -> bool:
     """Whether the weights' inputs are the bottom's channels, each maybe at several places."""
     weight = layer.weights[0]
     if layer.type == "InnerProduct":
-        return len(bottoms[0]) > 0 and weight.shape[1] % len(bottoms[0]) == 0
-    return weight.shape[1] * groups(layer.params) == len(bottoms[0])
+        return len(bottoms[0]) > 0 and int(weight.shape[1]) % len(bottoms[0]) == 0
+    return int(weight.shape[1]) * groups(layer.params) == len(bottoms[0])
 
 
 class _Union:

@@ -25,7 +25,7 @@ from int8calib.tuning.channels import FIXED, Channels, Ids, scalable_channels, s
 from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.rounding import nearest
 from int8calib.tuning.samples import Places, Problem, problem_of, weight_blob
-from int8calib.workers import Feed, Runner, work_through
+from int8calib.workers import Feed, Progress, Runner, work_through
 
 COLUMNS = 768
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -63,6 +63,7 @@ def equalise(
     levels: Mapping[str, int],
     *,
     workers: int,
+    progress: Progress | None = None,
 ) -> Equalised:
     """Scale channels where that lowers the error of the layers that read them.
 
@@ -75,7 +76,7 @@ def equalise(
     if not wanted:
         return Equalised(graph, {})
     weighing = importance(graph, shapes)
-    readers = _observe(graph, feeds, wanted, channels, weighing, levels, workers)
+    readers = _observe(graph, feeds, wanted, channels, weighing, levels, workers, progress)
     with ThreadPoolExecutor(workers) as pool:
         chosen = list(pool.map(lambda names: _choose([readers[n] for n in names]), families))
     factors = np.ones(1 + max(int(ids.max(initial=0)) for ids in channels.of.values()))
@@ -96,6 +97,7 @@ def _observe(
     weighing: Mapping[Blob, Weighing],
     levels: Mapping[str, int],
     workers: int,
+    progress: Progress | None,
 ) -> dict[str, _Reader]:
     """Sampled columns of each layer, and the absmax and mean square of its bottom's channels."""
     by_blob: dict[Blob, list[QuantisedLayer]] = {}
@@ -106,6 +108,7 @@ def _observe(
     absmax: dict[Blob, list[Array]] = {blob: [] for blob in by_blob}
     squares: dict[Blob, list[Array]] = {blob: [] for blob in by_blob}
     lock = threading.Lock()
+    report = progress or (lambda stage, done, total: None)
 
     def work(runner: Runner, item: tuple[int, Feed]) -> int:
         index, feed = item
@@ -131,7 +134,7 @@ def _observe(
         lambda: Runner(graph, by_blob),
         work,
         workers=workers,
-        progress=lambda done: None,
+        progress=lambda done: report("equalise", done, len(feeds)),
     )
     return {
         name: _Reader(
@@ -152,7 +155,8 @@ def _choose(readers: Sequence[_Reader]) -> tuple[dict[int, float], float]:
     numbers = np.unique(np.concatenate([reader.ids for reader in readers]))
     numbers = numbers[numbers != FIXED]
     before = _error(readers, numbers, np.ones(len(numbers)))
-    best, least = np.ones(len(numbers)), before
+    best: Weighing = np.ones(len(numbers))
+    least = before
     for kind in ("absmax", "rms"):
         sizes = _sizes(readers, numbers, kind)
         for strength in STRENGTHS:
@@ -165,7 +169,7 @@ def _choose(readers: Sequence[_Reader]) -> tuple[dict[int, float], float]:
     return dict(zip(numbers.tolist(), best.tolist(), strict=True)), least / before
 
 
-def _sizes(readers: Sequence[_Reader], numbers: Ids, kind: str) -> Array:
+def _sizes(readers: Sequence[_Reader], numbers: Ids, kind: str) -> Weighing:
     """How large each channel is against the largest of its blob: the most over all readers."""
     sizes = np.full(len(numbers), 1 / MOST_FACTOR)
     for reader in readers:
@@ -173,15 +177,15 @@ def _sizes(readers: Sequence[_Reader], numbers: Ids, kind: str) -> Array:
         own = values / max(float(values.max()), 1e-30)
         free = reader.ids != FIXED
         np.maximum.at(sizes, np.searchsorted(numbers, reader.ids[free]), own[free])
-    return np.asarray(sizes)
+    return sizes
 
 
-def _error(readers: Sequence[_Reader], numbers: Ids, factors: Array) -> float:
+def _error(readers: Sequence[_Reader], numbers: Ids, factors: Weighing) -> float:
     """The summed error of the readers' outputs with these factors on their bottoms."""
     return sum(_reader_error(reader, _spread(reader.ids, numbers, factors)) for reader in readers)
 
 
-def _spread(ids: Ids, numbers: Ids, factors: Array) -> Array:
+def _spread(ids: Ids, numbers: Ids, factors: Weighing) -> Array:
     """The factor of each channel, float32 (C,)."""
     result = np.ones(len(ids), np.float32)
     free = ids != FIXED
@@ -214,10 +218,10 @@ def _plain(weights: Array, most: int) -> Array:
     absmax = np.abs(weights).max(axis=axes, keepdims=True)
     scales = np.float32(most) / np.maximum(absmax, 1e-20)
     full = np.broadcast_to(scales[:, :, 0], weights.shape[:2])
-    return nearest(weights, full, most) / full[:, :, None]
+    return np.asarray(nearest(weights, full, most) / full[:, :, None])
 
 
-def _scaled(layer: Layer, channels: Channels, factors: Array) -> Layer:
+def _scaled(layer: Layer, channels: Channels, factors: Weighing) -> Layer:
     """The layer with its weights made for scaled bottoms and tops."""
     if not scales_weights(layer):
         return layer

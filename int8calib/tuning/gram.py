@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from int8calib.layers.registry import Array
 
@@ -32,7 +33,10 @@ class Gram:
     mean_shift: Array
 
     def moment(self, *, centred: bool) -> Array:
-        """H of the error d' H d of a row with weights off by d; `centred`: a bias takes the mean."""
+        """H in the error d' H d of a row whose weights are off by d.
+
+        `centred`: whether a bias will take the mean error.
+        """
         if centred:
             return self.spread
         return self.spread + self.mean[:, :, None] * self.mean[:, None, :]
@@ -67,10 +71,10 @@ def _shrunk(spread: Array, count: int) -> Array:
 
 def row_errors(difference: Array, moment: Array) -> Array:
     """d' H d for each row d of `difference` (G, M, K) with H `moment` (G, K, K): (G, M)."""
-    return np.einsum("gmk,gmk->gm", np.matmul(difference, moment), difference)
+    return np.asarray(np.einsum("gmk,gmk->gm", np.matmul(difference, moment), difference))
 
 
-def damped(moment: Array, share: float) -> Array:
+def damped(moment: Array, share: float) -> NDArray[np.float64]:
     """`moment` (G, K, K) with `share` of its mean diagonal added to the diagonal, at least a bit.
 
     So columns that hardly vary, or too few columns, leave it invertible.

@@ -1,4 +1,4 @@
-"""Images that no choice was fitted to come in; how near INT8 nets come to the float net goes out."""
+"""Images that nothing was fitted to come in; how near INT8 nets are to the float net goes out."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from int8calib.errors import OptionError
 from int8calib.evaluation.results import Evaluation
 from int8calib.table.model import CalibrationTable
 
-TECHNIQUES = ("equalise", "rounding", "bias")
+TECHNIQUES = ("equalise", "rounding", "refit", "bias")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class TuneOptions:
         True lets weights and biases change too: the result is a table and a model.
     techniques
         which changes are allowed then: `equalise` (even channels, centred class scores),
-        `rounding` (weights rounded for least output error), `bias` (mean errors taken back).
+        `rounding` (weights rounded for least output error), `refit` (weights that make good what
+        layers before lose), `bias` (mean errors taken back).
     max_drop
         points of top-1 that INT8 may lose on the validation images; needs labels.
     min_agreement

@@ -24,7 +24,8 @@ def nearest(weights: Array, scales: Array, most: int) -> Array:
     `weights` (G, M, K), `scales` (G, M).
     """
     scaled = weights * scales[:, :, None]
-    return np.clip(np.trunc(scaled + np.copysign(np.float32(0.5), scaled)), -most, most)
+    away = np.copysign(np.float32(0.5), scaled)
+    return np.asarray(np.clip(np.trunc(scaled + away), -most, most), np.float32)
 
 
 def best_levels(

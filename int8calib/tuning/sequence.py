@@ -13,11 +13,13 @@ import numpy as np
 
 from int8calib.layers.registry import Array, Shape
 from int8calib.net.graph import Blob, Graph, Layer
+from int8calib.net.inputs import INPUT_TYPES
 from int8calib.net.quantised import QuantisedLayer, quantised_layers
 from int8calib.scales import LEVELS
 from int8calib.simulation.build import int8_layers
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.tuning.bottoms import SEARCHED, Consumer, best_threshold, rounded, unseen
+from int8calib.tuning.bottoms import SEARCHED, Consumer, best_threshold, rounded, some, unseen
+from int8calib.tuning.centre import centre_scores
 from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.layerwise import Layerwise, Values
 from int8calib.tuning.samples import Places, Problem, problem_of, weight_blob
@@ -64,7 +66,10 @@ def settle_layers(
     nets = Layerwise(graph, feeds, workers=workers)
     known = {f.name: f for f in quantised_layers(graph) if f.name in start}
     sharing = _sharing(graph, list(known.values()))
-    weighing = importance(graph, shapes)
+    # What all class scores have in common is lost in a softmax, so errors of it do not count.
+    seen = centre_scores(graph)
+    weighing = importance(seen, shapes)
+    judged = {f.name: problem_of(f).weights for f in quantised_layers(seen) if f.name in start}
     scales: dict[Blob, float] = {}
     sampled: dict[str, _Sampled] = {}
     for layer in graph.layers:
@@ -76,7 +81,14 @@ def settle_layers(
                 group = sharing[root]
                 sampled.update({f.name: _sample(f, *nets.bottoms(found.bottom)) for f in group})
                 scales[root] = _bottom_scale(
-                    group, sampled, nets.bottoms(found.bottom)[1], start, weighing, changes
+                    graph,
+                    group,
+                    sampled,
+                    nets.bottoms(found.bottom)[1],
+                    start,
+                    judged,
+                    weighing,
+                    changes,
                 )
             settled = _settle(
                 found, sampled.pop(layer.name), scales[root], start, levels[layer.name], changes
@@ -118,10 +130,12 @@ def _sample(found: QuantisedLayer, real: Values, arriving: Values) -> _Sampled:
 
 
 def _bottom_scale(
+    graph: Graph,
     group: Sequence[QuantisedLayer],
     sampled: Mapping[str, _Sampled],
     bottom: Values,
     start: Mapping[str, LayerScales],
+    judged: Mapping[str, Array],
     weighing: Mapping[Blob, Weighing],
     changes: Changes,
 ) -> float:
@@ -130,21 +144,23 @@ def _bottom_scale(
     also = [LEVELS / start[found.name].bottom_scale for found in group]
     if absmax <= 0:
         return LEVELS / also[0]
+    # Pixels end where they end: an image to come has no larger ones.
+    ends = graph.producer(group[0].bottom).type in INPUT_TYPES
     consumers = []
     for found in group:
         columns = sampled[found.name]
-        weights = columns.problem.weights
+        weights = judged[found.name]
         consumers.append(
             Consumer(
                 weights,
                 weights,
-                unseen(columns.real),
-                unseen(columns.arriving),
+                some(columns.real) if ends else unseen(columns.real),
+                some(columns.arriving) if ends else unseen(columns.arriving),
                 weighing[found.layer.tops[0]].reshape(columns.problem.bias.shape),
                 changes.bias,
             )
         )
-    return LEVELS / best_threshold(consumers, absmax, also)
+    return LEVELS / best_threshold(consumers, absmax, also, most=1.0 if ends else 1.5)
 
 
 def _settle(

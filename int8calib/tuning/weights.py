@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Changes:
     rounding: bool
     refit: bool
     bias: bool
-    damping: float = 0.03
+    damping: float = 0.3
 
     @property
     def any(self) -> bool:
@@ -91,7 +92,7 @@ def settle_weights(
 
 def _times(weights: Array, mean: Array) -> Array:
     """(G, M, K) times (G, K) to (G, M)."""
-    return np.matmul(weights, mean[:, :, None])[:, :, 0]
+    return np.asarray(np.matmul(weights, mean[:, :, None])[:, :, 0])
 
 
 def _parts(weights: Array, real: Array, used: Array) -> list[tuple[slice, Gram]]:
@@ -99,7 +100,7 @@ def _parts(weights: Array, real: Array, used: Array) -> list[tuple[slice, Gram]]
     size = weights.shape[2]
     count = -(-size // LARGEST)
     edges = np.linspace(0, size, count + 1).astype(int).tolist()
-    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [slice(a, b) for a, b in pairwise(edges)]
     return [(part, gram_of(real[:, part], used[:, part])) for part in parts]
 
 

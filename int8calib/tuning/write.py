@@ -45,7 +45,7 @@ def to_caffe(net: Net) -> tuple[caffe_proto.NetParameter, dict[str, tuple[Array,
         message.CopyFrom(layer.params)
         # Layers that shared weights by name have their own now.
         for field in ("bottom", "top", "blobs", "param", "include", "exclude", "phase"):
-            message.ClearField(field)  # type: ignore[arg-type]
+            message.ClearField(field)
         message.bottom.extend(blob.name for blob in layer.bottoms)
         message.top.extend(blob.name for blob in layer.tops)
         if layer.weights:
@@ -53,9 +53,7 @@ def to_caffe(net: Net) -> tuple[caffe_proto.NetParameter, dict[str, tuple[Array,
     return proto, weights
 
 
-def _add_inputs(
-    proto: caffe_proto.NetParameter, layer: Layer, shapes: Mapping[str, Shape]
-) -> None:
+def _add_inputs(proto: caffe_proto.NetParameter, layer: Layer, shapes: Mapping[str, Shape]) -> None:
     """An Input layer for each top of a data layer."""
     for number, top in enumerate(layer.tops):
         message = proto.layer.add()
