@@ -131,3 +131,15 @@ def input_histogram(shared, cv2):
     for path in sorted((shared / "golden/png227").glob("*.png")):
         builder.add((cv2.imread(str(path)).transpose(2, 0, 1) - mean)[None])
     return builder.result()
+
+
+def is_near_tie(histogram: Histogram, threshold: float) -> bool:
+    """Whether ncnn2table's divergence at `threshold` is all but the smallest there is.
+
+    Then noise of the last digits of activations decides, and engines may differ.
+    """
+    from int8calib.thresholds.kernels import LEVELS, kl_curve
+
+    curve = kl_curve(histogram.counts.astype("float64"))
+    bin = round(threshold / histogram.absmax * len(histogram.counts) - 0.5)
+    return bool(curve[bin - LEVELS] < 1.001 * curve.min())

@@ -255,7 +255,9 @@ def test_a_net_that_mixes_images_runs_one_at_a_time(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A Reshape that moves channels into axis 0 must not see two images at once."""
-    text = NET.replace("dim: 1 dim: -1", "dim: 12 dim: -1").replace("num_output: 11", "num_output: 3")
+    text = NET.replace("dim: 1 dim: -1", "dim: 12 dim: -1").replace(
+        "num_output: 11", "num_output: 3"
+    )
     make_model(tmp_path, text, name="mixing")
     plain = arguments(
         folder,

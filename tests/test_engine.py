@@ -166,7 +166,8 @@ def test_unknown_types_fail_only_where_needed(tmp_path: Path) -> None:
         net.forward({"data": x}, outputs=["other"])["other"], np.maximum(x, 0)
     )
     with pytest.raises(
-        UnsupportedLayerError, match=r"layer 'twice' .*'NobodyKnows' is not supported.*register_layer"
+        UnsupportedLayerError,
+        match=r"layer 'twice' .*'NobodyKnows' is not supported.*register_layer",
     ):
         net.forward({"data": x}, outputs=["out"])
 

@@ -157,7 +157,7 @@ def _bottom_scale(
                 some(columns.real) if ends else unseen(columns.real),
                 some(columns.arriving) if ends else unseen(columns.arriving),
                 weighing[found.layer.tops[0]].reshape(columns.problem.bias.shape),
-                changes.bias,
+                False,
             )
         )
     return LEVELS / best_threshold(consumers, absmax, also, most=1.0 if ends else 1.5)

@@ -65,7 +65,7 @@ def settle_weights(
 ) -> Settled:
     """New weights on the grid of new scales, and the bias that goes with them."""
     parts = _parts(problem.weights, real, used)
-    moments = [gram.moment(centred=changes.bias) for _, gram in parts]
+    moments = [gram.moment(centred=False) for _, gram in parts]
     goal = problem.weights
     if changes.refit:
         goal = np.concatenate(

@@ -1,0 +1,72 @@
+"""Networks and images that the tests of tuning share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from generated import make_model
+from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
+from int8calib.engine.run import Net, load_caffe
+from int8calib.evaluation.evaluate import Labelled
+from int8calib.images import Preprocess
+
+# Everything that factors travel through: ReLU, depthwise, BatchNorm, pooling, Concat, a sum.
+CHAIN = """
+name: "chain"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 23 dim: 29 } } }
+layer { name: "c1" type: "Convolution" bottom: "data" top: "c1"
+  convolution_param { num_output: 11 kernel_size: 3 stride: 2 bias_term: false } }
+layer { name: "bn1" type: "BatchNorm" bottom: "c1" top: "c1" }
+layer { name: "sc1" type: "Scale" bottom: "c1" top: "c1" scale_param { bias_term: true } }
+layer { name: "r1" type: "ReLU" bottom: "c1" top: "c1" }
+layer { name: "dw" type: "Convolution" bottom: "c1" top: "dw"
+  convolution_param { num_output: 11 kernel_size: 3 pad: 1 group: 11 } }
+layer { name: "rdw" type: "ReLU" bottom: "dw" top: "dw" }
+layer { name: "a" type: "Convolution" bottom: "dw" top: "a"
+  convolution_param { num_output: 7 kernel_size: 1 } }
+layer { name: "ra" type: "ReLU" bottom: "a" top: "a" }
+layer { name: "b" type: "Convolution" bottom: "dw" top: "b"
+  convolution_param { num_output: 5 kernel_size: 3 pad: 1 } }
+layer { name: "rb" type: "ReLU" bottom: "b" top: "b" }
+layer { name: "cat" type: "Concat" bottom: "a" bottom: "b" top: "cat" }
+layer { name: "pool" type: "Pooling" bottom: "cat" top: "pool"
+  pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
+layer { name: "d" type: "Convolution" bottom: "pool" top: "d"
+  convolution_param { num_output: 12 kernel_size: 3 pad: 1 } }
+layer { name: "sum" type: "Eltwise" bottom: "pool" bottom: "d" top: "sum" }
+layer { name: "e" type: "Convolution" bottom: "sum" top: "e"
+  convolution_param { num_output: 13 kernel_size: 1 } }
+layer { name: "re" type: "ReLU" bottom: "e" top: "e" }
+layer { name: "gap" type: "Pooling" bottom: "e" top: "gap"
+  pooling_param { pool: AVE global_pooling: true } }
+layer { name: "fc" type: "InnerProduct" bottom: "gap" top: "fc"
+  inner_product_param { num_output: 6 } }
+layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
+"""
+SHAPE = (3, 23, 29)
+
+
+def chain(folder: Path) -> Net:
+    return load_caffe(*make_model(folder, CHAIN))
+
+
+def feeds(count: int, seed: int = 3) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"data": rng.normal(0, 60, (1, *SHAPE)).astype(np.float32)} for _ in range(count)]
+
+
+def demo_net() -> Net:
+    return load_caffe(PROTOTXT, CAFFEMODEL)
+
+
+def demo_feeds(count: int, seed: int = 7) -> list[Labelled]:
+    """Drawn pictures as the demo net wants them, each with its class."""
+    net = demo_net()
+    ((name, shape),) = net.input_shapes.items()
+    preprocess = Preprocess((shape[1], shape[2], shape[3]), mean=MEAN, norm=NORM)
+    return [
+        Labelled({name: preprocess(image)[None]}, [label])
+        for image, label in draw.draw_images(count, seed)
+    ]
