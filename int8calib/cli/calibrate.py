@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.config import add_config_argument, write_config
+from int8calib.cli.digest import file_sha256
 from int8calib.cli.feeds import ImageFeeds
-from int8calib.cli.identity import file_sha256, job_identity
+from int8calib.cli.identity import job_identity
 from int8calib.cli.inputs import (
     add_image_arguments,
     add_model_arguments,
@@ -27,7 +29,7 @@ from int8calib.cli.inputs import (
     load_net,
     worker_count,
 )
-from int8calib.cli.screen import Screen
+from int8calib.cli.screen import Screen, add_output_arguments
 from int8calib.cli.table_options import add_table_arguments, laid_out, options_of
 from int8calib.errors import OutputError
 
@@ -71,6 +73,14 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds between two writes of the checkpoint (default: 30)",
     )
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a calibration that another command starts."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    add_output_arguments(parser)
+    return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> int:

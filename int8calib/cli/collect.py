@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from int8calib.cli.calibrate import add_checkpoint_arguments, check_output, open_checkpoint
 from int8calib.cli.config import add_config_argument
+from int8calib.cli.digest import file_sha256
 from int8calib.cli.feeds import ImageFeeds
-from int8calib.cli.identity import file_sha256, job_identity
+from int8calib.cli.identity import job_identity
 from int8calib.cli.inputs import (
     add_image_arguments,
     add_model_arguments,

@@ -39,10 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as `int8calib calibrate` would with the same options."""
     given = build_parser().parse_args(argv)
-    full = argparse.ArgumentParser()
-    calibrate.add_arguments(full)
-    add_output_arguments(full)
-    args = full.parse_args(
+    args = calibrate.parse(
         [
             *("--proto", given.proto, "--model", given.model),
             *("--images", given.images, "--output", given.output),

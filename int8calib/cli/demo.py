@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from int8calib.cli import calibrate
 from int8calib.cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, calibrate, and show what came out."""
-    from int8calib.cli.main import main
     from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
     from int8calib.engine.run import load_caffe
     from int8calib.output import write_atomic
@@ -54,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
         *("--output", str(table)),
     ]
     messages = ["--quiet"] * args.quiet + ["--verbose"] * args.verbose
-    code = main([*command[1:], *messages])
-    if code:
-        return code
+    calibrate.run(calibrate.parse([*command[2:], *messages]))
     accuracy = _accuracy(load_caffe(proto, model))
     screen.result(f"\nHead of {table}:")
     for line in table.read_text(encoding="utf-8").splitlines()[:6]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from int8calib.cli.identity import text_sha256
+from int8calib.cli.digest import text_sha256
 from int8calib.cli.inputs import worker_count
 from int8calib.errors import ImageError, OptionError
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from int8calib.cli.digest import file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,21 +29,3 @@ def job_identity(
     }
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
-
-
-def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def text_sha256(*parts: object) -> str:
-    """The SHA-256 of the texts of `parts`, in hex; bytes count as they are."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
-        digest.update(f"{len(data)}:".encode() + data)
-    return digest.hexdigest()

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from int8calib.cli.calibrate import check_output
+from int8calib.cli.digest import file_sha256
 from int8calib.cli.evaluate import output_inputs
 from int8calib.cli.feeds import ImageFeeds
-from int8calib.cli.identity import file_sha256
 from int8calib.cli.inputs import (
     add_image_arguments,
     add_model_arguments,
