@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from opencv import deviation, opencv_tops
+from tuning_nets import demo_feeds, demo_net
 
 from int8calib.cli.main import main
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
@@ -18,8 +20,6 @@ from int8calib.engine.run import load_caffe
 from int8calib.requirements import requirements_from_graph
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table, read_table
-from opencv import deviation, opencv_tops
-from tuning_nets import demo_feeds, demo_net
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,8 @@ def test_everything_is_written_and_fits(pictures, tmp_path, capsys) -> None:
     model, proto = tmp_path / "t.caffemodel", tmp_path / "t.prototxt"
     assert main(words(pictures, output, "--write-model", str(model), str(proto))) == 0
     shown = capsys.readouterr()
-    assert "tuned" in shown.out and "Validation over 5 images" in shown.out
+    assert "tuned" in shown.out
+    assert "Validation over 5 images" in shown.out
     table = read_table(output)
     tuned = load_caffe(proto, model)
     found = check_table(table, requirements=requirements_from_graph(tuned.graph, fold_bn=False))
@@ -49,7 +50,9 @@ def test_everything_is_written_and_fits(pictures, tmp_path, capsys) -> None:
     feed = demo_feeds(1, seed=90)[0].feed
     out = tuned.graph.outputs[0].name
     assert deviation(opencv_tops(proto, model, feed)[out], tuned.forward(feed)[out]) < 1e-3
-    assert abs(simulate(tuned, table).forward(feed)[out] - demo_net().forward(feed)[out]).max() < 0.2
+    assert (
+        abs(simulate(tuned, table).forward(feed)[out] - demo_net().forward(feed)[out]).max() < 0.2
+    )
     report = json.loads(Path(f"{output}.json").read_text())
     assert report["meta"]["tuning"]["model changed"] is True
     text = Path(f"{output}.txt").read_text()
@@ -80,7 +83,8 @@ def test_what_is_refused(pictures, tmp_path, capsys, more, message) -> None:
     more = [word.format(tmp=tmp_path) for word in more]
     assert main(words(pictures, tmp_path / "t.table", *more)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("int8calib: error:") and message in error
+    assert error.startswith("int8calib: error:")
+    assert message in error
     assert list(tmp_path.iterdir()) == []
 
 

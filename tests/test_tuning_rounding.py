@@ -41,7 +41,9 @@ def test_never_worse_than_plain_rounding_and_much_better_in_sum(seed, most, grou
     levels = best_levels(weights, scales, covariance, most)
     assert np.array_equal(levels, np.trunc(levels))
     assert np.abs(levels).max() <= most
-    plain = np.clip(np.sign(weights) * np.floor(np.abs(weights) * scales[:, :, None] + 0.5), -most, most)
+    plain = np.clip(
+        np.sign(weights) * np.floor(np.abs(weights) * scales[:, :, None] + 0.5), -most, most
+    )
     before = output_error(weights, plain, scales, columns)
     after = output_error(weights, levels, scales, columns)
     assert (after <= before * (1 + 1e-3)).all()
@@ -55,9 +57,15 @@ def test_near_the_best_of_all_roundings() -> None:
     found = output_error(weights, best_levels(weights, scales, covariance, 127), scales, columns)
     for m in range(3):
         scaled = weights[0, m] * 9.0
-        choices = product(*[(np.floor(x) - 1, np.floor(x), np.ceil(x), np.ceil(x) + 1) for x in scaled])
+        choices = product(
+            *[(np.floor(x) - 1, np.floor(x), np.ceil(x), np.ceil(x) + 1) for x in scaled]
+        )
         least = min(
-            float((np.array(c) / 9.0 - weights[0, m]) @ covariance[0] @ (np.array(c) / 9.0 - weights[0, m]))
+            float(
+                (np.array(c) / 9.0 - weights[0, m])
+                @ covariance[0]
+                @ (np.array(c) / 9.0 - weights[0, m])
+            )
             for c in choices
         )
         assert found[0, m] <= 2.0 * least + 1e-9
@@ -78,11 +86,11 @@ def test_moments_of_many_columns_are_numpys() -> None:
     joint = np.cov(real[0] - columns[0], columns[0], bias=True)[:5, 5:]
     assert np.allclose(gram.cross[0], joint, atol=1e-4 * np.abs(joint).max() + 1e-4)
     second = columns[0] @ columns[0].T / columns.shape[2]
-    assert np.allclose(gram.moment(centred=False)[0], second, atol=5e-3 * second.max())
+    assert np.allclose(gram.moment[0], second, atol=5e-3 * second.max())
 
 
 def test_few_columns_are_drawn_to_the_diagonal_and_err_less() -> None:
-    weights, columns = problem(5, size=31, count=4001)
+    _weights, columns = problem(5, size=31, count=4001)
     truth = np.cov(columns[0], bias=True)
     few = columns[:, :, ::200]
     plain = np.cov(few[0], bias=True)
@@ -98,9 +106,16 @@ def test_refit_is_ridge_regression() -> None:
     x, z = (c[0] - c[0].mean(axis=1, keepdims=True) for c in (columns, used))
     n = columns.shape[2]
     spread = (z @ z.T / n).astype(np.float32)
-    gram = Gram(spread[None], ((x - z) @ z.T / n).astype(np.float32)[None], used.mean(axis=2), used.mean(axis=2))
+    gram = Gram(
+        spread[None],
+        ((x - z) @ z.T / n).astype(np.float32)[None],
+        used.mean(axis=2),
+        used.mean(axis=2),
+    )
     found = refit(weights, gram, 1e-9)
-    expected = np.linalg.lstsq(z.T.astype(np.float64), (weights[0].astype(np.float64) @ x).T, rcond=None)[0].T
+    expected = np.linalg.lstsq(
+        z.T.astype(np.float64), (weights[0].astype(np.float64) @ x).T, rcond=None
+    )[0].T
     assert np.allclose(found[0], expected, atol=1e-3 * np.abs(expected).max())
 
 
@@ -109,21 +124,26 @@ def test_row_errors_by_the_definition() -> None:
     moment = np.stack([part @ part.T for part in columns]).astype(np.float32)
     found = row_errors(weights, moment)
     for g, m in np.ndindex(3, 2):
-        assert found[g, m] == pytest.approx(float(((weights[g, m] @ columns[g]) ** 2).sum()), rel=1e-4)
+        assert found[g, m] == pytest.approx(
+            float(((weights[g, m] @ columns[g]) ** 2).sum()), rel=1e-4
+        )
 
 
 def test_scales_are_the_best_of_all_candidates() -> None:
     weights, columns = problem(4, outputs=5, size=9, count=5003)
     weights[0, 2, 4] = 0.9  # an outlier that is worth clipping
     settled = settle_scales(Problem(weights, np.zeros((1, 5), np.float32)), columns, columns, 7)
-    second = gram_of(columns, columns).moment(centred=False)[0].astype(np.float64)
-    assert settled.weights is None and settled.bias is None
+    second = gram_of(columns, columns).moment[0].astype(np.float64)
+    assert settled.weights is None
+    assert settled.bias is None
     for m in range(5):
         row = weights[0, m].astype(np.float64)
         errors = []
         for share in SHARES:
             scale = 7 / (np.abs(row).max() * share)
-            difference = np.clip(np.sign(row) * np.floor(np.abs(row) * scale + 0.5), -7, 7) / scale - row
+            difference = (
+                np.clip(np.sign(row) * np.floor(np.abs(row) * scale + 0.5), -7, 7) / scale - row
+            )
             errors.append(difference @ second @ difference)
         used = settled.scales[m]
         difference = np.clip(np.sign(row) * np.floor(np.abs(row) * used + 0.5), -7, 7) / used - row
@@ -136,7 +156,9 @@ def test_settled_weights_lie_on_the_grid_and_a_bias_takes_the_mean_error(groups)
     step = np.float32(0.4)
     used = np.trunc(columns / step) * step  # cut off, so every value is too small on average
     given = Problem(weights, np.full((groups, 3), 0.5, np.float32))
-    settled = settle_weights(given, columns, used, 31, Changes(rounding=True, refit=False, bias=True))
+    settled = settle_weights(
+        given, columns, used, 31, Changes(rounding=True, refit=False, bias=True)
+    )
     scales = settled.scales.reshape(groups, -1) if groups > 1 else settled.scales[None]
     levels = settled.weights * scales[:, :, None]
     assert np.abs(levels - np.rint(levels)).max() < 1e-3
@@ -145,4 +167,15 @@ def test_settled_weights_lie_on_the_grid_and_a_bias_takes_the_mean_error(groups)
     plain = np.abs((settled.weights @ used + 0.5 - target).mean(axis=2))
     corrected = np.abs((settled.weights @ used + settled.bias[:, :, None] - target).mean(axis=2))
     assert plain.mean() > 0.02
-    assert corrected.max() < 1e-4
+    assert corrected.max() < 0.05 * plain.mean()
+
+
+def test_a_mean_error_of_one_image_alone_is_left() -> None:
+    weights, columns = problem(12, outputs=3, size=9, count=400)
+    used = columns.copy()
+    used[:, :, -20:] -= 2  # the last image alone: the others agree with the float net
+    given = Problem(weights, np.zeros((1, 3), np.float32))
+    changes = Changes(rounding=True, refit=False, bias=True)
+    one = settle_weights(given, columns, used, 127, changes)
+    all_images = settle_weights(given, columns, columns - np.float32(0.1), 127, changes)
+    assert np.abs(one.bias).max() < 0.02 * np.abs(all_images.bias).max()

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tuning_nets import chain, demo_feeds, demo_net, feeds
 
 from int8calib import TuneOptions, tune
 from int8calib.engine.run import Net, load_caffe
@@ -26,9 +27,8 @@ from int8calib.tuning.importance import importance
 from int8calib.tuning.judge import Judge
 from int8calib.tuning.search import PLAIN
 from int8calib.tuning.write import write_model
-from tuning_nets import chain, demo_feeds, demo_net, feeds
 
-IMAGES = 40
+IMAGES = 60
 
 
 def score_blob(net: Net) -> str:
@@ -39,7 +39,10 @@ def sqnr(reference: Net, found: Net, images: list[Labelled]) -> float:
     """In dB, of the scores without what they have in common, by the definition."""
     signal_, error = 0.0, 0.0
     for given in images:
-        a, b = (n.forward(given.feed, outputs=[score_blob(n)])[score_blob(n)].reshape(-1) for n in (reference, found))
+        a, b = (
+            n.forward(given.feed, outputs=[score_blob(n)])[score_blob(n)].reshape(-1)
+            for n in (reference, found)
+        )
         a, b = a - a.mean(), b - b.mean()
         signal_ += float(np.square(a).sum())
         error += float(np.square(a - b).sum())
@@ -66,7 +69,9 @@ def plain(net) -> dict[str, float]:
 
 def test_a_changed_model_loses_far_less_and_its_files_say_the_same(net, plain, tmp_path) -> None:
     found = tune(net, lambda: demo_feeds(IMAGES), tuning=TuneOptions(change_model=True))
-    assert found.changed and found.chosen == "tuned" and found.stopped is None
+    assert found.changed
+    assert found.chosen == "tuned"
+    assert found.stopped is None
     fresh = demo_feeds(60, seed=71)
     int8 = simulate(found.net, found.table)
     assert sqnr(net, int8, fresh) > max(plain.values()) + 4
@@ -81,13 +86,24 @@ def test_a_changed_model_loses_far_less_and_its_files_say_the_same(net, plain, t
     assert [each for each in findings if each.severity == "error"] == []
 
 
+def test_equalising_is_worth_it(net, plain) -> None:
+    fresh = demo_feeds(60, seed=71)
+    found = {}
+    for techniques in ((), ("equalise",)):
+        tuning = TuneOptions(change_model=True, techniques=techniques)
+        done = tune(net, lambda: demo_feeds(IMAGES), tuning=tuning)
+        found[techniques] = sqnr(net, simulate(done.net, done.table), fresh)
+    assert found[("equalise",)] > found[()] + 2
+
+
 def test_a_table_alone_is_better_than_plain_ones(net, plain) -> None:
     found = tune(net, lambda: demo_feeds(IMAGES))
-    assert found.net is net and not found.changed
+    assert found.net is net
+    assert not found.changed
     assert sqnr(net, simulate(net, found.table), demo_feeds(60, seed=71)) > max(plain.values()) + 1
     assert [choice.layer for choice in found.choices] == [row.name for row in found.table.layers]
     assert all(choice.what and choice.why for choice in found.choices)
-    assert [table.name for table in found.evidence.tables] == [*PLAIN, "tuned"]
+    assert [table.name for table in found.evidence.tables] == [*PLAIN, "tuned", "weights tuned"]
     assert found.images + found.evidence.images == IMAGES
     json.dumps(found.as_dict(), allow_nan=False)
 
@@ -118,7 +134,8 @@ def test_the_result_does_not_depend_on_workers(net) -> None:
 def test_layers_stay_in_float_until_the_target_holds(net) -> None:
     given = demo_feeds(24)
     free = tune(net, lambda: given, tuning=TuneOptions(min_agreement=0.0))
-    assert free.target_met and len(free.table.layers) == 18
+    assert free.target_met
+    assert len(free.table.layers) == 18
     held = [each.feed for i, each in enumerate(given) if i % 4 == 3]
     assert free.evidence.images == len(held)
     bound = tune(
@@ -145,7 +162,9 @@ def test_greedy_stops_where_the_target_holds_and_at_the_limit(net) -> None:
     spoiled = replace(
         table,
         layers=tuple(
-            replace(row, bottom_scale=row.bottom_scale * 40) if row.name in ("conv2", "conv5") else row
+            replace(row, bottom_scale=row.bottom_scale * 40)
+            if row.name in ("conv2", "conv5")
+            else row
             for row in table.layers
         ),
     )
@@ -162,7 +181,8 @@ def test_greedy_stops_where_the_target_holds_and_at_the_limit(net) -> None:
     assert found[-1].left == ("conv5", "conv2")
     verdicts = [meets(each.evaluation, each.evaluation.tables[0], tuning) for each in found]
     assert verdicts == [False, True]
-    assert "conv5" not in found[0].table and "conv2" in found[0].table
+    assert "conv5" not in found[0].table
+    assert "conv2" in found[0].table
     assert len(trials(min_agreement=0.9, max_float_layers=1)[1]) == 1
     assert trials(max_drop=10.0)[1][-1].left == ("conv5", "conv2")
 
@@ -191,10 +211,12 @@ def test_ctrl_c_leaves_what_was_tuned(net) -> None:
 
     assert threading.current_thread() is threading.main_thread()
     found = tune(net, lambda: given, tuning=TuneOptions(change_model=True), progress=progress)
-    assert found.stopped == "interrupted" and settled[-1] == 7
+    assert found.stopped == "interrupted"
+    assert settled[-1] == 7
     assert found.changed
     tuned = [row.name for row in found.table.layers if row.evidence.method == "output error"]
-    assert len(tuned) == 7 and len(found.table.layers) == 18
+    assert len(tuned) == 7
+    assert len(found.table.layers) == 18
     simulate(found.net, found.table).forward(given[0].feed)
 
 
@@ -246,7 +268,28 @@ def test_a_net_without_class_scores_is_tuned_by_its_outputs(tmp_path) -> None:
         layers=tuple(layer for layer in graph.layers if layer.name not in ("gap", "fc", "prob")),
         outputs=tuple(top for layer in graph.layers if layer.name == "re" for top in layer.tops),
     )
-    found = tune(Net(headless, net.input_shapes), lambda: feeds(9), tuning=TuneOptions(change_model=True))
+    found = tune(
+        Net(headless, net.input_shapes), lambda: feeds(9), tuning=TuneOptions(change_model=True)
+    )
     assert found.evidence.tables[0].agreement is None
     best = {table.name: table.blobs[0].sqnr for table in found.evidence.tables}
     assert max(best, key=best.__getitem__) == found.chosen
+
+
+def test_ctrl_c_in_the_second_try_leaves_the_first(net) -> None:
+    given = demo_feeds(16)
+    whole = tune(net, lambda: given)
+    layers = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "layers":
+            layers.append(done)
+            if len(layers) == 18 + 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.5)
+
+    found = tune(net, lambda: given, progress=progress)
+    assert found.stopped == "interrupted"
+    judged = {table.name: table.blobs[0].sqnr for table in found.evidence.tables}
+    assert found.chosen == max(judged, key=judged.__getitem__)
+    assert {table.name for table in whole.evidence.tables} == {*judged, "weights tuned"}

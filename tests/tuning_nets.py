@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
 from generated import make_model
+
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
 from int8calib.engine.run import Net, load_caffe
 from int8calib.evaluation.evaluate import Labelled

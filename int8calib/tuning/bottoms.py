@@ -28,49 +28,45 @@ FINE = tuple(float(x) for x in np.geomspace(0.9, 1.1, 5))
 class Consumer:
     """A layer that reads the blob, as a matrix product over sampled columns.
 
-    weights, used
-        float32 (G, M, K): its weights in float, and those that INT8 will multiply.
+    weights
+        float32 (G, M, K): its weights in float.
     real, arriving
         float32 (G, K, n): its columns in the float net, and those of the INT8 net before they
         are rounded.
     importance
         (G, M): what a squared error of each output counts.
-    centred
-        whether a bias will take the mean error of each output.
     """
 
     weights: Array
-    used: Array
     real: Array
     arriving: Array
     importance: Weighing
-    centred: bool
 
     def target(self) -> Array:
         """The outputs of the float net without bias, (G, M, n)."""
         return np.asarray(np.matmul(self.weights, self.real))
 
 
-def unseen(columns: Array) -> Array:
-    """About SEARCHED of `columns` (G, K, n), some of them made stronger (STRONGER).
+def unseen(columns: Array, wanted: int = SEARCHED) -> Array:
+    """`wanted` of `columns` (G, K, n), some of them made stronger (STRONGER).
 
     Images to come hold larger values than those at hand, the more so where one image gives few
     columns. A threshold that fits only what was seen clips them, which costs much more than the
     rounding it saves. This is a smoothed bootstrap.
     """
-    drawn = np.random.default_rng(0).random(SEARCHED)
-    factors = np.ones(SEARCHED, np.float32)
+    drawn = np.random.default_rng(0).random(wanted)
+    factors = np.ones(wanted, np.float32)
     edge = 0.0
     for share, factor in STRONGER:
         factors[(drawn >= edge) & (drawn < edge + share)] = factor
         edge += share
-    return some(columns) * factors
+    return some(columns, wanted) * factors
 
 
-def some(columns: Array) -> Array:
-    """SEARCHED of `columns` (G, K, n), evenly spread; of fewer some stand there repeatedly."""
+def some(columns: Array, wanted: int = SEARCHED) -> Array:
+    """`wanted` of `columns` (G, K, n), evenly spread; of fewer some stand there repeatedly."""
     count = columns.shape[2]
-    taken = (np.arange(SEARCHED) * max(1.0, count / SEARCHED)).astype(np.intp) % count
+    taken = (np.arange(wanted) * max(1.0, count / wanted)).astype(np.intp) % count
     return np.ascontiguousarray(columns[:, :, taken])
 
 
@@ -94,7 +90,7 @@ def best_threshold(
     def error(threshold: float) -> float:
         scale = LEVELS / threshold
         return sum(
-            weighed(np.matmul(c.used, rounded(c.arriving, scale)) - t, c.importance, c.centred)
+            weighed(np.matmul(c.weights, rounded(c.arriving, scale)) - t, c.importance)
             for c, t in zip(consumers, targets, strict=True)
         )
 
@@ -108,7 +104,7 @@ def best_threshold(
     return min(tried, key=tried.__getitem__)
 
 
-def weighed(outputs: Array, importance: Weighing, centred: bool) -> float:
+def weighed(outputs: Array, importance: Weighing, *, centred: bool = False) -> float:
     """The mean square over n of `outputs` (G, M, n), or their variance, times `importance`."""
     squares = np.square(outputs).mean(axis=2, dtype=np.float64)
     if centred:

@@ -20,7 +20,7 @@ from int8calib.layers.registry import Array, Shape
 from int8calib.net.graph import Blob, Graph, Layer
 from int8calib.net.quantised import QuantisedLayer, quantised_layers
 from int8calib.scales import LEVELS
-from int8calib.tuning.bottoms import rounded, weighed
+from int8calib.tuning.bottoms import rounded, unseen, weighed
 from int8calib.tuning.channels import FIXED, Channels, Ids, scalable_channels, scales_weights
 from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.rounding import nearest
@@ -29,7 +29,7 @@ from int8calib.workers import Feed, Progress, Runner, work_through
 
 COLUMNS = 768
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-CLIPS = (1.0, 0.8, 0.6, 0.45, 0.33, 0.25)
+CLIPS = (1.5, 1.25, 1.05, 0.85, 0.65, 0.48, 0.35, 0.25)
 MOST_FACTOR = 1000.0
 WORTH = 0.97
 """A family is equalised where that leaves at most this share of its error."""
@@ -140,7 +140,9 @@ def _observe(
         name: _Reader(
             found,
             channels.of[found.bottom],
-            np.concatenate([part for _, part in sorted(columns[name].items())], axis=2),
+            unseen(
+                np.concatenate([part for _, part in sorted(columns[name].items())], axis=2), COLUMNS
+            ),
             np.max(absmax[found.bottom], axis=0),
             np.sqrt(np.mean(squares[found.bottom], axis=0)),
             weighing[found.layer.tops[0]],
@@ -208,7 +210,7 @@ def _reader_error(reader: _Reader, factors: Array) -> float:
     least = np.inf
     for clip in CLIPS:
         outputs = np.matmul(quantised, rounded(columns, LEVELS / (absmax * clip)))
-        least = min(least, weighed(outputs - target, weighing, True))
+        least = min(least, weighed(outputs - target, weighing, centred=True))
     return least
 
 

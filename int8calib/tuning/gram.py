@@ -32,13 +32,9 @@ class Gram:
     mean: Array
     mean_shift: Array
 
-    def moment(self, *, centred: bool) -> Array:
-        """H in the error d' H d of a row whose weights are off by d.
-
-        `centred`: whether a bias will take the mean error.
-        """
-        if centred:
-            return self.spread
+    @property
+    def moment(self) -> Array:
+        """Float32 (G, K, K): H in the error d' H d of a row whose weights are off by d."""
         return self.spread + self.mean[:, :, None] * self.mean[:, None, :]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from int8calib.engine.run import Net
 from int8calib.evaluation.evaluate import Labelled, copied_tops, run_pass
-from int8calib.evaluation.outputs import watched_blobs
+from int8calib.evaluation.outputs import Watched, watched_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation, TableResult
 from int8calib.layers.registry import Array
@@ -23,7 +23,7 @@ class Judge:
     ) -> None:
         """`given` are the images, with their labels or without."""
         labelled = any(isinstance(each, Labelled) for each in given)
-        self._watched = watched_blobs(net, scores, labelled=labelled)
+        self._watched = _before_softmax(net, watched_blobs(net, scores, labelled=labelled))
         self._net = net
         self._given = given
         self._workers = workers
@@ -38,8 +38,8 @@ class Judge:
             index, given = item
             feed, labels = given if isinstance(given, Labelled) else (given, None)
             if index not in self._expected:
-                self._expected[index] = copied_tops(runners[0], feed)
-            tops = [self._expected[index], *(copied_tops(r, feed) for r in runners[1:])]
+                self._expected[index] = self._tops(runners[0], feed)
+            tops = [self._expected[index], *(self._tops(r, feed) for r in runners[1:])]
             records[index] = compare(self._watched, tops, labels, batch_of(feed))
             return batch_of(feed)
 
@@ -53,6 +53,27 @@ class Judge:
             progress=progress,
         )
         return sum_up([records[i] for i in sorted(records)], list(nets), self._watched, (1, 5))
+
+    def _tops(self, runner: Runner, feed: Feed) -> dict[Blob, Array]:
+        """The blobs to compare; class scores without what they have in common."""
+        tops = copied_tops(runner, feed)
+        if self._watched.scores in self._watched.tensors:
+            scores = tops[self._watched.scores]
+            scores -= scores.mean(axis=1, keepdims=True)
+        return tops
+
+
+def _before_softmax(net: Net, watched: Watched) -> Watched:
+    """`watched` with the scores that a Softmax takes in place of its probabilities.
+
+    Those show errors that probabilities near 0 and 1 hide.
+    """
+    found = watched.scores
+    if found is None or net.graph.producer(found).type != "Softmax":
+        return watched
+    before = net.graph.producer(found).bottoms[0]
+    tensors = tuple(before if blob == found else blob for blob in watched.tensors)
+    return Watched(before, tensors, watched.detections)
 
 
 def _feed(given: Feed | Labelled) -> Feed:

@@ -5,29 +5,28 @@ Some images decide layer by layer, the others, which nothing is fitted to, decid
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from int8calib.engine.run import Net
-from int8calib.errors import ImageError, OptionError
-from int8calib.evaluation.evaluate import Labelled, LabelledFeeds
+from int8calib.evaluation.evaluate import LabelledFeeds
 from int8calib.evaluation.results import Evaluation
 from int8calib.evaluation.sensitivity import single_layer_effects
+from int8calib.net.fold import fold_batch_norm
 from int8calib.net.shapes import infer_shapes
 from int8calib.options import Options
 from int8calib.pipeline import Job, make_table, prepare, run_job
 from int8calib.simulation.build import int8_layers, simulate
 from int8calib.stats.store import Statistics
 from int8calib.table.model import CalibrationTable, LayerScales
+from int8calib.tuning.budget import OutOfTimeError, check_targets, clock_of, split, taken
 from int8calib.tuning.centre import centre_scores
 from int8calib.tuning.equalise import equalise
 from int8calib.tuning.explain import choices_of
 from int8calib.tuning.float_layers import leave_float, meets, without
 from int8calib.tuning.judge import Judge, nearness
-from int8calib.tuning.layerwise import bytes_per_image
 from int8calib.tuning.results import TuneOptions, Tuning
 from int8calib.tuning.sequence import SettledLayer, settle_layers
 from int8calib.tuning.weights import Changes
@@ -36,11 +35,9 @@ from int8calib.workers import Feed, Progress, batch_of, single_threaded_blas
 PLAIN = ("mse", "kl", "aciq")
 """Methods whose plain tables are tried too; the first is what tuning starts from."""
 TUNED = "tuned"
+SCALES = "weights tuned"
+"""Tuned weight scales with plain thresholds: a second try where the model may not change."""
 RANKING_IMAGES = 12
-
-
-class _OutOfTimeError(Exception):
-    """The time is over."""
 
 
 @dataclass(eq=False)
@@ -56,6 +53,10 @@ class _State:
     settled: dict[str, SettledLayer] = field(default_factory=dict)
     floats: tuple[str, ...] = ()
     target_met: bool | None = None
+
+    def take(self, other: _State) -> None:
+        """Be as `other` is."""
+        vars(self).update(vars(other))
 
 
 def tune(
@@ -77,10 +78,10 @@ def tune(
     """
     options, tuning = options or Options(), tuning or TuneOptions()
     job = prepare(net, options)
-    fitted, held = _split(_taken(feeds(), tuning.images), tuning, job, net)
+    fitted, held = split(taken(feeds(), tuning.images), tuning, job, net)
     judge = Judge(net, held, scores=tuning.scores, workers=options.workers)
-    _check_targets(tuning, held)
-    clock = _clock(progress, tuning.seconds)
+    check_targets(tuning, held)
+    clock = clock_of(progress, tuning.seconds)
     images = sum(batch_of(feed) for feed in fitted)
     run = _Run(net, job, options, tuning, fitted, images, judge, clock, meta)
     statistics = run_job(job, lambda: fitted, options, total=images, progress=progress).statistics
@@ -91,67 +92,9 @@ def tune(
         run.search(state, plain)
     except KeyboardInterrupt:
         stopped = "interrupted"
-    except _OutOfTimeError:
+    except OutOfTimeError:
         stopped = "time"
     return run.result(state, stopped)
-
-
-def _taken(given: Iterable[Feed | Labelled], images: int) -> list[Feed | Labelled]:
-    """The first feeds, with about so many images."""
-    taken: list[Feed | Labelled] = []
-    count = 0
-    for each in given:
-        taken.append(each)
-        count += batch_of(_feed(each))
-        if count >= images:
-            break
-    if len(taken) < 2:
-        raise ImageError(
-            f"{len(taken)} feeds of images: tuning needs two at least, one to tune and one to "
-            "validate; give more images, or smaller batches"
-        )
-    return taken
-
-
-def _feed(given: Feed | Labelled) -> Feed:
-    return given.feed if isinstance(given, Labelled) else given
-
-
-def _split(
-    given: Sequence[Feed | Labelled], tuning: TuneOptions, job: Job, net: Net
-) -> tuple[list[Feed], list[Feed | Labelled]]:
-    """The feeds to tune on, and those to validate with, spread evenly; memory limits the first."""
-    fitted: list[Feed] = []
-    held: list[Feed | Labelled] = []
-    for i, each in enumerate(given):
-        if int((i + 1) * tuning.validation) > int(i * tuning.validation):
-            held.append(each)
-        else:
-            fitted.append(_feed(each))
-    if not held:
-        held = [fitted.pop()]
-    elif not fitted:
-        fitted = [_feed(held.pop())]
-    size = bytes_per_image(job.graph, net.input_shapes) * batch_of(fitted[0])
-    return fitted[: max(1, tuning.memory // max(size, 1))], held
-
-
-def _check_targets(tuning: TuneOptions, held: Sequence[Feed | Labelled]) -> None:
-    if tuning.max_drop is not None and not all(isinstance(each, Labelled) for each in held):
-        raise OptionError("a largest drop of top-1 needs labels; give them, or a least agreement")
-
-
-def _clock(progress: Progress | None, seconds: float | None) -> Progress:
-    """`progress` that also ends the search when the time is over."""
-    end = None if seconds is None else time.monotonic() + seconds
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(stage, done, total)
-        if end is not None and time.monotonic() > end:
-            raise _OutOfTimeError
-
-    return tell
 
 
 def _plain_table(
@@ -178,29 +121,40 @@ class _Run:
 
     def search(self, state: _State, plain: Mapping[str, CalibrationTable]) -> None:
         """Improve `state` step by step."""
-        judged = {
-            name: simulate(self.net, table, fold_bn=self.options.fold_bn)
-            for name, table in plain.items()
-        }
+        judged = {name: self._int8(self.net, table) for name, table in plain.items()}
         state.evaluation = self.judge(judged, self.clock)
         best = max(state.evaluation.tables, key=nearness)
         state.table, state.name = plain[best.name], best.name
-        tuned = self._tuned(state, plain[PLAIN[0]])
-        found = self.judge({TUNED: self._int8(*tuned)}, self.clock)
-        tables = (*state.evaluation.tables, *found.tables)
-        state.evaluation = replace(found, tables=tables)
-        if nearness(found.tables[0]) >= nearness(best):
-            state.net, state.table, state.name = *tuned, TUNED
-            state.changed = self.tuning.change_model
-        else:
-            state.net, state.table, state.name = self.net, plain[best.name], best.name
-            state.changed = False
+        for name in (TUNED,) if self.tuning.change_model else (TUNED, SCALES):
+            before = replace(state)
+            state.settled = {}
+            try:
+                tuned = self._tuned(state, plain[PLAIN[0]], name)
+                found = self.judge({name: self._int8(*tuned)}, self.clock)
+            except (KeyboardInterrupt, OutOfTimeError):
+                if name == SCALES:  # what is known to be good goes before half a second try
+                    state.take(before)
+                raise
+            tables = (*state.evaluation.tables, *found.tables)
+            if nearness(found.tables[0]) >= nearness(best):
+                best = found.tables[0]
+            else:
+                state.take(before)
+            state.evaluation = replace(found, tables=tables)
+        if best.name in plain:
+            # Where a model is to be written, it is the given one with BatchNorm folded.
+            graph = self.job.graph if self.tuning.change_model else self.net.graph
+            state.net = Net(graph, self.net.input_shapes)
+            state.table, state.name, state.changed = plain[best.name], best.name, False
+            state.settled, state.left = {}, {}
         self._reach_target(state)
 
     def _int8(self, net: Net, table: CalibrationTable) -> Net:
         return simulate(net, table, fold_bn=self.options.fold_bn)
 
-    def _tuned(self, state: _State, start: CalibrationTable) -> tuple[Net, CalibrationTable]:
+    def _tuned(
+        self, state: _State, start: CalibrationTable, name: str
+    ) -> tuple[Net, CalibrationTable]:
         """Tune layer by layer; `state` has what is done at any time."""
         net, job = self.net, self.job
         levels = {layer.name: self.options.weights.levels(layer) for layer in job.described}
@@ -238,11 +192,18 @@ class _Run:
         rows = {layer.name: layer for layer in start.layers}
         with single_threaded_blas():
             for settled in settle_layers(
-                job.graph, shapes, self.fitted, rows, levels, changes, workers=self.options.workers
+                job.graph,
+                shapes,
+                self.fitted,
+                rows,
+                levels,
+                changes,
+                thresholds=name == TUNED,
+                workers=self.options.workers,
             ):
                 state.settled[settled.layer.name] = settled
                 state.net, state.table = self._merged(net, job, start, state.settled)
-                state.name, state.changed = TUNED, self.tuning.change_model
+                state.name, state.changed = name, self.tuning.change_model
                 self.clock("layers", len(state.settled), len(rows))
         return state.net, state.table
 
@@ -275,23 +236,27 @@ class _Run:
             state.table,
             self._ranked(state),
             tuning,
-            lambda table: self.judge({_float_name(table, state): self._int8(state.net, table)},
-                                     self.clock),
-        ):  # fmt: skip
+            lambda table: self._judge_floats(state, table),
+        ):
             result = trial.evaluation.tables[0]
-            state.evaluation = replace(
-                state.evaluation or trial.evaluation,
-                tables=(*(state.evaluation.tables if state.evaluation else ()), result),
-            )
-            state.floats, state.name = trial.left, result.name
+            evaluation = replace(evaluation, tables=(*evaluation.tables, result))
+            state.evaluation = evaluation
+            state.floats = trial.left
             state.target_met = meets(trial.evaluation, result, tuning)
         state.table = without(state.table, state.floats)
+        if state.floats:
+            state.name = evaluation.tables[-1].name
+
+    def _judge_floats(self, state: _State, table: CalibrationTable) -> Evaluation:
+        count = len(state.table.layers) - len(table.layers)
+        name = f"{state.name}, {count} in float"
+        return self.judge({name: self._int8(state.net, table)}, self.clock)
 
     def _ranked(self, state: _State) -> list[str]:
         """The layers in INT8, the one that costs the outputs most first."""
-        graph = (prepare(state.net, self.options) if not state.changed else None) or None
-        base = state.net if graph is None else Net(graph.graph, state.net.input_shapes)
-        twins = int8_layers(base.graph, state.table, optimised=self.options.fold_bn)
+        graph = fold_batch_norm(state.net.graph) if self.options.fold_bn else state.net.graph
+        base = Net(graph, state.net.input_shapes)
+        twins = int8_layers(graph, state.table, optimised=self.options.fold_bn)
         effects, _ = single_layer_effects(
             base,
             twins,
@@ -326,8 +291,3 @@ class _Run:
             state.target_met,
             tuple(notes),
         )
-
-
-def _float_name(table: CalibrationTable, state: _State) -> str:
-    count = len(state.table.layers) - len(table.layers)
-    return f"{count} in float"

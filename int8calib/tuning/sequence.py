@@ -22,6 +22,7 @@ from int8calib.tuning.bottoms import SEARCHED, Consumer, best_threshold, rounded
 from int8calib.tuning.centre import centre_scores
 from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.layerwise import Layerwise, Values
+from int8calib.tuning.rounding import nearest
 from int8calib.tuning.samples import Places, Problem, problem_of, weight_blob
 from int8calib.tuning.weights import Changes, Settled, settle_scales, settle_weights
 from int8calib.workers import Feed
@@ -57,11 +58,13 @@ def settle_layers(
     levels: Mapping[str, int],
     changes: Changes,
     *,
+    thresholds: bool = True,
     workers: int,
 ) -> Iterator[SettledLayer]:
     """Settle each layer that `start` has rows for, in running order; stop by not going on.
 
-    `start` gives the thresholds that are candidates too; `levels` those of a layer's weights.
+    `start` gives the thresholds that are candidates too, and the only ones where `thresholds` is
+    false; `levels` are those of a layer's weights.
     """
     nets = Layerwise(graph, feeds, workers=workers)
     known = {f.name: f for f in quantised_layers(graph) if f.name in start}
@@ -80,16 +83,12 @@ def settle_layers(
             if root not in scales:
                 group = sharing[root]
                 sampled.update({f.name: _sample(f, *nets.bottoms(found.bottom)) for f in group})
-                scales[root] = _bottom_scale(
-                    graph,
-                    group,
-                    sampled,
-                    nets.bottoms(found.bottom)[1],
-                    start,
-                    judged,
-                    weighing,
-                    changes,
-                )
+                scales[root] = start[layer.name].bottom_scale
+                if thresholds:
+                    bottom = nets.bottoms(found.bottom)[1]
+                    scales[root] = _bottom_scale(
+                        graph, group, sampled, bottom, start, judged, weighing
+                    )
             settled = _settle(
                 found, sampled.pop(layer.name), scales[root], start, levels[layer.name], changes
             )
@@ -137,7 +136,6 @@ def _bottom_scale(
     start: Mapping[str, LayerScales],
     judged: Mapping[str, Array],
     weighing: Mapping[Blob, Weighing],
-    changes: Changes,
 ) -> float:
     """The scale of a blob for all layers that read it."""
     absmax = max(float(np.abs(array).max()) for array in bottom)
@@ -153,11 +151,9 @@ def _bottom_scale(
         consumers.append(
             Consumer(
                 weights,
-                weights,
                 some(columns.real) if ends else unseen(columns.real),
                 some(columns.arriving) if ends else unseen(columns.arriving),
                 weighing[found.layer.tops[0]].reshape(columns.problem.bias.shape),
-                False,
             )
         )
     return LEVELS / best_threshold(consumers, absmax, also, most=1.0 if ends else 1.5)
@@ -194,8 +190,6 @@ def _relative_error(
     settled: Settled, problem: Problem, real: Array, used: Array, most: int
 ) -> float:
     """The energy of the error of a layer's outputs over the energy of its outputs."""
-    from int8calib.tuning.rounding import nearest
-
     step = max(1, real.shape[2] // SEARCHED)
     group, outputs = problem.bias.shape
     scales = np.broadcast_to(settled.scales.reshape(group, -1) if group > 1 else settled.scales,

@@ -15,6 +15,8 @@ from int8calib.tuning.samples import Problem
 
 SHARES = tuple(float(x) for x in np.linspace(1.0, 0.4, 31))
 """Where weights are clipped, as shares of the largest weight of their row."""
+CHUNKS = 20
+"""Parts of the columns, image after image, whose means are compared."""
 LARGEST = 1536
 """Inputs of a layer that are judged together; more are cut into parts, each judged alone."""
 
@@ -36,12 +38,15 @@ class Settled:
 
 @dataclass(frozen=True)
 class Changes:
-    """What may change in a layer's weights: their rounding, their values, the bias."""
+    """What may change in a layer: how weights are rounded, their values, the bias.
+
+    `damping`: how strongly a refit holds on to the old weights, a share of the mean variance.
+    """
 
     rounding: bool
     refit: bool
     bias: bool
-    damping: float = 0.3
+    damping: float = 1.0
 
     @property
     def any(self) -> bool:
@@ -55,7 +60,7 @@ def settle_scales(problem: Problem, real: Array, used: Array, most: int) -> Sett
     `real`, `used`: columns (G, K, n) of the float net, and as INT8 multiplies them.
     """
     parts = _parts(problem.weights, real, used)
-    moments = [gram.moment(centred=False) for _, gram in parts]
+    moments = [gram.moment for _, gram in parts]
     scales = _search(problem.weights, [part for part, _ in parts], moments, most)
     return Settled(_rows(scales), None, None)
 
@@ -65,7 +70,7 @@ def settle_weights(
 ) -> Settled:
     """New weights on the grid of new scales, and the bias that goes with them."""
     parts = _parts(problem.weights, real, used)
-    moments = [gram.moment(centred=False) for _, gram in parts]
+    moments = [gram.moment for _, gram in parts]
     goal = problem.weights
     if changes.refit:
         goal = np.concatenate(
@@ -85,14 +90,25 @@ def settle_weights(
     weights = np.asarray(levels / scales[:, :, None], np.float32)
     bias = problem.bias
     if changes.bias:
-        real_mean, used_mean = real.mean(axis=2), used.mean(axis=2)
-        bias = bias + _times(problem.weights, real_mean) - _times(weights, used_mean)
+        bias = bias + _steady_error(problem.weights, weights, real, used)
     return Settled(_rows(scales), weights, np.asarray(bias, np.float32))
 
 
-def _times(weights: Array, mean: Array) -> Array:
-    """(G, M, K) times (G, K) to (G, M)."""
-    return np.asarray(np.matmul(weights, mean[:, :, None])[:, :, 0])
+def _steady_error(weights: Array, changed: Array, real: Array, used: Array) -> Array:
+    """The mean error of each output, (G, M), as far as all images agree on it.
+
+    The estimate is shrunk by its own variance (James and Stein's positive part): a mean that comes
+    from a few images with values beyond the threshold would only harm the others.
+    """
+    chunks = min(CHUNKS, real.shape[2])
+    edges = np.linspace(0, real.shape[2], chunks + 1).astype(int)[:-1]
+    sizes = np.diff([*edges, real.shape[2]])
+    x, z = (np.add.reduceat(c, edges, axis=2) / sizes for c in (real, used))
+    errors = np.matmul(weights, x) - np.matmul(changed, z)
+    mean = errors.mean(axis=2)
+    doubt = errors.var(axis=2, ddof=1) / chunks if chunks > 1 else np.square(mean)
+    kept = np.maximum(0, 1 - doubt / np.maximum(np.square(mean), 1e-30))
+    return np.asarray(mean * kept, np.float32)
 
 
 def _parts(weights: Array, real: Array, used: Array) -> list[tuple[slice, Gram]]:

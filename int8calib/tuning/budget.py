@@ -1,0 +1,77 @@
+"""Images, memory and time that a tuning may use come in; what it works with goes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from int8calib.engine.run import Net
+from int8calib.errors import ImageError, OptionError
+from int8calib.evaluation.evaluate import Labelled
+from int8calib.pipeline import Job
+from int8calib.tuning.layerwise import bytes_per_image
+from int8calib.tuning.results import TuneOptions
+from int8calib.workers import Feed, Progress, batch_of
+
+
+class OutOfTimeError(Exception):
+    """The time is over; never leaves this package."""
+
+
+def taken(given: Iterable[Feed | Labelled], images: int) -> list[Feed | Labelled]:
+    """The first feeds, with about so many images."""
+    found: list[Feed | Labelled] = []
+    count = 0
+    for each in given:
+        found.append(each)
+        count += batch_of(_feed(each))
+        if count >= images:
+            break
+    if len(found) < 2:
+        raise ImageError(
+            f"{len(found)} feeds of images: tuning needs two at least, one to tune and one to "
+            "validate; give more images, or smaller batches"
+        )
+    return found
+
+
+def _feed(given: Feed | Labelled) -> Feed:
+    return given.feed if isinstance(given, Labelled) else given
+
+
+def split(
+    given: Sequence[Feed | Labelled], tuning: TuneOptions, job: Job, net: Net
+) -> tuple[list[Feed], list[Feed | Labelled]]:
+    """The feeds to tune on, and those to validate with, spread evenly; memory limits the first."""
+    fitted: list[Feed] = []
+    held: list[Feed | Labelled] = []
+    for i, each in enumerate(given):
+        if int((i + 1) * tuning.validation) > int(i * tuning.validation):
+            held.append(each)
+        else:
+            fitted.append(_feed(each))
+    if not held:
+        held = [fitted.pop()]
+    elif not fitted:
+        fitted = [_feed(held.pop())]
+    size = bytes_per_image(job.graph, net.input_shapes) * batch_of(fitted[0])
+    return fitted[: max(1, tuning.memory // max(size, 1))], held
+
+
+def check_targets(tuning: TuneOptions, held: Sequence[Feed | Labelled]) -> None:
+    """Raise `OptionError` for a target that the images to validate with cannot tell."""
+    if tuning.max_drop is not None and not all(isinstance(each, Labelled) for each in held):
+        raise OptionError("a largest drop of top-1 needs labels; give them, or a least agreement")
+
+
+def clock_of(progress: Progress | None, seconds: float | None) -> Progress:
+    """`progress` that also ends the search when the time is over."""
+    end = None if seconds is None else time.monotonic() + seconds
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(stage, done, total)
+        if end is not None and time.monotonic() > end:
+            raise OutOfTimeError
+
+    return tell
