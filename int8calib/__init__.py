@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from int8calib.calibration.pipeline import Calibration, Options, calibrate
     from int8calib.engine.run import Net, load_caffe
     from int8calib.errors import Int8CalibError
     from int8calib.evaluation.analyze import analyze
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from int8calib.inspection.inspect import inspect
     from int8calib.inspection.results import Inspection
     from int8calib.layers.registry import register_layer
-    from int8calib.pipeline import Calibration, Options, calibrate
     from int8calib.reporting.report import report
     from int8calib.simulation.build import simulate
     from int8calib.tuning.results import TuneOptions, Tuning
@@ -61,9 +61,9 @@ _HOMES = {
     "Tuning": "int8calib.tuning.results",
     "tune": "int8calib.tuning.search",
     "write_model": "int8calib.tuning.write",
-    "Calibration": "int8calib.pipeline",
-    "Options": "int8calib.pipeline",
-    "calibrate": "int8calib.pipeline",
+    "Calibration": "int8calib.calibration.pipeline",
+    "Options": "int8calib.calibration.pipeline",
+    "calibrate": "int8calib.calibration.pipeline",
     "Int8CalibError": "int8calib.errors",
     "Net": "int8calib.engine.run",
     "load_caffe": "int8calib.engine.run",

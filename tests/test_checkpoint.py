@@ -16,12 +16,12 @@ from generated import make_model
 from test_engine import NET
 
 import int8calib
-from int8calib.collect import collect_statistics, image_codes
+from int8calib.collection.collect import collect_statistics, image_codes
+from int8calib.collection.tally import Checkpoint
 from int8calib.engine.run import Net
 from int8calib.errors import ImageError, OptionError, StatisticsError
 from int8calib.net.quantised import quantised_layers
 from int8calib.stats.store import Statistics
-from int8calib.tally import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = np.random.default_rng(23).normal(0, 60, (13, 3, 37, 29)).astype(np.float32)

@@ -9,8 +9,8 @@ import pytest
 from generated import make_model
 from test_engine import NET
 
+from int8calib.calibration.collected import load_collected
 from int8calib.cli.main import main
-from int8calib.collected import load_collected
 from int8calib.thresholds import method_names
 
 IMAGES = np.random.default_rng(37).normal(0, 60, (13, 3, 37, 29)).astype(np.float32)

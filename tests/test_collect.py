@@ -11,7 +11,7 @@ from generated import make_model
 from test_engine import NET
 
 import int8calib
-from int8calib.collect import collect_statistics
+from int8calib.collection.collect import collect_statistics
 from int8calib.engine.run import Net
 from int8calib.errors import ImageError, StatisticsError
 from int8calib.net.quantised import quantised_layers

@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from int8calib.counters import Counters, Gate
+from int8calib.collection.counters import Counters, Gate
+from int8calib.collection.tally import Tally
 from int8calib.net.graph import Blob
 from int8calib.stats.activation import Range
-from int8calib.tally import Tally
 
 
 def test_alone_never_sees_half_a_feed() -> None:

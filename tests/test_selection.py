@@ -10,11 +10,11 @@ from generated import make_model
 
 import int8calib
 from int8calib import Options
+from int8calib.calibration.pipeline import prepare
+from int8calib.calibration.selection import matching
 from int8calib.engine.run import Net
 from int8calib.errors import OptionError
-from int8calib.pipeline import prepare
 from int8calib.scales import WeightOptions
-from int8calib.selection import matching
 
 
 def conv(name: str, bottom: str, outputs: int, size: int = 1) -> str:

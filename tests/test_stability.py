@@ -10,7 +10,7 @@ from test_selection import NET
 
 import int8calib
 from int8calib import Options
-from int8calib.stability import summary, threshold_spreads
+from int8calib.calibration.stability import summary, threshold_spreads
 from int8calib.stats.activation import Histogram, HistogramBuilder
 from int8calib.thresholds import find_threshold, method_names
 

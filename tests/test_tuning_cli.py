@@ -14,10 +14,10 @@ import pytest
 from opencv import deviation, opencv_tops
 from tuning_nets import demo_feeds, demo_net
 
+from int8calib.calibration.requirements import requirements_from_graph
 from int8calib.cli.main import main
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
 from int8calib.engine.run import load_caffe
-from int8calib.requirements import requirements_from_graph
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table, read_table
 

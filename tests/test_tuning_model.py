@@ -9,14 +9,14 @@ import pytest
 from opencv import deviation, opencv_tops
 from tuning_nets import chain, feeds
 
+from int8calib.calibration.options import Options
+from int8calib.calibration.pipeline import prepare, run_job
+from int8calib.calibration.requirements import requirements_from_graph
 from int8calib.engine.run import Net, load_caffe
 from int8calib.net.fold import fold_batch_norm
 from int8calib.net.graph import Blob
 from int8calib.net.quantised import quantised_layers
 from int8calib.net.shapes import infer_shapes
-from int8calib.options import Options
-from int8calib.pipeline import prepare, run_job
-from int8calib.requirements import requirements_from_graph
 from int8calib.scales import WeightOptions
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table

@@ -14,12 +14,12 @@ import pytest
 from tuning_nets import chain, demo_feeds, demo_net, feeds
 
 from int8calib import TuneOptions, tune
+from int8calib.calibration.options import Options
+from int8calib.calibration.pipeline import prepare, run_job
+from int8calib.calibration.requirements import requirements_from_graph
 from int8calib.engine.run import Net, load_caffe
 from int8calib.errors import ImageError, OptionError
 from int8calib.evaluation.evaluate import Labelled
-from int8calib.options import Options
-from int8calib.pipeline import prepare, run_job
-from int8calib.requirements import requirements_from_graph
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table
 from int8calib.tuning.float_layers import leave_float, meets

@@ -34,10 +34,10 @@ from int8calib.cli.table_options import add_table_arguments, laid_out, options_o
 from int8calib.errors import OutputError
 
 if TYPE_CHECKING:
-    from int8calib.assemble import Calibration
-    from int8calib.options import Options
-    from int8calib.table_layers import TableLayer
-    from int8calib.tally import Checkpoint
+    from int8calib.calibration.assemble import Calibration
+    from int8calib.calibration.options import Options
+    from int8calib.calibration.table_layers import TableLayer
+    from int8calib.collection.tally import Checkpoint
 
 NAME = "calibrate"
 HELP = "write the calibration table of a Caffe model"
@@ -85,7 +85,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate and write the table, its report and its options."""
-    from int8calib.pipeline import prepare, run_job
+    from int8calib.calibration.pipeline import prepare, run_job
 
     screen = Screen(args)
     started = time.perf_counter()
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
 
 def open_checkpoint(args: argparse.Namespace, identity: dict[str, Any]) -> Checkpoint | None:
     """The checkpoint of `--checkpoint`, checked for being writable."""
-    from int8calib.tally import Checkpoint
+    from int8calib.collection.tally import Checkpoint
 
     if args.checkpoint is None:
         return None

@@ -68,10 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collect and write."""
-    from int8calib.collect import collect_statistics
-    from int8calib.collected import Collected, save_collected
-    from int8calib.options import Options
-    from int8calib.pipeline import prepare
+    from int8calib.calibration.collected import Collected, save_collected
+    from int8calib.calibration.options import Options
+    from int8calib.calibration.pipeline import prepare
+    from int8calib.collection.collect import collect_statistics
 
     screen = Screen(args)
     started = time.perf_counter()
@@ -115,7 +115,7 @@ def _known_ranges(
     """The ranges of `--ranges`, checked for being of the same network and preprocessing."""
     if args.ranges is None:
         return None
-    from int8calib.collected import check_identity, load_collected
+    from int8calib.calibration.collected import check_identity, load_collected
 
     known = load_collected(args.ranges)
     check_identity(known.identity, identity, args.ranges, "this collection")

@@ -176,10 +176,10 @@ def _statistics(
     args: argparse.Namespace, net: Net, feeds: ImageFeeds, fold: bool, progress: Progress
 ) -> Statistics:
     """The histograms of `--stats`, checked for being of this network, or new ones."""
-    from int8calib.collect import collect_statistics
-    from int8calib.collected import check_identity, load_collected
-    from int8calib.options import Options
-    from int8calib.pipeline import prepare
+    from int8calib.calibration.collected import check_identity, load_collected
+    from int8calib.calibration.options import Options
+    from int8calib.calibration.pipeline import prepare
+    from int8calib.collection.collect import collect_statistics
 
     if args.stats is not None:
         stored = load_collected(args.stats)

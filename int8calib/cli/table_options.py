@@ -10,9 +10,9 @@ from int8calib.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from int8calib.options import Options
+    from int8calib.calibration.options import Options
+    from int8calib.calibration.table_layers import TableLayer
     from int8calib.table.model import CalibrationTable
-    from int8calib.table_layers import TableLayer
 
 FORMATS = ("ncnn", "tool", "tool-v1", "tensorrt", "json")
 BY_BLOB = frozenset(("tool-v1", "tensorrt"))
@@ -160,7 +160,7 @@ def options_of(args: argparse.Namespace, **more: Any) -> Options:
     A format of the reference tool brings its rules along: channels below 1e-4 are dead, and the
     first version has 8-bit weights with one scale a layer.
     """
-    from int8calib.options import Options
+    from int8calib.calibration.options import Options
     from int8calib.scales import DEAD_ABSMAX, WeightOptions
     from int8calib.thresholds import method_names
 
@@ -199,7 +199,7 @@ def laid_out(
     table: CalibrationTable, layers: Sequence[TableLayer], options: Options, format: str
 ) -> CalibrationTable:
     """`table` with the rows of its format: the reference tool's own, where that is asked for."""
-    from int8calib.assemble import tool_rows, tool_v1_rows
+    from int8calib.calibration.assemble import tool_rows, tool_v1_rows
 
     if format == "tool-v1":
         return tool_v1_rows(table, layers)

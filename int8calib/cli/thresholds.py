@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find thresholds and write the table and its report."""
-    from int8calib.assemble import assemble
-    from int8calib.collected import load_collected
+    from int8calib.calibration.assemble import assemble
+    from int8calib.calibration.collected import load_collected
 
     screen = Screen(args)
     check_output(args.output)

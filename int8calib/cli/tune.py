@@ -36,7 +36,7 @@ from int8calib.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from int8calib.options import Options
+    from int8calib.calibration.options import Options
     from int8calib.tuning.results import TuneOptions, Tuning
 
 NAME = "tune"
@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    from int8calib.options import Options
+    from int8calib.calibration.options import Options
     from int8calib.scales import WeightOptions
 
     return Options(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from int8calib.engine.run import Net
+from int8calib.engine.workers import Feed, Progress, Runner, batch_of
 from int8calib.errors import ModelError
 from int8calib.evaluation.evaluate import Labelled, LabelledFeeds, run_pass
 from int8calib.evaluation.layer_errors import Analysis, LayerError
@@ -25,7 +26,6 @@ from int8calib.net.graph import Blob, Layer
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.simulation.layers import Int8Weights
 from int8calib.table.model import CalibrationTable
-from int8calib.workers import Feed, Progress, Runner, batch_of
 
 SENSITIVITY_IMAGES = 10
 

@@ -9,6 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from int8calib.engine.run import Net
+from int8calib.engine.workers import (
+    Feed,
+    Progress,
+    Runner,
+    batch_of,
+    single_threaded_blas,
+    work_through,
+)
 from int8calib.errors import ImageError, OptionError
 from int8calib.evaluation.boxes import SCORE
 from int8calib.evaluation.outputs import watched_blobs
@@ -18,7 +26,6 @@ from int8calib.layers.registry import Array
 from int8calib.net.graph import Blob
 from int8calib.simulation.build import simulate
 from int8calib.table.model import CalibrationTable
-from int8calib.workers import Feed, Progress, Runner, batch_of, single_threaded_blas, work_through
 
 
 class Labelled(NamedTuple):

@@ -9,13 +9,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from int8calib.engine.run import Net
+from int8calib.engine.workers import (
+    Feed,
+    Progress,
+    Runner,
+    batch_of,
+    single_threaded_blas,
+    work_through,
+)
 from int8calib.evaluation.evaluate import Labelled, LabelledFeeds, copied_tops
 from int8calib.evaluation.measures import Share, total_energy
 from int8calib.evaluation.outputs import Watched, watched_blobs
 from int8calib.evaluation.records import Record, agreement, compare
 from int8calib.layers.registry import Array
 from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.workers import Feed, Progress, Runner, batch_of, single_threaded_blas, work_through
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from int8calib.engine.run import Net
+from int8calib.engine.workers import Progress
 from int8calib.errors import OutputError
 from int8calib.evaluation.layer_errors import Analysis
 from int8calib.evaluation.results import Evaluation
@@ -26,7 +27,6 @@ from int8calib.reporting.svg import COLOURS, inline_svg
 from int8calib.simulation.build import folds
 from int8calib.stats.store import Statistics
 from int8calib.table.model import CalibrationTable
-from int8calib.workers import Progress
 
 _UNSAFE = re.compile(r"[^\w.-]+")
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.engine.run import Net
+from int8calib.engine.workers import Progress, Runner, batch_of, single_threaded_blas
 from int8calib.errors import ImageError
 from int8calib.evaluation.evaluate import Labelled, LabelledFeeds
 from int8calib.evaluation.side_by_side import Place, side_by_side
@@ -18,7 +19,6 @@ from int8calib.net.fold import fold_batch_norm
 from int8calib.net.graph import Blob
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.table.model import CalibrationTable
-from int8calib.workers import Progress, Runner, batch_of, single_threaded_blas
 
 SAMPLE_FEEDS = 4
 SAMPLE_VALUES = 1000

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
+from int8calib.calibration.pipeline import Job
 from int8calib.engine.run import Net
+from int8calib.engine.workers import Feed, Progress, batch_of
 from int8calib.errors import ImageError, OptionError
 from int8calib.evaluation.evaluate import Labelled
-from int8calib.pipeline import Job
 from int8calib.tuning.layerwise import bytes_per_image
 from int8calib.tuning.results import TuneOptions
-from int8calib.workers import Feed, Progress, batch_of
 
 
 class OutOfTimeError(Exception):

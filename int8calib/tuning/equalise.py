@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from int8calib.engine.workers import Feed, Progress, Runner, work_through
 from int8calib.layers.registry import Array, Shape
 from int8calib.net.graph import Blob, Graph, Layer
 from int8calib.net.quantised import QuantisedLayer, quantised_layers
@@ -25,7 +26,6 @@ from int8calib.tuning.channels import FIXED, Channels, Ids, scalable_channels, s
 from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.rounding import nearest
 from int8calib.tuning.samples import Places, Problem, problem_of, weight_blob
-from int8calib.workers import Feed, Progress, Runner, work_through
 
 COLUMNS = 768
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)

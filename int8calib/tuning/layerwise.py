@@ -11,11 +11,11 @@ from math import prod
 
 import numpy as np
 
+from int8calib.engine.workers import Feed, work_through
 from int8calib.layers.registry import Array, Shape, find_type
 from int8calib.net.graph import Blob, Graph, Layer
 from int8calib.net.inputs import INPUT_TYPES
 from int8calib.net.shapes import infer_shapes
-from int8calib.workers import Feed, work_through
 
 Values = list[Array]
 """One blob: its array for each feed."""

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from int8calib.calibration.options import Options
+from int8calib.calibration.pipeline import Job, make_table, prepare, run_job
 from int8calib.engine.run import Net
+from int8calib.engine.workers import Feed, Progress, batch_of, single_threaded_blas
 from int8calib.evaluation.evaluate import LabelledFeeds
 from int8calib.evaluation.results import Evaluation
 from int8calib.evaluation.sensitivity import single_layer_effects
 from int8calib.net.fold import fold_batch_norm
 from int8calib.net.shapes import infer_shapes
-from int8calib.options import Options
-from int8calib.pipeline import Job, make_table, prepare, run_job
 from int8calib.simulation.build import int8_layers, simulate
 from int8calib.stats.store import Statistics
 from int8calib.table.model import CalibrationTable, LayerScales
@@ -30,7 +31,6 @@ from int8calib.tuning.judge import Judge, nearness
 from int8calib.tuning.results import TuneOptions, Tuning
 from int8calib.tuning.sequence import SettledLayer, settle_layers
 from int8calib.tuning.weights import Changes
-from int8calib.workers import Feed, Progress, batch_of, single_threaded_blas
 
 PLAIN = ("mse", "kl", "aciq")
 """Methods whose plain tables are tried too; the first is what tuning starts from."""

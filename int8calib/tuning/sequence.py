@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from int8calib.engine.workers import Feed
 from int8calib.layers.registry import Array, Shape
 from int8calib.net.graph import Blob, Graph, Layer
 from int8calib.net.inputs import INPUT_TYPES
@@ -25,7 +26,6 @@ from int8calib.tuning.layerwise import Layerwise, Values
 from int8calib.tuning.rounding import nearest
 from int8calib.tuning.samples import Places, Problem, problem_of, weight_blob
 from int8calib.tuning.weights import Changes, Settled, settle_scales, settle_weights
-from int8calib.workers import Feed
 
 COLUMNS = 4096
 MOST_COLUMNS = 8192

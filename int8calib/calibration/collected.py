@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.assemble import Blobs
+from int8calib.calibration.assemble import Blobs
+from int8calib.calibration.table_layers import TableLayer
 from int8calib.errors import StatisticsError
 from int8calib.scales import LEVELS, WINOGRAD_LEVELS, WeightClips
 from int8calib.stats.file import load_statistics, save_statistics
 from int8calib.stats.store import Statistics, merge_statistics
-from int8calib.table_layers import TableLayer
 
 _FIELDS = (
     "name",

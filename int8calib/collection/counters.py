@@ -6,11 +6,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from int8calib.collection.tally import Codes, Tally
 from int8calib.errors import StatisticsError
 from int8calib.layers.registry import Array
 from int8calib.net.graph import Blob
 from int8calib.stats.activation import HistogramBuilder, Range, measure_range
-from int8calib.tally import Codes, Tally
 
 
 class Counters:

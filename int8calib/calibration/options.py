@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from int8calib.calibration.selection import AUTO, SAME
 from int8calib.errors import OptionError
 from int8calib.scales import WeightOptions
-from int8calib.selection import AUTO, SAME
 from int8calib.thresholds import MethodOptions, method_names
 
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from int8calib.assemble import Blobs, Calibration, assemble, select_layers
-from int8calib.collect import collect_statistics
+from int8calib.calibration.assemble import Blobs, Calibration, assemble, select_layers
+from int8calib.calibration.options import Options
+from int8calib.calibration.table_layers import TableLayer, table_layers
+from int8calib.collection.collect import collect_statistics
+from int8calib.collection.tally import Checkpoint
 from int8calib.engine.run import Net
+from int8calib.engine.workers import Feeds, Progress
 from int8calib.errors import ModelError
 from int8calib.net.fold import fold_batch_norm
 from int8calib.net.graph import Blob, Graph
 from int8calib.net.inputs import INPUT_TYPES
 from int8calib.net.quantised import QuantisedLayer, quantised_layers
-from int8calib.options import Options
 from int8calib.stats.store import Statistics
-from int8calib.table_layers import TableLayer, table_layers
-from int8calib.tally import Checkpoint
-from int8calib.workers import Feeds, Progress
 
 __all__ = ["Calibration", "Job", "Options", "calibrate", "make_table", "prepare", "run_job"]
 

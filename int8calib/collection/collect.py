@@ -14,14 +14,9 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from int8calib.counters import Counters, Gate
-from int8calib.errors import ImageError
-from int8calib.layers.registry import Array
-from int8calib.net.graph import Blob, Graph
-from int8calib.stats.activation import Range, measure_range
-from int8calib.stats.store import Statistics
-from int8calib.tally import Checkpoint, Codes, Tally
-from int8calib.workers import (
+from int8calib.collection.counters import Counters, Gate
+from int8calib.collection.tally import Checkpoint, Codes, Tally
+from int8calib.engine.workers import (
     Feed,
     Feeds,
     Progress,
@@ -30,6 +25,11 @@ from int8calib.workers import (
     single_threaded_blas,
     work_through,
 )
+from int8calib.errors import ImageError
+from int8calib.layers.registry import Array
+from int8calib.net.graph import Blob, Graph
+from int8calib.stats.activation import Range, measure_range
+from int8calib.stats.store import Statistics
 
 
 def collect_statistics(

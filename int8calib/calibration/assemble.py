@@ -11,15 +11,15 @@ from types import MappingProxyType
 from typing import Any
 
 import int8calib
+from int8calib.calibration.options import Options
+from int8calib.calibration.selection import blob_methods, chosen_layers, default_method, matching
+from int8calib.calibration.stability import UNSTEADY, summary, threshold_spreads
+from int8calib.calibration.table_layers import TableLayer
 from int8calib.errors import OptionError, StatisticsError
-from int8calib.options import Options
 from int8calib.scales import LEVELS, dead_rows, scales_of
-from int8calib.selection import blob_methods, chosen_layers, default_method, matching
-from int8calib.stability import UNSTEADY, summary, threshold_spreads
 from int8calib.stats.activation import Histogram
 from int8calib.stats.store import Statistics
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.table_layers import TableLayer
 from int8calib.thresholds import find_thresholds
 
 FEW_IMAGES = 50
