@@ -113,6 +113,7 @@ def calibrate_arguments(
     return [
         *("calibrate", "--proto", str(network.proto), "--model", str(network.model)),
         *("--images", images, "--output", output, "--workers", str(workers), "--quiet"),
+        *("--method", "kl"),
         *("--mean", *(f"{value:g}" for value in network.mean), "--norm", f"{network.norm:g}"),
         *more,
     ]

@@ -59,7 +59,7 @@ GOLDEN = {
         *("--method", "kl-tool", "--format", "tool", "--group", "0"),
     ],
     "squeezenet_v1.0.tool_v1.table": ["--method", "kl-tool-v1", "--format", "tool-v1"],
-    "squeezenet_v1.0.ncnn2table_kl.table": ["--input-method", "same"],
+    "squeezenet_v1.0.ncnn2table_kl.table": ["--method", "kl", "--input-method", "same"],
     "squeezenet_v1.0.ncnn2table_aciq.table": ["--method", "aciq"],
 }
 

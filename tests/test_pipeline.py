@@ -37,7 +37,7 @@ def test_tables_match_ncnn2table_row_for_row(shared: Path, name: str) -> None:
     model, size, norm = GOLDEN[name]
     folder = shared / "models" / name
     net = int8calib.load_caffe(folder / "deploy.prototxt", folder / model)
-    options = Options(input_method="same")
+    options = Options(method="kl", input_method="same")
     result = int8calib.calibrate(net, golden_feeds(shared, size, norm), options)
     table = result.table
     golden = read_table(shared / f"golden/ncnn_{name}/kl.table")

@@ -63,10 +63,10 @@ def add_choice_arguments(group: Any) -> None:
 def _add_method_arguments(group: Any) -> None:
     group.add_argument(
         "--method",
-        default="kl",
+        default="mse",
         metavar="NAME",
-        help="how thresholds are found: kl (default, as ncnn2table), kl-tool, kl-tool-v1, aciq, "
-        "minmax, percentile, mse or kl-tensorrt",
+        help="how thresholds are found: mse (default: loses least), kl (as ncnn2table), kl-tool, "
+        "kl-tool-v1, aciq, minmax, percentile or kl-tensorrt",
     )
     group.add_argument(
         "--input-method",
