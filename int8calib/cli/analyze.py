@@ -14,8 +14,12 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from int8calib.cli.compare_options import (
+    add_json_argument,
+    add_scores_argument,
+    add_table_fold_arguments,
+)
 from int8calib.cli.evaluate import (
-    add_compare_arguments,
     decibels,
     output_inputs,
     share_text,
@@ -51,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images over which each layer runs in INT8 alone, to rank layers by what they do to "
         "the outputs; costs N runs of the net per layer (default: 10; 0: none)",
     )
-    add_compare_arguments(group)
+    add_scores_argument(group)
+    add_table_fold_arguments(group)
+    add_json_argument(group)
     add_workers_argument(parser)
 
 

@@ -12,8 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from int8calib.cli.compare_options import (
+    add_json_argument,
+    add_labels_argument,
+    add_scores_argument,
+    add_table_fold_arguments,
+    add_topk_argument,
+)
 from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.inputs import (
     add_image_arguments,
@@ -48,15 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a calibration table in any format; several may be compared",
     )
-    group.add_argument(
-        "--labels",
-        metavar="WHERE",
-        help="a file of `image index` lines, or a folder with one folder of images per class",
-    )
-    group.add_argument(
-        "--topk", type=int, nargs="+", default=[1, 5], metavar="K", help="(default: 1 5)"
-    )
-    add_compare_arguments(group)
+    add_labels_argument(group)
+    add_topk_argument(group)
+    add_scores_argument(group)
+    add_table_fold_arguments(group)
+    add_json_argument(group)
     group.add_argument(
         "--box-score",
         type=float,
@@ -65,30 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="detections of a lower score are not compared (default: 0.3)",
     )
     add_workers_argument(parser)
-
-
-def add_compare_arguments(group: Any) -> None:
-    """Options that `evaluate` and `analyze` share."""
-    group.add_argument(
-        "--scores",
-        metavar="BLOB",
-        help="the blob of class scores (default: the only output, if it is a vector)",
-    )
-    fold = group.add_mutually_exclusive_group()
-    fold.add_argument(
-        "--fold-bn",
-        action="store_true",
-        default=None,
-        help="the model goes through ncnnoptimize (default: what a table's report says, or else "
-        "so)",
-    )
-    fold.add_argument(
-        "--no-fold-bn",
-        dest="fold_bn",
-        action="store_false",
-        help="the model goes to ncnn2int8 straight from caffe2ncnn",
-    )
-    group.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

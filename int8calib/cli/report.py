@@ -17,6 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from int8calib.cli.calibrate import check_output
+from int8calib.cli.compare_options import (
+    add_labels_argument,
+    add_scores_argument,
+    add_table_fold_arguments,
+    add_topk_argument,
+)
 from int8calib.cli.digest import file_sha256
 from int8calib.cli.evaluate import output_inputs
 from int8calib.cli.feeds import ImageFeeds
@@ -60,19 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", required=True, metavar="FILE", help="the .html file to write")
     group.add_argument("--png", metavar="DIR", help="also write every picture as a PNG file")
     group.add_argument("--title", help="the page's heading (default: the prototxt's folder)")
-    group.add_argument(
-        "--labels",
-        metavar="WHERE",
-        help="a file of `image index` lines, or a folder with one folder of images per class",
-    )
-    group.add_argument(
-        "--topk", type=int, nargs="+", default=[1, 5], metavar="K", help="(default: 1 5)"
-    )
-    group.add_argument(
-        "--scores",
-        metavar="BLOB",
-        help="the blob of class scores (default: the only output, if it is a vector)",
-    )
+    add_labels_argument(group)
+    add_topk_argument(group)
+    add_scores_argument(group)
     group.add_argument(
         "--sensitivity",
         type=int,
@@ -87,20 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="batches of which values before and after are drawn (default: 4; 0: none)",
     )
-    fold = group.add_mutually_exclusive_group()
-    fold.add_argument(
-        "--fold-bn",
-        action="store_true",
-        default=None,
-        help="the model goes through ncnnoptimize (default: what the table's report says, or else "
-        "so)",
-    )
-    fold.add_argument(
-        "--no-fold-bn",
-        dest="fold_bn",
-        action="store_false",
-        help="the model goes to ncnn2int8 straight from caffe2ncnn",
-    )
+    add_table_fold_arguments(group)
     known = parser.add_argument_group("known already", "what need not be found again")
     known.add_argument("--stats", metavar="FILE", help="statistics of `int8calib collect`")
     known.add_argument(

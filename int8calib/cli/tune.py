@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.calibrate import beside, check_output
+from int8calib.cli.compare_options import add_labels_argument, add_scores_argument
 from int8calib.cli.config import add_config_argument, write_config
 from int8calib.cli.evaluate import decibels, output_inputs, share_text
 from int8calib.cli.feeds import ImageFeeds
@@ -107,16 +108,8 @@ def _add_target_arguments(group: Any) -> None:
         metavar="N",
         help="layers that may stay in float where a target is not met without (default: any)",
     )
-    group.add_argument(
-        "--labels",
-        metavar="WHERE",
-        help="a file of `image index` lines, or a folder with one folder of images per class",
-    )
-    group.add_argument(
-        "--scores",
-        metavar="BLOB",
-        help="the blob of class scores (default: the only output, if it is a vector)",
-    )
+    add_labels_argument(group)
+    add_scores_argument(group)
 
 
 def _add_budget_arguments(group: Any) -> None:
