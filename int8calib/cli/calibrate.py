@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.config import add_config_argument, write_config
-from int8calib.cli.digest import file_sha256
 from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.identity import job_identity
 from int8calib.cli.inputs import (
@@ -109,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             options,
             total=len(feeds),
             progress=progress,
-            meta=_meta(args),
+            meta=_meta(args, identity),
             checkpoint=checkpoint,
         )
     feeds.tell(screen)
@@ -165,7 +164,7 @@ def write_results(
     write_table(beside(args.output, ".json"), done.table, "json")
 
 
-def _meta(args: argparse.Namespace) -> dict[str, Any]:
+def _meta(args: argparse.Namespace, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What the report says of the files and the command."""
     kept = {
         name: value
@@ -173,7 +172,7 @@ def _meta(args: argparse.Namespace) -> dict[str, Any]:
         if name not in _NOT_REPORTED and value is not None
     }
     return {
-        "files": {path: file_sha256(path) for path in (args.proto, args.model)},
+        "files": {args.proto: identity["prototxt"], args.model: identity["caffemodel"]},
         "arguments": kept,
     }
 

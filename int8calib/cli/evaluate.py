@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from int8calib.cli.compare_options import (
@@ -73,14 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     from int8calib.evaluation.evaluate import evaluate
-    from int8calib.table import read_table
 
     screen = Screen(args)
-    tables: dict[str, CalibrationTable] = {}
-    for path in args.table:
-        if path in tables:
-            raise OptionError(f"--table {path}: is given twice")
-        tables[path] = read_table(path)
+    tables = read_tables(args.table)
     net = load_net(args)
     images = ImageFeeds(args, net, output_inputs(net))
     feeds = images if args.labels is None else LabelledImages(images, args.labels)
@@ -103,6 +99,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(screen, found)
     return 0
+
+
+def read_tables(paths: Sequence[str]) -> dict[str, CalibrationTable]:
+    """The tables of `--table` by path, in their order; raises `OptionError` for one twice."""
+    from int8calib.table import read_table
+
+    tables: dict[str, CalibrationTable] = {}
+    for path in paths:
+        if path in tables:
+            raise OptionError(f"--table {path}: is given twice")
+        tables[path] = read_table(path)
+    return tables
 
 
 def output_inputs(net: Net) -> tuple[str, ...]:

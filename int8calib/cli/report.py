@@ -24,7 +24,7 @@ from int8calib.cli.compare_options import (
     add_topk_argument,
 )
 from int8calib.cli.digest import file_sha256
-from int8calib.cli.evaluate import output_inputs
+from int8calib.cli.evaluate import output_inputs, read_tables
 from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.inputs import (
     add_image_arguments,
@@ -103,17 +103,12 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.reporting.report import report
     from int8calib.reporting.samples import sample_outputs
     from int8calib.simulation.build import folds
-    from int8calib.table import read_table
 
     screen = Screen(args)
     started = time.perf_counter()
     check_output(args.output)
     require_matplotlib()
-    tables: Tables = {}
-    for path in args.table:
-        if path in tables:
-            raise OptionError(f"--table {path}: is given twice")
-        tables[path] = read_table(path)
+    tables = read_tables(args.table)
     first = next(iter(tables.values()))
     fold = folds(first) if args.fold_bn is None else bool(args.fold_bn)
     net = load_net(args)

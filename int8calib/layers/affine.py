@@ -18,20 +18,6 @@ def along(values: Array, axis: int, ndim: int) -> Array:
     return values.reshape(*values.shape, *(1,) * (ndim - axis - values.ndim))
 
 
-def affine_kernel(factor: Array | None, offset: Array | None) -> Kernel:
-    """top = bottom * factor + offset, each left out if None, both shaped to broadcast."""
-
-    def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
-        source = bottoms[0]
-        if factor is not None:
-            np.multiply(source, factor, out=tops[0])
-            source = tops[0]
-        if offset is not None:
-            np.add(source, offset, out=tops[0])
-
-    return run
-
-
 def _start(param: Any, ndim: int) -> int:
     """The axis from which a ScaleParameter or BiasParameter broadcasts."""
     return axis_index(param.axis, ndim) if ndim else 0
@@ -76,14 +62,13 @@ def _plan_scale(
 ) -> Kernel:
     ndim = len(bottoms[0])
     axis = _start(params.scale_param, ndim)
-    if len(bottoms) == 1:
-        factor = along(weights[0], axis, ndim)
-        return affine_kernel(factor, along(weights[1], axis, ndim) if len(weights) > 1 else None)
+    learned = [along(blob, axis, ndim) for blob in weights]
 
-    def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
-        np.multiply(bottoms[0], along(bottoms[1], axis, ndim), out=tops[0])
-        if weights:
-            np.add(tops[0], along(weights[0], axis, ndim), out=tops[0])
+    def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
+        factor, *bias = (*(along(image, axis, ndim) for image in images[1:]), *learned)
+        np.multiply(images[0], factor, out=tops[0])
+        if bias:
+            np.add(tops[0], bias[0], out=tops[0])
 
     return run
 

@@ -9,7 +9,7 @@ import numpy as np
 from caffe_proto import LayerParameter, caffe_pb2
 from int8calib.errors import ShapeError
 from int8calib.layers.pooling import window_counts
-from int8calib.layers.registry import Array, Kernel, Shape, Take, layer
+from int8calib.layers.registry import Array, Kernel, Shape, Take, copying_kernel, layer
 from int8calib.layers.shapes import need_ndim
 from int8calib.layers.windows import Windows
 
@@ -30,7 +30,7 @@ def _plan(
     """Across channels: some pixels of all channels at a time, so that they stay in the cache."""
     param, (_, channels, height, width) = params.lrn_param, bottoms[0]
     if param.norm_region != caffe_pb2.LRNParameter.ACROSS_CHANNELS:
-        return _plan_plain(params)
+        return copying_kernel(lrn, params, weights)
     half, pixels = param.local_size // 2, height * width
     chunk = max(1, min(pixels, CHUNK // (3 * channels)))
     squares = take((channels + 2 * half, chunk))
@@ -58,13 +58,6 @@ def _plan(
             for first in range(0, pixels, chunk):
                 last = first + chunk
                 run_chunk(source[:, first:last], target[:, first:last])
-
-    return run
-
-
-def _plan_plain(params: LayerParameter) -> Kernel:
-    def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
-        np.copyto(tops[0], lrn(params, (), images)[0])
 
     return run
 

@@ -19,29 +19,22 @@ def _batch_norm_weights(params: LayerParameter, bottoms: Sequence[Shape]) -> lis
     return [(channels,), (channels,), (1,)]
 
 
-def _statistics(params: LayerParameter, weights: Sequence[Array]) -> tuple[Array, Array]:
-    """The mean and the deviation sqrt(var + eps) of each channel: both float32 (C,)."""
+def stored_statistics(params: LayerParameter, weights: Sequence[Array]) -> tuple[Array, Array]:
+    """The mean and the deviation sqrt(var + eps) of each channel: both float32 (C,).
+
+    Mean and variance are divided by the third blob; 1 / 0 counts as 0. Source: Caffe's
+    BatchNormLayer with use_global_stats.
+    """
     mean, var, moving = (blob.reshape(-1) for blob in weights[:3])
     inverse = np.float32(0 if moving[0] == 0 else 1 / moving[0])
     return mean * inverse, np.sqrt(var * inverse + np.float32(params.batch_norm_param.eps))
-
-
-def batch_norm_affine(params: LayerParameter, weights: Sequence[Array]) -> tuple[Array, Array]:
-    """The per-channel factor and offset that BatchNorm comes to: both float32 (C,).
-
-    factor = 1 / sqrt(var / f + eps), offset = -mean / f * factor, where f is the third blob
-    and 1 / f counts as 0 for f = 0. Source: Caffe's BatchNormLayer with use_global_stats.
-    """
-    mean, deviation = _statistics(params, weights)
-    factor: Array = np.float32(1) / deviation
-    return factor, -mean * factor
 
 
 def _plan_batch_norm(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
 ) -> Kernel:
     # Not x * factor + offset: where the mean is large that loses digits.
-    mean, deviation = _statistics(params, weights)
+    mean, deviation = stored_statistics(params, weights)
     ndim = len(bottoms[0])
     mean, factor = along(mean, 1, ndim), along(np.float32(1) / deviation, 1, ndim)
 
@@ -69,7 +62,7 @@ def batch_norm(
     the prototxt, written for training, says `use_global_stats: false`: so does ncnn.
     """
     images = bottoms[0]
-    mean, deviation = _statistics(params, weights)
+    mean, deviation = stored_statistics(params, weights)
     return [(images - along(mean, 1, images.ndim)) / along(deviation, 1, images.ndim)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from caffe_proto import LayerParameter, caffe_pb2
 from int8calib.errors import ShapeError
 from int8calib.layers.pooling_kernels import plan_global, plan_windows
-from int8calib.layers.registry import Array, Kernel, Shape, Take, layer
+from int8calib.layers.registry import Array, Kernel, Shape, Take, copying_kernel, layer
 from int8calib.layers.shapes import need_ndim
 from int8calib.layers.windows import Windows, window_view
 
@@ -101,21 +101,13 @@ def _plan(
     windows, size = _geometry(params, shape)
     maximum = params.pooling_param.pool == _MAX
     if len(params.top) > 1:
-        return _plan_masked(params)
+        return copying_kernel(pooling, params, weights)
     if size == (1, 1) and windows.pad == (0, 0) and windows.kernel == shape[2:]:
         return plan_global(maximum)
     room = _padded_shape(windows, size, shape)[2:]
     lowest = np.float32(_LOWEST if maximum else 0)
     counts = None if maximum else window_counts(windows, size, *shape[2:])
     return plan_windows(windows, size, room, shape, lowest, counts, take)
-
-
-def _plan_masked(params: LayerParameter) -> Kernel:
-    def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
-        for top, value in zip(tops, pooling(params, (), images), strict=True):
-            np.copyto(top, value)
-
-    return run
 
 
 @layer("Pooling", shape=_shape, plan=_plan)

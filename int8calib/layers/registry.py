@@ -88,6 +88,16 @@ def layer(
     return add
 
 
+def copying_kernel(run: Run, params: LayerParameter, weights: Sequence[Array]) -> Kernel:
+    """The kernel of a case that has no faster form: the plain function, its tops copied."""
+
+    def copy(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+        for top, value in zip(tops, run(params, weights, bottoms), strict=True):
+            np.copyto(top, value)
+
+    return copy
+
+
 def add_type(kind: LayerType, *, replace: bool = False) -> None:
     """Add `kind`; raises `OptionError` where its name is taken and `replace` is false."""
     if kind.name in _types and not replace:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from int8calib.layers.normalization import stored_statistics
 from int8calib.layers.registry import Array
 from int8calib.net.graph import Blob, Graph, Layer
 
@@ -83,14 +84,12 @@ def _affine(chain: list[Layer]) -> tuple[Array, Array]:
     difference of one bit into a different level.
     """
     batch_norm = chain[0]
-    mean, var, moving = (blob.reshape(-1) for blob in batch_norm.weights[:3])
-    inverse = np.float32(0 if moving[0] == 0 else 1 / moving[0])
-    spread = np.sqrt(var * inverse + np.float32(batch_norm.params.batch_norm_param.eps))
+    mean, spread = stored_statistics(batch_norm.params, batch_norm.weights)
     gamma, beta = np.ones_like(mean), np.zeros_like(mean)
     if len(chain) > 1:
         gamma, *rest = (blob.reshape(-1) for blob in chain[1].weights)
         beta = rest[0] if rest else beta
-    return gamma / spread, beta - gamma * (mean * inverse) / spread
+    return gamma / spread, beta - gamma * mean / spread
 
 
 def _scaled(layer: Layer, factor: Array) -> Array:

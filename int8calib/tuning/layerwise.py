@@ -87,7 +87,6 @@ class OneLayer:
         self._layer = layer
         self._kind = find_type(layer.type)
         self._shapes: list[Shape] = []
-        self._scratch: dict[tuple[int, Shape], Array] = {}
 
     def run(self, bottoms: Sequence[Array]) -> list[Array]:
         """The tops, as arrays of their own."""
