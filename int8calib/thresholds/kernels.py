@@ -19,6 +19,10 @@ from int8calib.jit import float32, float64, int64, kernel, readonly, void
 
 LEVELS = 128
 EPSILON = 1e-4
+_SHIFT = 7
+"""LEVELS is 2 to this power."""
+_TOGETHER = 64
+"""Thresholds whose logarithms are taken at once: few enough to stay in the L2 cache."""
 
 Array = NDArray[np.float64]
 _SUMS = float64[::1]
@@ -36,42 +40,55 @@ def _information(counts: Array) -> Array:
 def kl_curve(counts: Array) -> Array:
     """Return ncnn2table's divergence for each threshold t = LEVELS .. bins - 1; not all counts 0.
 
-    Formula: see `int8calib.thresholds.kl`.
+    Formula: see `int8calib.thresholds.kl`. Its logarithms are numpy's, which takes many at once.
     """
-    a = counts / counts.sum() + EPSILON
-    curve = np.empty(counts.size - LEVELS)
-    kl_costs(_running(counts), _running(a), _running(a * np.log(a)), curve)
+    count = _running(counts)
+    a = counts / count[-1] + EPSILON
+    mass, information = _running(a), _running(a * np.log(a))
+    t = np.arange(LEVELS, counts.size)
+    tail = (count[-1] - count[t]) / count[-1]
+    last = mass[t] - mass[t - 1] + tail
+    curve: Array = information[t - 1] + last * np.log(last)
+    below = np.empty(LEVELS + 1)
+    for start in range(0, t.size, _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        weights = np.empty((tail[part].size, 2 * LEVELS))
+        b = np.empty_like(weights)
+        kl_levels(count, mass, int(t[start]), below, weights, b)
+        weights[:, -1] += tail[part]
+        curve[part] -= np.einsum("ij,ij->i", weights, np.log(b, out=b))
     return curve
 
 
-@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS))
-def kl_costs(count: Any, mass: Any, information: Any, curve: Any) -> None:
-    """Fill `curve` from the running sums of the counts, of a = p + EPSILON, and of a ln a.
+@kernel(void(_SUMS, _SUMS, int64, _SUMS, float64[:, ::1], float64[:, ::1]))
+def kl_levels(count: Any, mass: Any, t: Any, below: Any, weights: Any, b: Any) -> None:
+    """Write the divergence's b, and the sum of a over the bins that have it, one row a threshold.
 
-    Level j holds the bins from j t / LEVELS to (j + 1) t / LEVELS; a bin cut by that edge belongs
-    to both neighbours by its parts.
+    The rows are for `t`, t + 1, ...; the running sums are those of the counts and of
+    a = p + EPSILON. Level j holds the bins from j t / LEVELS to (j + 1) t / LEVELS; a bin cut by
+    that edge belongs to both neighbours by its parts. Column j is for the bin that level j's lower
+    edge cuts, of weight 0 where it cuts none; column LEVELS + j for the bins wholly inside.
+    Scratch: `below`, float64 (LEVELS + 1,), the counts below each edge.
     """
-    total = count[-1]
-    for t in range(LEVELS, LEVELS + curve.shape[0]):
-        tail = (total - count[t]) / total
-        last = mass[t] - mass[t - 1]
-        divergence = information[t - 1] + (last + tail) * math.log(last + tail)
-        edge, part = 0, 0.0
-        before, level = 0.0, 0.0
+    for row in range(weights.shape[0]):
+        # Divisions by LEVELS as shifts: on whole numbers SIMD has no division.
+        cut = np.int64(t + row)
+        for j in range(LEVELS + 1):
+            edge = (j * cut) >> _SHIFT
+            part = (j * cut & (LEVELS - 1)) / LEVELS
+            below[j] = count[edge] + part * (count[edge + 1] - count[edge])
+        share = LEVELS / (cut * count[-1])
         for j in range(LEVELS):
-            # The level ends `right` of the way through bin `end`.
-            end = (j + 1) * t // LEVELS
-            right = ((j + 1) * t % LEVELS) / LEVELS
-            below = count[end] + right * (count[end + 1] - count[end])
-            previous = level
-            level = (below - before) * LEVELS / (t * total)
-            if part > 0:
-                shared = part * previous + (1 - part) * level + EPSILON
-                divergence -= (mass[edge + 1] - mass[edge]) * math.log(shared)
-            first = edge + 1 if part > 0 else edge
-            divergence -= (mass[end] - mass[first]) * math.log(level + EPSILON)
-            edge, part, before = end, right, below
-        curve[t - LEVELS] = divergence - tail * math.log(level + EPSILON)
+            edge = (j * cut) >> _SHIFT
+            part = (j * cut & (LEVELS - 1)) / LEVELS
+            first = (j * cut + LEVELS - 1) >> _SHIFT
+            end = (j * cut + cut) >> _SHIFT
+            level = (below[j + 1] - below[j]) * share
+            previous = (below[j] - below[max(j - 1, 0)]) * share
+            b[row, j] = part * previous + (1 - part) * level + EPSILON
+            weights[row, j] = mass[first] - mass[edge]
+            b[row, LEVELS + j] = level + EPSILON
+            weights[row, LEVELS + j] = mass[end] - mass[first]
 
 
 def kl_tool_curve(counts: Array) -> Array:
@@ -134,7 +151,7 @@ def kl_tool_v1_curve(counts: Array) -> Array:
 def kl_tool_v1_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
     """Fill `curve` from the running sums of the counts, of filled bins, and of p ln p.
 
-    Levels as in `kl_costs`, spread over filled bins only.
+    Levels as in `kl_levels`, spread over filled bins only.
     """
     total = count[-1]
     for t in range(LEVELS, LEVELS + curve.shape[0]):
