@@ -12,11 +12,9 @@ from typing import Any
 
 import numba
 from numba import float32, float64, int32, int64, uint16, void
-from numba.types import UniTuple
 
 __all__ = [
     "Kernel",
-    "UniTuple",
     "float32",
     "float64",
     "int32",
@@ -36,32 +34,50 @@ class Kernel:
     here both only cost the cache. `py_func` is the plain Python function.
     """
 
-    def __init__(self, py_func: Callable[..., Any], signature: object) -> None:
-        """Keep the function; nothing is compiled yet."""
+    def __init__(
+        self, py_func: Callable[..., Any], signature: object, *, reorder: bool = False
+    ) -> None:
+        """Keep the function; nothing is compiled yet. `reorder`: see `kernel`."""
         self.py_func = py_func
+        self._fastmath = {"reassoc", "contract"} if reorder else set[str]()
         self._signature = signature
         self._compiled: Callable[..., Any] | None = None
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run the compiled function; the first call compiles it or loads it from the cache."""
+        """Run the compiled function; the first call loads it."""
+        return self.load()(*arguments)
+
+    def load(self) -> Callable[..., Any]:
+        """The compiled function: compiled or read from the cache, unless that was done before."""
         with self._lock:
             if self._compiled is None:
                 try:
                     self._compiled = self._compile(cache=True)
                 except (RuntimeError, OSError):
                     self._compiled = self._compile(cache=False)
-        return self._compiled(*arguments)
+        return self._compiled
 
     def _compile(self, cache: bool) -> Callable[..., Any]:
-        decorate = numba.njit(self._signature, nogil=True, cache=cache, error_model="numpy")
+        decorate = numba.njit(
+            self._signature,
+            nogil=True,
+            cache=cache,
+            error_model="numpy",
+            fastmath=self._fastmath,
+        )
         compiled: Callable[..., Any] = decorate(self.py_func)
         return compiled
 
 
-def kernel(signature: object) -> Callable[[Callable[..., Any]], Kernel]:
-    """Decorate a function as a `Kernel` with this numba signature."""
-    return lambda function: Kernel(function, signature)
+def kernel(
+    signature: object, *, reorder: bool = False
+) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorate a function as a `Kernel` with this numba signature.
+
+    `reorder`: the compiler may add up in any order, as SIMD does, and fuse products into sums.
+    """
+    return lambda function: Kernel(function, signature, reorder=reorder)
 
 
 def readonly(dtype: Any) -> Any:

@@ -14,7 +14,10 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from int8calib.collection.counters import Counters, Gate
+import numpy as np
+
+from int8calib.collection.counters import Counters, Gate, by_half
+from int8calib.collection.kept import Kept, Shelf
 from int8calib.collection.tally import Checkpoint, Codes, Tally
 from int8calib.engine.workers import (
     Feed,
@@ -30,6 +33,7 @@ from int8calib.layers.registry import Array
 from int8calib.net.graph import Blob, Graph
 from int8calib.stats.activation import Range, measure_range
 from int8calib.stats.store import Statistics
+from int8calib.stats.warm_up import WarmUp
 
 
 def collect_statistics(
@@ -80,13 +84,15 @@ class _Collector:
         self._graph = graph
         self._blobs = frozenset(blobs)
         self._workers = workers
-        self._budget = cache_bytes
         self._lock = threading.Lock()
         self._gate = Gate()
         self._tally = Tally()
         self.result = self._tally
         self._checkpoint: Checkpoint | None = None
-        self._kept: dict[int, tuple[Codes, list[tuple[Blob, Array]]]] = {}
+        self._warm_up = WarmUp()
+        import os
+        if os.environ.get("SERIAL"): self._warm_up.wait()
+        self._shelf = Shelf(cache_bytes, self._warm_up)
         self._feed_count = -1
         self._ranges_given = False
 
@@ -104,34 +110,30 @@ class _Collector:
             if index in before:
                 return batch_of(feed)
             found: list[tuple[str, Range]] = []
-            kept: list[tuple[Blob, Array]] | None = [] if self._budget > 0 else None
+            kept: list[Kept] = []
+            keeping = self._shelf.open
+            codes = image_codes(feed)
 
             def listen(blob: Blob, top: Array) -> None:
-                found.append((str(blob), measure_range(top, str(blob))))
-                if kept is not None:
-                    kept.append((blob, top.copy()))
+                if not keeping:
+                    found.append((str(blob), measure_range(top, str(blob))))
+                    return
+                for code, rows in by_half(codes, top):
+                    kept.append(self._shelf.copy(blob, code, rows))
+                    found.append((str(blob), kept[-1].range))
 
-            codes = image_codes(feed)
             runner.run(feed, listen)
             with self._gate.working(), self._lock:
                 self._tally.add_ranges(index, codes, found)
             self._save_if_due(Tally.snapshot)
-            if kept is not None:
-                self._keep(index, codes, kept)
+            if keeping:
+                self._shelf.put(index, codes, kept)
             return batch_of(feed)
 
         self._feed_count = self._each(enumerate(feeds()), work, progress)
         if not self._feed_count:
             raise ImageError("there are no images to calibrate with")
         self._tally.ranges_known = True
-
-    def _keep(self, index: int, codes: Codes, activations: list[tuple[Blob, Array]]) -> None:
-        """Keep one feed's activations if they fit what is left of the budget."""
-        size = sum(array.nbytes for _, array in activations)
-        with self._lock:
-            if size <= self._budget:
-                self._budget -= size
-                self._kept[index] = codes, activations
 
     def count(self, feeds: Feeds, progress: Callable[[int], None]) -> None:
         """Second pass: histograms, from kept activations or by running the image again."""
@@ -142,14 +144,14 @@ class _Collector:
             index, feed = item
             if index in before:
                 return len(before[index])
-            kept = self._kept.pop(index, None)
+            kept = self._shelf.pop(index)
             if kept is None and feed is None:
                 return 0
             codes = image_codes(feed or {}) if kept is None else kept[0]
             with self._gate.working():
                 if kept is not None:
-                    for blob, array in kept[1]:
-                        counters.add(codes, blob, array)
+                    for part in kept[1]:
+                        counters.add_kept(part)
                 elif feed is not None:
                     runner.run(feed, lambda blob, top: counters.add(codes, blob, top))
                 with self._lock:
@@ -165,8 +167,8 @@ class _Collector:
 
     def _second_pass(self, feeds: Feeds) -> Iterator[tuple[int, Feed | None]]:
         """What to count: the feeds again where some were not kept, else the kept ones alone."""
-        if self._feed_count == len(self._kept):
-            return ((index, None) for index in sorted(self._kept))
+        if self._feed_count == len(self._shelf):
+            return ((index, None) for index in self._shelf)
         return enumerate(feeds())
 
     def _save_if_due(self, finish: Callable[[Tally], Tally]) -> None:
@@ -199,5 +201,5 @@ def image_codes(feed: Feed) -> Codes:
     codes = [0] * batch_of(feed)
     for name in sorted(feed):
         for i, image in enumerate(feed[name]):
-            codes[i] = zlib.crc32(image.tobytes(), codes[i])
+            codes[i] = zlib.crc32(np.ascontiguousarray(image), codes[i])
     return tuple(codes)

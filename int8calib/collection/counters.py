@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from int8calib.collection.kept import Kept
 from int8calib.collection.tally import Codes, Tally
 from int8calib.errors import StatisticsError
 from int8calib.layers.registry import Array
@@ -36,13 +37,13 @@ class Counters:
                 f"blob {name!r}: a value beyond the range given, {found.absmax:.9g}; the ranges "
                 "must be those of all images, this shard's included"
             )
-        halves = self._builders[name]
-        if len(codes) == 1 or len(top) != len(codes):
-            # A top need not have an axis of images: then all of it goes with the first image.
-            halves[codes[0] & 1].add(top)
-            return
-        for i, code in enumerate(codes):
-            halves[code & 1].add(top[i : i + 1])
+        for code, rows in by_half(codes, top):
+            self._builders[name][code & 1].add(rows)
+
+    def add_kept(self, kept: Kept) -> None:
+        """Count a part of a blob that was kept when its range was measured."""
+        builder = self._builders[str(kept.blob)][kept.code & 1]
+        builder.add_values(kept.values, zeros=kept.zeros, images=kept.images)
 
     def add_to(self, tally: Tally) -> Tally:
         """A copy of `tally` with what was counted here."""
@@ -51,6 +52,16 @@ class Counters:
             half, rest = (builder.result() for builder in builders)
             total.add_counts(blob, half.merge(rest), half)
         return total
+
+
+def by_half(codes: Codes, top: Array) -> Iterator[tuple[int, Array]]:
+    """Each image's part of a top with its checksum, whose last bit says which half it is of."""
+    if len(codes) == 1 or len(top) != len(codes):
+        # A top need not have an axis of images: then all of it goes with the first image.
+        yield codes[0], top
+        return
+    for i, code in enumerate(codes):
+        yield code, top[i : i + 1]
 
 
 class Gate:

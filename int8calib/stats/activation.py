@@ -8,6 +8,7 @@ order they come, and whichever thread counts them.
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -153,9 +154,15 @@ class HistogramBuilder:
         Raises StatisticsError, and counts nothing, where `x` holds NaN or infinity, has another
         type or no values, or holds values although the absmax is 0.
         """
+        self.add_values(checked_values(x, self._name), zeros=0, images=len(x))
+
+    def add_values(self, values: NDArray[np.float32], *, zeros: int, images: int) -> None:
+        """`add` for the values of some images in any order, of which `zeros` are left out.
+
+        `values`: float32 (n,), contiguous; the values left out are exact zeros.
+        """
         from int8calib.stats import kernels
 
-        values = _flat(x, self._name)
         block = np.empty(_BLOCK, np.uint16)
         total = np.zeros(kernels.SLOTS, np.int64)
         for start in range(0, values.size, _LONGEST):
@@ -167,9 +174,10 @@ class HistogramBuilder:
             total += counts
         if self._absmax == 0 and total[: 2 * BINS].any():
             raise StatisticsError(f"{_blob(self._name)}: non-zero values although its absmax is 0")
+        total[-1] += zeros
         with self._lock:
             self._slots = total if self._slots is None else self._slots + total
-            self._images += len(x)
+            self._images += images
 
     def result(self) -> Histogram:
         """Return what has been counted so far."""
@@ -190,19 +198,26 @@ def measure_range(x: NDArray[np.float32], name: str = "") -> Range:
 
     Raises StatisticsError where `x` holds NaN or infinity, has another type or no values.
     """
-    from int8calib.stats import kernels
+    return range_of_values(checked_values(x, name), zeros=0, images=len(x), name=name)
 
-    values = _flat(x, name)
-    smallest, largest = kernels.extreme_keys(values.view(np.int32))
-    keys = np.array([smallest, largest], np.int32)
-    extremes = (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(np.float32)
-    if not np.isfinite(extremes).all():
+
+def range_of_values(
+    values: NDArray[np.float32], *, zeros: int, images: int, name: str = ""
+) -> Range:
+    """`measure_range` for the values of some images in any order, `zeros` of them left out."""
+    smallest, largest = (
+        (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    )
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
         raise _not_finite(values, name)
+    if zeros:
+        smallest, largest = min(smallest, 0.0), max(largest, 0.0)
     # Adding 0.0 turns -0.0, which ReLU can leave behind, into 0.0.
-    return Range(float(extremes[0]) + 0.0, float(extremes[1]) + 0.0, images=len(x))
+    return Range(smallest + 0.0, largest + 0.0, images)
 
 
-def _flat(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+def checked_values(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    """Return the values of `x` as a vector; StatisticsError for another type or no values."""
     if x.dtype != np.float32 or x.ndim == 0 or x.size == 0:
         raise StatisticsError(
             f"{_blob(name)}: an array of type {x.dtype} and shape {x.shape},"

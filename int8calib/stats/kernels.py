@@ -1,4 +1,4 @@
-"""Compiled loops of the statistics stage: float32 values in, ranges and bin counts out.
+"""Compiled loops of the statistics stage: float32 values in, non-zero ones and bin counts out.
 
 Imported inside the functions that need it, so that importing `int8calib.stats` does not load
 numba. Arrays in, arrays out; nothing is shared, so the kernels run beside each other in threads.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from int8calib.jit import UniTuple, float32, int32, int64, kernel, readonly, uint16
+from int8calib.jit import float32, int32, int64, kernel, readonly, uint16
 
 BINS = 2048
 ZERO_SLOTS = 16
@@ -20,24 +20,19 @@ SLOTS = 2 * BINS + ZERO_SLOTS
 LARGEST = np.float32(np.finfo(np.float32).max)
 
 
-@kernel(UniTuple(int32, 2)(readonly(int32)))
-def extreme_keys(bits: Any) -> Any:
-    """Return the smallest and the largest order key of float32 values given as their bits.
+@kernel(int64(readonly(float32), float32[::1]))
+def copy_nonzero(values: Any, room: Any) -> Any:
+    """Copy the values that are not exact zeros to the front of `room`; return how many there are.
 
-    The key of a value is its bits, with all but the sign flipped for negative values: keys order
-    as the values do and NaN lies beyond both infinities. On whole numbers the compiler may use
-    SIMD, which the rules for NaN forbid it on floats. `bits`: int32 (n,), n > 0.
+    `values`: float32 (n,); `room`: float32, n or more; what lies beyond the copies is undefined.
+    There is no branch to mispredict: each value is written, and only the next place to write to
+    depends on it.
     """
-    smallest = np.int32(0x7FFFFFFF)
-    largest = np.int32(-0x7FFFFFFF)
-    for i in range(bits.shape[0]):
-        flip = (bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
-        key = np.int32(bits[i] ^ flip)
-        if key < smallest:
-            smallest = key
-        if key > largest:
-            largest = key
-    return smallest, largest
+    count = 0
+    for i in range(values.shape[0]):
+        room[count] = values[i]
+        count += values[i] != 0
+    return count
 
 
 @kernel(int32(readonly(float32), float32, uint16[::1], int32[:, ::1], int64[::1]))

@@ -21,8 +21,9 @@ LEVELS = 128
 EPSILON = 1e-4
 _SHIFT = 7
 """LEVELS is 2 to this power."""
-_TOGETHER = 64
-"""Thresholds whose logarithms are taken at once: few enough to stay in the L2 cache."""
+_LN_2 = math.log(2)
+_SQRT_HALF = np.int64(np.sqrt(0.5).view(np.int64))
+"""The bits of sqrt(1/2) as a float64."""
 
 Array = NDArray[np.float64]
 _SUMS = float64[::1]
@@ -40,55 +41,70 @@ def _information(counts: Array) -> Array:
 def kl_curve(counts: Array) -> Array:
     """Return ncnn2table's divergence for each threshold t = LEVELS .. bins - 1; not all counts 0.
 
-    Formula: see `int8calib.thresholds.kl`. Its logarithms are numpy's, which takes many at once.
+    Formula: see `int8calib.thresholds.kl`.
     """
-    count = _running(counts)
-    a = counts / count[-1] + EPSILON
-    mass, information = _running(a), _running(a * np.log(a))
-    t = np.arange(LEVELS, counts.size)
-    tail = (count[-1] - count[t]) / count[-1]
-    last = mass[t] - mass[t - 1] + tail
-    curve: Array = information[t - 1] + last * np.log(last)
-    below = np.empty(LEVELS + 1)
-    for start in range(0, t.size, _TOGETHER):
-        part = slice(start, start + _TOGETHER)
-        weights = np.empty((tail[part].size, 2 * LEVELS))
-        b = np.empty_like(weights)
-        kl_levels(count, mass, int(t[start]), below, weights, b)
-        weights[:, -1] += tail[part]
-        curve[part] -= np.einsum("ij,ij->i", weights, np.log(b, out=b))
+    a = counts / counts.sum() + EPSILON
+    curve = np.empty(counts.size - LEVELS)
+    below, weights, b = np.empty(LEVELS + 1), np.empty(2 * LEVELS), np.empty(2 * LEVELS)
+    sums = _running(counts), _running(a), _running(a * np.log(a))
+    kl_costs(*sums, below, weights, b, curve)
     return curve
 
 
-@kernel(void(_SUMS, _SUMS, int64, _SUMS, float64[:, ::1], float64[:, ::1]))
-def kl_levels(count: Any, mass: Any, t: Any, below: Any, weights: Any, b: Any) -> None:
-    """Write the divergence's b, and the sum of a over the bins that have it, one row a threshold.
+@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS, _SUMS, _SUMS, _SUMS), reorder=True)
+def kl_costs(
+    count: Any, mass: Any, information: Any, below: Any, weights: Any, b: Any, curve: Any
+) -> None:
+    """Fill `curve` from the running sums of the counts, of a = p + EPSILON, and of a ln a.
 
-    The rows are for `t`, t + 1, ...; the running sums are those of the counts and of
-    a = p + EPSILON. Level j holds the bins from j t / LEVELS to (j + 1) t / LEVELS; a bin cut by
-    that edge belongs to both neighbours by its parts. Column j is for the bin that level j's lower
-    edge cuts, of weight 0 where it cuts none; column LEVELS + j for the bins wholly inside.
-    Scratch: `below`, float64 (LEVELS + 1,), the counts below each edge.
+    Level j holds the bins from j t / LEVELS to (j + 1) t / LEVELS; a bin cut by that edge belongs
+    to both neighbours by its parts. Scratch: `below` (LEVELS + 1,), the counts below each edge;
+    `b` (2 LEVELS,), of the formula, and `weights`, the sum of a over the bins that have it: entry
+    j is the bin cut by level j's lower edge, of weight 0 where there is none, and entry
+    LEVELS + j the bins wholly inside.
+
+    The loops are made for SIMD: no branches, divisions by LEVELS as shifts, a logarithm of our
+    own. With x = m 2**e, m from sqrt(1/2) to sqrt(2), and s = (m - 1) / (m + 1), ln x is
+    e ln 2 + 2 (s + s**3/3 + s**5/5 + ...), whose terms up to s**21 tell 16 digits.
     """
-    for row in range(weights.shape[0]):
-        # Divisions by LEVELS as shifts: on whole numbers SIMD has no division.
-        cut = np.int64(t + row)
+    total = count[-1]
+    bits = b.view(np.int64)
+    for place in range(curve.shape[0]):
+        t = np.int64(LEVELS + place)
         for j in range(LEVELS + 1):
-            edge = (j * cut) >> _SHIFT
-            part = (j * cut & (LEVELS - 1)) / LEVELS
+            edge = (j * t) >> _SHIFT
+            part = (j * t & (LEVELS - 1)) / LEVELS
             below[j] = count[edge] + part * (count[edge + 1] - count[edge])
-        share = LEVELS / (cut * count[-1])
+        share = LEVELS / (t * total)
         for j in range(LEVELS):
-            edge = (j * cut) >> _SHIFT
-            part = (j * cut & (LEVELS - 1)) / LEVELS
-            first = (j * cut + LEVELS - 1) >> _SHIFT
-            end = (j * cut + cut) >> _SHIFT
+            edge = (j * t) >> _SHIFT
+            part = (j * t & (LEVELS - 1)) / LEVELS
+            first = (j * t + LEVELS - 1) >> _SHIFT
+            end = (j * t + t) >> _SHIFT
             level = (below[j + 1] - below[j]) * share
             previous = (below[j] - below[max(j - 1, 0)]) * share
-            b[row, j] = part * previous + (1 - part) * level + EPSILON
-            weights[row, j] = mass[first] - mass[edge]
-            b[row, LEVELS + j] = level + EPSILON
-            weights[row, LEVELS + j] = mass[end] - mass[first]
+            b[j] = part * previous + (1 - part) * level + EPSILON
+            weights[j] = mass[first] - mass[edge]
+            b[LEVELS + j] = level + EPSILON
+            weights[LEVELS + j] = mass[end] - mass[first]
+        tail = (total - count[t]) / total
+        weights[2 * LEVELS - 1] += tail
+        cross = 0.0
+        for i in range(2 * LEVELS):
+            power = (bits[i] - _SQRT_HALF) >> np.int64(52)
+            bits[i] -= power << np.int64(52)
+            cross += weights[i] * power * _LN_2
+        for i in range(2 * LEVELS):
+            s = (b[i] - 1) / (b[i] + 1)
+            z = s * s
+            series = 1 / 19 + z / 21
+            series = 1 / 15 + z * (1 / 17 + z * series)
+            series = 1 / 11 + z * (1 / 13 + z * series)
+            series = 1 / 7 + z * (1 / 9 + z * series)
+            series = 1 + z * (1 / 3 + z * (1 / 5 + z * series))
+            cross += weights[i] * 2 * s * series
+        last = mass[t] - mass[t - 1] + tail
+        curve[place] = information[t - 1] + last * math.log(last) - cross
 
 
 def kl_tool_curve(counts: Array) -> Array:
@@ -151,7 +167,7 @@ def kl_tool_v1_curve(counts: Array) -> Array:
 def kl_tool_v1_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
     """Fill `curve` from the running sums of the counts, of filled bins, and of p ln p.
 
-    Levels as in `kl_levels`, spread over filled bins only.
+    Levels as in `kl_costs`, spread over filled bins only.
     """
     total = count[-1]
     for t in range(LEVELS, LEVELS + curve.shape[0]):
