@@ -33,7 +33,6 @@ from int8calib.layers.registry import Array
 from int8calib.net.graph import Blob, Graph
 from int8calib.stats.activation import Range, measure_range
 from int8calib.stats.store import Statistics
-from int8calib.stats.warm_up import WarmUp
 
 
 def collect_statistics(
@@ -89,10 +88,7 @@ class _Collector:
         self._tally = Tally()
         self.result = self._tally
         self._checkpoint: Checkpoint | None = None
-        self._warm_up = WarmUp()
-        import os
-        if os.environ.get("SERIAL"): self._warm_up.wait()
-        self._shelf = Shelf(cache_bytes, self._warm_up)
+        self._shelf = Shelf(cache_bytes)
         self._feed_count = -1
         self._ranges_given = False
 
@@ -119,8 +115,9 @@ class _Collector:
                     found.append((str(blob), measure_range(top, str(blob))))
                     return
                 for code, rows in by_half(codes, top):
-                    kept.append(self._shelf.copy(blob, code, rows))
-                    found.append((str(blob), kept[-1].range))
+                    for part in self._shelf.copies(blob, code, rows):
+                        kept.append(part)
+                        found.append((str(blob), part.range))
 
             runner.run(feed, listen)
             with self._gate.working(), self._lock:

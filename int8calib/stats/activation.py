@@ -216,6 +216,16 @@ def range_of_values(
     return Range(smallest + 0.0, largest + 0.0, images)
 
 
+def copy_nonzero(values: NDArray[np.float32], room: NDArray[np.float32]) -> int:
+    """Copy the values that are not 0 to the front of `room`; return how many there are.
+
+    Both float32, contiguous, one axis; `room` as long as `values` or longer.
+    """
+    from int8calib.stats import kernels
+
+    return int(kernels.copy_nonzero(values, room))
+
+
 def checked_values(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     """Return the values of `x` as a vector; StatisticsError for another type or no values."""
     if x.dtype != np.float32 or x.ndim == 0 or x.size == 0:

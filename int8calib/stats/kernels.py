@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from int8calib.jit import float32, int32, int64, kernel, readonly, uint16
+from int8calib.compiled import kernel
 
 BINS = 2048
 ZERO_SLOTS = 16
@@ -20,7 +20,7 @@ SLOTS = 2 * BINS + ZERO_SLOTS
 LARGEST = np.float32(np.finfo(np.float32).max)
 
 
-@kernel(int64(readonly(float32), float32[::1]))
+@kernel("float32[:], float32[:] -> int64")
 def copy_nonzero(values: Any, room: Any) -> Any:
     """Copy the values that are not exact zeros to the front of `room`; return how many there are.
 
@@ -35,7 +35,7 @@ def copy_nonzero(values: Any, room: Any) -> Any:
     return count
 
 
-@kernel(int32(readonly(float32), float32, uint16[::1], int32[:, ::1], int64[::1]))
+@kernel("float32[:], float32, uint16[:], int32[:, :], int64[:] -> int32")
 def count_slots(values: Any, absmax: Any, slots: Any, partial: Any, counts: Any) -> Any:
     """Write the number of `values` in each slot to `counts`; return 1 if one was NaN or infinite.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.jit import float32, float64, int64, kernel, readonly, void
+from int8calib.compiled import kernel
 
 LEVELS = 128
 EPSILON = 1e-4
@@ -26,7 +26,7 @@ _SQRT_HALF = np.int64(np.sqrt(0.5).view(np.int64))
 """The bits of sqrt(1/2) as a float64."""
 
 Array = NDArray[np.float64]
-_SUMS = float64[::1]
+_SUMS = "float64[:], float64[:], float64[:]"
 
 
 def _running(terms: Array) -> Array:
@@ -51,7 +51,7 @@ def kl_curve(counts: Array) -> Array:
     return curve
 
 
-@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS, _SUMS, _SUMS, _SUMS), reorder=True)
+@kernel(f"{_SUMS}, float64[:], float64[:], float64[:], float64[:] ->", reorder=True)
 def kl_costs(
     count: Any, mass: Any, information: Any, below: Any, weights: Any, b: Any, curve: Any
 ) -> None:
@@ -119,7 +119,7 @@ def kl_tool_curve(counts: Array) -> Array:
     return curve
 
 
-@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS))
+@kernel(f"{_SUMS}, float64[:] ->")
 def kl_tool_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
     """Fill `curve` from the running sums of the counts c, of filled bins, and of c ln c.
 
@@ -163,7 +163,7 @@ def kl_tool_v1_curve(counts: Array) -> Array:
     return curve
 
 
-@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS))
+@kernel(f"{_SUMS}, float64[:] ->")
 def kl_tool_v1_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
     """Fill `curve` from the running sums of the counts, of filled bins, and of p ln p.
 
@@ -214,7 +214,7 @@ def kl_tensorrt_curve(counts: Array) -> Array:
     return curve
 
 
-@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS))
+@kernel(f"{_SUMS}, float64[:] ->")
 def kl_tensorrt_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
     """Fill `curve` from the running sums of the counts c, of filled bins, and of c ln c.
 
@@ -259,7 +259,7 @@ def mse_curve(counts: Array, levels: int) -> Array:
     return curve
 
 
-@kernel(void(_SUMS, _SUMS, _SUMS, _SUMS, int64, _SUMS))
+@kernel("float64[:], float64[:], float64[:], float64[:], int64, float64[:] ->")
 def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, curve: Any) -> None:
     """Fill `curve` from the counts and the running sums of their moments 0, 1 and 2.
 
@@ -295,7 +295,7 @@ def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, cur
         curve[t - 1] = error
 
 
-@kernel(void(readonly(float32), int64, readonly(float32), float32[::1]))
+@kernel("float32[:], int64, float32[:], float32[:] ->")
 def row_clips(weights: Any, levels: Any, shares: Any, clips: Any) -> None:
     """Fill `clips` with the clip of each row of weights that has the least squared error.
 
