@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +69,7 @@ def _existing_mode(target: Path) -> int | None:
 @contextlib.contextmanager
 def _replacing(target: Path, mode: int | None) -> Iterator[BinaryIO]:
     """A new file beside `target` that replaces it at the end, or is removed."""
-    temporary = target.with_name(f".int8calib-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".int8calib-{os.urandom(8).hex()}.tmp")
     try:
         # "x" refuses an existing file and leaves the permissions to the user's umask.
         with temporary.open("xb") as file:

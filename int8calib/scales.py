@@ -169,7 +169,7 @@ def _aciq(absmax: Array, count: int, levels: int) -> NDArray[np.float32]:
 
 def _mse(rows: Array, levels: int) -> NDArray[np.float32]:
     """The clip of each row, out of 100 shares of its absmax, with the least squared error."""
-    from int8calib.thresholds.kernels import row_clips
+    from int8calib.thresholds.error_kernels import row_clips
 
     clips = np.empty(len(rows), np.float32)
     row_clips(np.ascontiguousarray(rows).reshape(-1), levels, _SHARES, clips)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from importlib import import_module
 from unittest.mock import patch
 
 import numpy as np
@@ -67,10 +68,9 @@ def small_counts(draw, bins=257):
 
 
 @contextmanager
-def plain(name):
+def plain(name, module="kernels"):
     """Replace a compiled loop of the threshold stage by its plain Python form."""
-    from int8calib.thresholds import kernels
-
+    kernels = import_module(f"int8calib.thresholds.{module}")
     with patch.object(kernels, name, getattr(kernels, name).py_func):
         yield
 

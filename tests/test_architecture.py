@@ -17,7 +17,7 @@ STAGES = {
     "caffe_proto": 0,
     "int8calib.errors": 1,
     "int8calib.output": 2,
-    "int8calib.jit": 2,
+    "int8calib.compiled": 3,
     "int8calib.layers": 3,
     "int8calib.net": 4,
     "int8calib.engine": 5,
@@ -44,7 +44,8 @@ ALONE = {
     "int8calib.images": {"int8calib.net", "int8calib.engine", "int8calib.layers"},
 }
 HOMES = {
-    "numba": {"int8calib/jit.py"},
+    "numba": {"int8calib/compiled/build.py"},
+    "llvmlite": {"int8calib/compiled/machine.py"},
     "cv2": {"int8calib/images/decode.py"},
     "matplotlib": {"int8calib/reporting/drawing.py"},
     "torch": {"int8calib/demo/train.py"},

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from int8calib.errors import StatisticsError
-from int8calib.stats.activation import Range, measure_range
+from int8calib.stats.activation import Range, copy_nonzero, measure_range, range_of_values
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -78,9 +78,25 @@ def test_merged_range_is_that_of_all_images():
     assert parts[2].merge(parts[0]).merge(parts[1]) == measure_range(x)
 
 
-def test_python_form_of_the_kernel_agrees():
-    from int8calib.stats.kernels import extreme_keys
+@given(hnp.arrays(np.float32, st.integers(1, 211), elements=st.one_of(FINITE, st.just(0.0))))
+@settings(max_examples=100, deadline=None)
+def test_non_zero_values_and_the_number_of_zeros_tell_the_range(x):
+    from int8calib.stats import kernels
 
-    x = np.random.default_rng(11).standard_normal(101).astype(np.float32)
-    x[13], x[29] = -0.0, 1e-41
-    assert extreme_keys.py_func(x.view(np.int32)) == extreme_keys(x.view(np.int32))
+    room = np.full(x.size + 3, 7, np.float32)
+    count = copy_nonzero(x, room)
+    np.testing.assert_array_equal(room[:count], x[x != 0])
+    assert (room[x.size :] == 7).all()
+    again = np.empty_like(room)
+    assert kernels.copy_nonzero.py_func(x, again) == count
+    np.testing.assert_array_equal(again[:count], room[:count])
+    found = range_of_values(room[:count], zeros=x.size - count, images=2)
+    assert found == Range(float(x.min()) + 0.0, float(x.max()) + 0.0, images=2)
+
+
+def test_not_a_number_counts_as_non_zero():
+    x = np.array([0, np.nan, 0, 1], np.float32)
+    room = np.empty(4, np.float32)
+    assert copy_nonzero(x, room) == 2
+    with pytest.raises(StatisticsError, match="blob 'b': 1 NaN"):
+        range_of_values(room[:2], zeros=2, images=1, name="b")

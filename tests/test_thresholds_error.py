@@ -37,18 +37,18 @@ def naive_mse(counts, t, levels):
 @given(counts=small_counts(bins=53))
 @settings(max_examples=15, deadline=None)
 def test_mse_compiled_plain_and_naive_agree(levels, counts):
-    from int8calib.thresholds.kernels import mse_curve
+    from int8calib.thresholds.error_kernels import mse_curve
 
     wanted = [naive_mse(counts, t, levels) for t in range(1, counts.size + 1)]
     np.testing.assert_allclose(mse_curve(counts, levels), wanted, rtol=1e-8)
-    with plain("mse_costs"):
+    with plain("mse_costs", "error_kernels"):
         np.testing.assert_allclose(mse_curve(counts, levels), wanted, rtol=1e-8)
 
 
 @pytest.mark.parametrize("shape", ["decaying", "sparse"])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_mse_over_all_bins_is_the_naive_one_near_its_minimum(shape, bits):
-    from int8calib.thresholds.kernels import mse_curve
+    from int8calib.thresholds.error_kernels import mse_curve
 
     levels = 2 ** (bits - 1) - 1
     counts = SHAPES[shape]
@@ -84,7 +84,7 @@ def test_mse_is_near_the_best_of_really_quantised_values(kind, bits):
 
 
 def test_mse_rounding_in_bins_wider_and_narrower_than_a_step():
-    from int8calib.thresholds.kernels import mse_curve
+    from int8calib.thresholds.error_kernels import mse_curve
 
     counts = np.full(2048, 11.0)
     # 16-level steps of 1/127 of a bin and of 16 bins: nothing clipped and all rounded at T = 2048.

@@ -37,9 +37,6 @@ from int8calib.cli.screen import Screen
 if TYPE_CHECKING:
     from int8calib.evaluation.layer_errors import Analysis
 
-NAME = "analyze"
-HELP = "error of every INT8 layer, and how much the outputs depend on it"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib analyze`."""

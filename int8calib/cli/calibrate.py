@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from int8calib.calibration.table_layers import TableLayer
     from int8calib.collection.tally import Checkpoint
 
-NAME = "calibrate"
-HELP = "write the calibration table of a Caffe model"
 _NOT_REPORTED = frozenset(("run", "command", "config", "quiet", "verbose", "debug"))
 
 
@@ -79,6 +77,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     add_output_arguments(parser)
+    parser.set_defaults(command="calibrate")
     return parser.parse_args(words)
 
 

@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
     from int8calib.stats.activation import Range
 
-NAME = "collect"
-HELP = "collect statistics of a model's activations in a file"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib collect`."""

@@ -12,17 +12,11 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from int8calib.errors import OptionError
 from int8calib.output import write_atomic
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 OPTION = "--config"
 _NOT_KEPT = frozenset(("help", "config", "quiet", "verbose", "debug", "gpu"))
@@ -81,6 +75,11 @@ class ConfigParser(argparse.ArgumentParser):
 
 def read_config(path: str) -> dict[str, Any]:
     """The keys and values of a TOML file; raises `OptionError` for one that cannot be read."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         text = Path(path).read_bytes().decode("utf-8")
         return tomllib.loads(text)
@@ -98,7 +97,7 @@ def write_config(
     """Write every option of `args` that has a value, with the command's own order of options."""
     parser = ConfigParser()
     add_arguments(parser)
-    rows = ["# Options of `int8calib calibrate`; to repeat the run: --config with this file."]
+    rows = [f"# Options of `int8calib {args.command}`; to repeat the run: --config with this file."]
     for key, action in _kept(parser):
         value = getattr(args, action.dest)
         if value is not None and value != []:
@@ -128,6 +127,8 @@ def _value_of(option: str, words: Sequence[str]) -> str | None:
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
     near = get_close_matches(key, known, n=3, cutoff=0.5)
     hint = f"near keys are {', '.join(near)}" if near else f"known keys are {', '.join(known)}"
     return f"there is no option {key!r}; {hint}"

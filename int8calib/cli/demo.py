@@ -18,8 +18,6 @@ from int8calib.cli.screen import Screen
 if TYPE_CHECKING:
     from int8calib.engine.run import Net
 
-NAME = "demo"
-HELP = "try everything on a built-in network, no files needed"
 CALIBRATION_IMAGES = 100
 TEST_IMAGES = 500
 CALIBRATION_SEED = 1

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from int8calib.evaluation.results import Accuracy, Evaluation, TableResult
     from int8calib.table.model import CalibrationTable
 
-NAME = "evaluate"
-HELP = "accuracy of the INT8 model beside the float model"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib evaluate`."""

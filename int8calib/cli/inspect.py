@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from int8calib.inspection.results import Inspection
     from int8calib.layers.registry import Shape
 
-NAME = "inspect"
-HELP = "the network as a table, what runs in INT8, and warnings"
 UNKNOWN = "?"
 
 

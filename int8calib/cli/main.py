@@ -1,7 +1,7 @@
 """The command `int8calib`: arguments come in, one command runs, an exit code goes out.
 
-Only the chosen command's stages are imported, and only when it runs, so that `--help` answers
-at once.
+Only the chosen command's module is imported, and its stages only when it runs, so that a command
+starts at once.
 """
 
 from __future__ import annotations
@@ -9,42 +9,31 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import int8calib
-from int8calib.cli import (
-    analyze,
-    calibrate,
-    collect,
-    demo,
-    evaluate,
-    inspect,
-    merge,
-    report,
-    table,
-    thresholds,
-    tune,
-)
 from int8calib.cli.config import ConfigParser
 from int8calib.cli.guard import guarded
 from int8calib.cli.screen import add_output_arguments
 
-COMMANDS = (
-    calibrate,
-    collect,
-    merge,
-    thresholds,
-    table,
-    inspect,
-    evaluate,
-    analyze,
-    tune,
-    report,
-    demo,
-)
+COMMANDS = {
+    "calibrate": "write the calibration table of a Caffe model",
+    "collect": "collect statistics of a model's activations in a file",
+    "merge": "merge statistics of parts of the images",
+    "thresholds": "write a table from collected statistics",
+    "table": "show, check, compare or convert tables",
+    "inspect": "the network as a table, what runs in INT8, and warnings",
+    "evaluate": "accuracy of the INT8 model beside the float model",
+    "analyze": "error of every INT8 layer, and how much the outputs depend on it",
+    "tune": "search a better table, and with --write-model better weights",
+    "report": "write a page that explains a table and each of its layers",
+    "demo": "try everything on a built-in network, no files needed",
+}
+"""Each command is the module of its name in this package: `add_arguments` and `run`."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def build_parser(chosen: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The parser of the whole command line, with the options of the `chosen` commands."""
     parser = argparse.ArgumentParser(
         prog="int8calib",
         description="INT8 calibration tables for ncnn from Caffe models, without Caffe.",
@@ -53,22 +42,25 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=ConfigParser
     )
-    for module in COMMANDS:
+    for name, summary in COMMANDS.items():
         command = commands.add_parser(
-            module.NAME,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        module.add_arguments(command)
-        add_output_arguments(command)
-        command.set_defaults(run=module.run)
+        if name in chosen:
+            module = import_module(f"int8calib.cli.{name}")
+            command.description = module.__doc__
+            module.add_arguments(command)
+            add_output_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 2 for a user's error, or 130 after Ctrl-C."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # The program's own options take no values, so the first other word is the command.
+    chosen = [word for word in words if not word.startswith("-")][:1]
+    args = build_parser(chosen).parse_args(words)
     return guarded(args.run, args)
 
 

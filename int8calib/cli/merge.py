@@ -11,9 +11,6 @@ from int8calib.cli.calibrate import check_output
 from int8calib.cli.screen import Screen
 from int8calib.errors import OptionError
 
-NAME = "merge"
-HELP = "merge statistics of parts of the images"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib merge`."""

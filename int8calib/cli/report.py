@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
     Tables = dict[str, CalibrationTable]
 
-NAME = "report"
-HELP = "write a page that explains a table and each of its layers"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib report`."""

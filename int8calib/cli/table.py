@@ -20,8 +20,6 @@ from int8calib.errors import OptionError
 if TYPE_CHECKING:
     from int8calib.table import CalibrationTable, DiffRow, Requirement
 
-NAME = "table"
-HELP = "show, check, compare or convert tables"
 FOUND_ERRORS = 1
 
 

@@ -13,9 +13,6 @@ from int8calib.cli.screen import Screen
 from int8calib.cli.table_options import BY_BLOB, add_choice_arguments, options_of
 from int8calib.errors import StatisticsError
 
-NAME = "thresholds"
-HELP = "write a table from collected statistics"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib thresholds`."""

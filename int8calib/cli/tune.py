@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from int8calib.calibration.options import Options
     from int8calib.tuning.results import TuneOptions, Tuning
 
-NAME = "tune"
-HELP = "search a better table, and with --write-model better weights"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib tune`."""

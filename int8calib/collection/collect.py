@@ -198,5 +198,5 @@ def image_codes(feed: Feed) -> Codes:
     codes = [0] * batch_of(feed)
     for name in sorted(feed):
         for i, image in enumerate(feed[name]):
-            codes[i] = zlib.crc32(np.ascontiguousarray(image), codes[i])
+            codes[i] = zlib.crc32(np.ascontiguousarray(image).data, codes[i])
     return tuple(codes)

@@ -54,6 +54,6 @@ def _entry(loops: Callable[..., Any], signature: Signature) -> Callable[..., Any
         arguments.append(f"carray(p{i}, ({', '.join(sizes)},))" if sizes else f"p{i}")
     text = f"def entry({', '.join(names)}):\n    return loops({', '.join(arguments)})\n"
     scope: dict[str, Any] = {"loops": loops, "carray": numba.carray}
-    exec(text, scope)  # noqa: S102 - made of parameter numbers alone
+    exec(text, scope)
     made: Callable[..., Any] = scope["entry"]
     return made

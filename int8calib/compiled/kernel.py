@@ -1,4 +1,4 @@
-"""The decorator `kernel`: a function that is compiled, or read from the cache, when first called."""
+"""The decorator `kernel`: a function is compiled, or read from the cache, when first called."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,15 +84,15 @@ def parse_signature(text: str) -> Signature:
     """The signature in `"float32[:], int64 -> int64"`: items, `[:]` or `[:, :]` for arrays."""
     before, arrow, after = text.partition("->")
     result = after.strip() or None
-    parameters = tuple(_parameter(part) for part in before.replace(", :", ",:").split(", "))
-    if arrow != "->" or not (result is None or result in _CTYPES):
+    parameters = tuple(_parameter(part.strip()) for part in re.split(r",(?![^\[]*\])", before))
+    if not arrow or not (result is None or result in _CTYPES):
         raise ValueError(f"kernel signature {text!r}: expected PARAMETERS -> RESULT")
     return Signature(parameters, result)
 
 
 def _parameter(text: str) -> Parameter:
-    item, _, rest = text.strip().partition("[")
-    axes = rest.count(":")
-    if item not in _ITEMS or rest not in ("", ":]", ":,:]") or (item not in _CTYPES and not axes):
+    found = re.fullmatch(r"(\w+)(|\[:\]|\[:, :\])", text)
+    item, axes = (found[1], found[2].count(":")) if found else ("", 0)
+    if item not in (_ITEMS if axes else _CTYPES):
         raise ValueError(f"kernel parameter {text!r}: expected one of {', '.join(_ITEMS)}")
     return Parameter(item, axes)

@@ -65,7 +65,7 @@ def cost_curve(histogram: Histogram, method: str) -> Curve | None:
 
     None for methods that try no thresholds, and where there are no values or all are equal.
     """
-    from int8calib.thresholds import kernels
+    from int8calib.thresholds import error_kernels, kernels
 
     # The reference tool counts positive values, and not those of the first bin.
     counts = histogram.positive[1:] if method == "kl-tool" else histogram.counts
@@ -73,7 +73,7 @@ def cost_curve(histogram: Histogram, method: str) -> Curve | None:
         return None
     width = histogram.absmax / BINS
     if method == SQUARED:
-        costs: Array = kernels.mse_curve(counts.astype(np.float64), LEVELS)
+        costs: Array = error_kernels.mse_curve(counts.astype(np.float64), LEVELS)
         first = 1.0
     else:
         costs = getattr(kernels, KL_CURVES[method])(counts.astype(np.float64))

@@ -205,9 +205,7 @@ def range_of_values(
     values: NDArray[np.float32], *, zeros: int, images: int, name: str = ""
 ) -> Range:
     """`measure_range` for the values of some images in any order, `zeros` of them left out."""
-    smallest, largest = (
-        (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    )
+    smallest, largest = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (math.isfinite(smallest) and math.isfinite(largest)):
         raise _not_finite(values, name)
     if zeros:

@@ -24,7 +24,7 @@ def mse(histogram: Histogram, options: MethodOptions) -> Threshold:
 
     The first smallest wins. Where all values lie in the last bin nothing is clipped.
     """
-    from int8calib.thresholds.kernels import mse_curve
+    from int8calib.thresholds.error_kernels import mse_curve
 
     counts = histogram.counts
     if not counts[:-1].any():
