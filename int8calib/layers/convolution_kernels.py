@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from int8calib.layers.depthwise_kernel import has_even_rows, plan_depthwise
+from int8calib.layers.depthwise_kernel import plan_depthwise
 from int8calib.layers.registry import Array, Kernel, Shape, Take
 from int8calib.layers.windows import Windows, window_view
 
@@ -34,7 +34,7 @@ def plan_convolution(
 def _plan_one(
     windows: Windows, group: int, weights: Sequence[Array], shape: Shape, take: Take
 ) -> Kernel:
-    if group == shape[1] == weights[0].shape[0] and has_even_rows(windows):
+    if group == shape[1] == weights[0].shape[0]:
         return plan_depthwise(windows, weights, shape, take)
     if windows.pointwise and group == 1:
         return _plan_pointwise(weights)

@@ -1,10 +1,11 @@
-"""Fast twin of depthwise convolution: long contiguous multiply-adds instead of many short rows.
+"""Fast twin of depthwise convolution: long contiguous copies and products instead of short rows.
 
 Each channel is laid out flat with its padding, so that a tap (row i, column j of the kernel) is
 the same flat array begun `i * pitch + j` later: one output row runs into the next, and the few
 values between rows are computed and thrown away. With a stride, the image is first split into
-its phases (every second row and column, say), and each tap reads one phase. einsum then sums all
-rows of one kernel column in one call. Channels go through in chunks that stay in the cache.
+its phases (every second row and column, say), and each tap reads one phase. The taps of a channel
+are copied below each other, and one product with its weights sums them. Channels go through in
+chunks that stay in the cache.
 """
 
 from __future__ import annotations
@@ -17,20 +18,8 @@ import numpy as np
 from int8calib.layers.registry import Array, Kernel, Shape, Take
 from int8calib.layers.windows import Windows
 
-CHUNK = 1 << 17
-"""Floats of scratch memory in use at a time (512 KiB): about what the L2 cache of a core holds."""
-
-
-@dataclass(frozen=True)
-class _Column:
-    """Taps of one kernel column that read one phase: rows `first`, `first + step`, ..."""
-
-    phase: int
-    offset: int
-    row_offset: int
-    row_step: int
-    rows: slice
-    column: int
+CHUNK = 1 << 18
+"""Floats of scratch memory in use at a time (1 MiB): about what the L2 cache of a core holds."""
 
 
 @dataclass(frozen=True)
@@ -64,47 +53,31 @@ def _layout(windows: Windows, height: int, width: int) -> _Layout:
     return _Layout(windows, size, columns, rows)
 
 
-def _columns(layout: _Layout) -> list[_Column]:
-    """The taps in groups that one einsum can sum: the rows of a group are evenly spaced."""
-    windows, groups = layout.windows, []
-    (rows, columns), (down, across) = windows.kernel, windows.stride
-    for first in range(min(down, rows)):
-        for column in range(columns):
-            begin_row, begin_column = first * windows.dilation[0], column * windows.dilation[1]
-            phase = (begin_row % down) * across + begin_column % across
-            groups.append(
-                _Column(
-                    phase,
-                    begin_column // across,
-                    begin_row // down,
-                    windows.dilation[0],
-                    slice(first, None, down),
-                    column,
-                )
-            )
-    return groups
-
-
-def has_even_rows(windows: Windows) -> bool:
-    """Whether this form knows the geometry: a stride or a dilation, not both."""
-    return windows.stride == (1, 1) or windows.dilation == (1, 1)
+def _taps(layout: _Layout) -> list[tuple[int, int]]:
+    """For each tap, row by row: the phase it reads, and how many floats further on."""
+    windows = layout.windows
+    down, across = windows.stride
+    taps = []
+    for i in range(windows.kernel[0]):
+        for j in range(windows.kernel[1]):
+            row, column = i * windows.dilation[0], j * windows.dilation[1]
+            phase = row % down * across + column % across
+            taps.append((phase, row // down * layout.pitch + column // across))
+    return taps
 
 
 def plan_depthwise(windows: Windows, weights: Sequence[Array], shape: Shape, take: Take) -> Kernel:
     """A kernel for bottoms of `shape` (N, C, H, W) and weights (C, 1, kernel_h, kernel_w)."""
     _, channels, height, width = shape
     layout = _layout(windows, height, width)
+    taps = _taps(layout)
     flat = layout.size[0] * layout.pitch
-    chunk = max(1, min(channels, CHUNK // (layout.phases * layout.plane + 2 * flat)))
+    floats = layout.phases * layout.plane + (len(taps) + 1) * flat
+    chunk = max(1, min(channels, CHUNK // floats))
     planes = take((chunk, layout.phases, layout.plane))
-    total, part = take((chunk, flat)), take((chunk, flat))
-    taps = [
-        (
-            _tap_view(planes, layout, column, flat),
-            np.ascontiguousarray(weights[0][:, 0, column.rows, column.column]),
-        )
-        for column in _columns(layout)
-    ]
+    columns, total = take((chunk, len(taps), flat)), take((chunk, 1, flat))
+    sources = [planes[:, phase, offset : offset + flat] for phase, offset in taps]
+    rows = np.ascontiguousarray(weights[0].reshape(channels, 1, -1))
     inside = _phase_views(planes, layout, height, width)
     result = total.reshape(chunk, layout.size[0], layout.pitch)[:, :, : layout.size[1]]
     bias = weights[1].reshape(-1, 1, 1) if len(weights) > 1 else None
@@ -112,38 +85,24 @@ def plan_depthwise(windows: Windows, weights: Sequence[Array], shape: Shape, tak
     def run_chunk(image: Array, top: Array, channel: int) -> None:
         stop = min(channel + chunk, channels)
         count = stop - channel
-        planes.fill(0)
-        for target, rows, columns in inside:
-            np.copyto(target[:count], image[channel:stop, rows, columns])
-        out = total
-        for view, factors in taps:
-            np.einsum("crl,cr->cl", view[:count], factors[channel:stop], out=out[:count])
-            if out is part:
-                np.add(total[:count], part[:count], out=total[:count])
-            out = part
+        for target, down, across in inside:
+            np.copyto(target[:count], image[channel:stop, down, across])
+        for tap, source in enumerate(sources):
+            np.copyto(columns[:count, tap], source[:count])
+        np.matmul(rows[channel:stop], columns[:count], out=total[:count])
         if bias is None:
             np.copyto(top[channel:stop], result[:count])
         else:
             np.add(result[:count], bias[channel:stop], out=top[channel:stop])
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+        # What is not inside stays 0 for all channels.
+        planes.fill(0)
         for image, top in zip(bottoms[0], tops[0], strict=True):
             for channel in range(0, channels, chunk):
                 run_chunk(image, top, channel)
 
     return run
-
-
-def _tap_view(planes: Array, layout: _Layout, column: _Column, flat: int) -> Array:
-    """The taps of a group as (chunk, rows, outputs), each row a shifted view of a phase."""
-    count = len(range(*column.rows.indices(layout.windows.kernel[0])))
-    start = planes[:, column.phase, column.row_offset * layout.pitch + column.offset :]
-    return np.lib.stride_tricks.as_strided(
-        start,
-        shape=(len(planes), count, flat),
-        strides=(planes.strides[0], 4 * column.row_step * layout.pitch, 4),
-        writeable=False,
-    )
 
 
 def _phase_views(
