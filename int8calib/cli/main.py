@@ -7,6 +7,7 @@ starts at once.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -58,6 +59,8 @@ def build_parser(chosen: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPa
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 2 for a user's error, or 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
+    # Idle threads of OpenBLAS, which numpy brings, else keep a core busy for tenths of a second.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     # The program's own options take no values, so the first other word is the command.
     chosen = [word for word in words if not word.startswith("-")][:1]
     args = build_parser(chosen).parse_args(words)
