@@ -7,7 +7,7 @@ scales are the same division, done where thresholds become table rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 LEVELS = 127
 WINOGRAD_LEVELS = 31
+WINOGRAD_SUM = (2**31 - 1) // 576
+"""The largest whole sum of an output that comes out of ncnn's int8 winograd F(4,3) unharmed: its
+transforms multiply it by 576, in 32 bits. Sums and partial sums in between may wrap around, since
+they wrap back. Source: ncnn's src/layer/x86/convolution_3x3_winograd_int8.h and its kin."""
 METHODS = ("absmax", "aciq", "mse")
 GRANULARITIES = ("per-channel", "per-group", "per-tensor")
 _SHARES = np.linspace(0.2, 1.0, 100, dtype=np.float32)[::-1].copy()
@@ -49,6 +53,17 @@ class WeightedLayer(Protocol):
     @property
     def winograd(self) -> bool:
         """Whether ncnn may run it by int8 winograd."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The whole numbers that the weights of a row may become.
+
+    They lie within -`most`..`most`, and their absolute values add up to at most `row_sum`.
+    """
+
+    most: int
+    row_sum: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,17 @@ class WeightOptions:
         """The quantisation levels on each side of zero for the weights of `layer`."""
         named = any(p == layer.name or fnmatchcase(layer.name, p) for p in self.six_bit)
         return WINOGRAD_LEVELS if named or (self.winograd and layer.winograd) else LEVELS
+
+    def grid(self, layer: WeightedLayer) -> Grid:
+        """What the levels of `layer` may be where they are chosen for each row by itself.
+
+        31 levels are what keeps int8 winograd safe whatever the weights. Where the weights are
+        known, their sum tells how large an output can become, and 127 levels are mostly safe too.
+        """
+        if self.winograd and layer.winograd and self.levels(layer) == WINOGRAD_LEVELS:
+            named = replace(self, winograd=False).levels(layer) == WINOGRAD_LEVELS
+            return Grid(WINOGRAD_LEVELS) if named else Grid(LEVELS, WINOGRAD_SUM / LEVELS)
+        return Grid(self.levels(layer))
 
     def whole(self, layer: WeightedLayer) -> bool:
         """Whether one threshold serves all weights of `layer`."""

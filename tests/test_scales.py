@@ -11,7 +11,7 @@ from generated import make_model
 import int8calib
 from int8calib.errors import OptionError
 from int8calib.net.quantised import QuantisedLayer, quantised_layers
-from int8calib.scales import WeightOptions, dead_rows, weight_clips, weight_scales
+from int8calib.scales import Grid, WeightOptions, dead_rows, weight_clips, weight_scales
 
 NET = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 6 dim: 13 dim: 11 } } }
@@ -78,6 +78,15 @@ def test_six_bits_by_name(layers: dict[str, QuantisedLayer]) -> None:
     options = WeightOptions(winograd=False, six_bit=("str*",))
     assert options.levels(layers["strided"]) == 31
     assert options.levels(layers["winograd"]) == 127
+
+
+def test_grids_hold_what_winograd_holds(layers: dict[str, QuantisedLayer]) -> None:
+    limited = Grid(127, (2**31 - 1) // 576 / 127)
+    assert WeightOptions().grid(layers["winograd"]) == limited
+    assert WeightOptions().grid(layers["strided"]) == Grid(127)
+    assert WeightOptions(winograd=False).grid(layers["winograd"]) == Grid(127)
+    assert WeightOptions(six_bit=("w*",)).grid(layers["winograd"]) == Grid(31)
+    assert WeightOptions(winograd=False, six_bit=("*",)).grid(layers["strided"]) == Grid(31)
 
 
 @pytest.mark.parametrize("granularity", ["per-tensor", "per-group"])

@@ -12,6 +12,7 @@ from ncnn_runtime import layer_bytes, read_layers, run, sqnr
 
 import int8calib
 from int8calib.net.fold import fold_batch_norm
+from int8calib.scales import WINOGRAD_SUM
 from int8calib.simulation.build import int8_layers
 from int8calib.simulation.fusion import requantised
 from int8calib.table import read_table
@@ -99,6 +100,55 @@ def golden(shared: Path, model: str) -> tuple[Path, int8calib.Net, CalibrationTa
         image = (image - np.array([104, 117, 123], np.float32)) * np.float32(norm)
         images.append(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return home, net, read_table(home / "kl.table"), images
+
+
+WINOGRAD = """7767517
+2 2
+Input data 0 1 data 0=28 1=28 2=%d
+Convolution e 1 1 data e 0=64 1=3 4=1 5=1 6=%d 8=2
+"""
+
+
+def winograd_sums(folder: Path, levels: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """What ncnn makes of weight levels (64, C, 3, 3) and bottom levels (C, 28, 28)."""
+    one = np.ones(64, np.float32)
+    (folder / "w.param").write_text(WINOGRAD % (levels.shape[1], levels.size))
+    (folder / "w.bin").write_bytes(layer_bytes(levels, 0 * one, one, 1.0))
+    (found,) = run(folder / "w.param", folder / "w.bin", [bottom], "e")
+    return found.reshape(64, 28, 28)
+
+
+def plain_sums(levels: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    padded = np.pad(bottom.astype(np.float64), ((0, 0), (1, 1), (1, 1)))
+    taps = [(i, j, padded[:, i : i + 28, j : j + 28]) for i in range(3) for j in range(3)]
+    return sum(np.einsum("oc,chw->ohw", levels[:, :, i, j], view) for i, j, view in taps)
+
+
+def test_winograd_holds_all_sums_that_a_grid_allows(tmp_path: Path) -> None:
+    full = np.full((64, 26, 3, 3), 127.0)
+    ones = np.full((26, 28, 28), 127, np.float32)
+    assert 127 * np.abs(full[0]).sum() > WINOGRAD_SUM
+    if np.abs(winograd_sums(tmp_path, full, ones) - plain_sums(full, ones)).max() < 2:
+        pytest.skip("this processor does not run the layer by winograd")
+    rng = np.random.default_rng(7)
+    for channels in (8, 25, 64, 130):
+        levels = rng.normal(0, 60, (64, channels, 3, 3))
+        levels[::2] = np.abs(levels[::2])  # rows that add up, and rows that cancel
+        sums = np.abs(levels).sum(axis=(1, 2, 3), keepdims=True)
+        levels = np.trunc(levels * np.minimum(1, WINOGRAD_SUM / 127 / sums))
+        levels = np.clip(levels, -127, 127)
+        same = np.where(levels[0] >= 0, 1, -1).max(axis=(1, 2))[:, None, None]
+        for bottom in (
+            rng.integers(-127, 128, (channels, 28, 28)),
+            127 * rng.integers(0, 2, (channels, 28, 28)),
+            127 * same * np.ones((channels, 28, 28)),
+        ):
+            expected = plain_sums(levels, bottom)
+            found = winograd_sums(tmp_path, levels, bottom.astype(np.float32))
+            # Above 2**30 / 576 it divides by 576 in float32, which may be one off.
+            off = np.abs(found - expected)
+            assert off.max() <= 1
+            assert off[np.abs(expected) < 2**30 / 576].max() == 0
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -17,7 +17,7 @@ from int8calib.net.fold import fold_batch_norm
 from int8calib.net.graph import Blob
 from int8calib.net.quantised import quantised_layers
 from int8calib.net.shapes import infer_shapes
-from int8calib.scales import WeightOptions
+from int8calib.scales import Grid, WeightOptions
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table
 from int8calib.tuning.centre import centre_scores
@@ -38,13 +38,13 @@ def folded(net) -> Net:
     return Net(fold_batch_norm(net.graph), net.input_shapes)
 
 
-def levels_of(net: Net) -> dict[str, int]:
-    return {f.name: WeightOptions().levels(f) for f in quantised_layers(net.graph)}
+def grids_of(net: Net) -> dict[str, Grid]:
+    return {f.name: WeightOptions().grid(f) for f in quantised_layers(net.graph)}
 
 
 def evened(net: Net) -> Net:
     shapes = infer_shapes(net.graph, net.input_shapes)
-    found = equalise(net.graph, shapes, feeds(7), levels_of(net), workers=1)
+    found = equalise(net.graph, shapes, feeds(7), grids_of(net), workers=1)
     assert any(share < 0.9 for share in found.left.values())
     return Net(found.graph, net.input_shapes)
 

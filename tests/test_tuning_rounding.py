@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from int8calib.scales import Grid
 from int8calib.tuning.gram import Gram, gram_of, refit, row_errors
 from int8calib.tuning.rounding import best_levels, nearest
 from int8calib.tuning.samples import Problem
@@ -132,7 +133,9 @@ def test_row_errors_by_the_definition() -> None:
 def test_scales_are_the_best_of_all_candidates() -> None:
     weights, columns = problem(4, outputs=5, size=9, count=5003)
     weights[0, 2, 4] = 0.9  # an outlier that is worth clipping
-    settled = settle_scales(Problem(weights, np.zeros((1, 5), np.float32)), columns, columns, 7)
+    settled = settle_scales(
+        Problem(weights, np.zeros((1, 5), np.float32)), columns, columns, Grid(7)
+    )
     second = gram_of(columns, columns).moment[0].astype(np.float64)
     assert settled.weights is None
     assert settled.bias is None
@@ -157,7 +160,7 @@ def test_settled_weights_lie_on_the_grid_and_a_bias_takes_the_mean_error(groups)
     used = np.trunc(columns / step) * step  # cut off, so every value is too small on average
     given = Problem(weights, np.full((groups, 3), 0.5, np.float32))
     settled = settle_weights(
-        given, columns, used, 31, Changes(rounding=True, refit=False, bias=True)
+        given, columns, used, Grid(31), Changes(rounding=True, refit=False, bias=True)
     )
     scales = settled.scales.reshape(groups, -1) if groups > 1 else settled.scales[None]
     levels = settled.weights * scales[:, :, None]
@@ -176,6 +179,27 @@ def test_a_mean_error_of_one_image_alone_is_left() -> None:
     used[:, :, -20:] -= 2  # the last image alone: the others agree with the float net
     given = Problem(weights, np.zeros((1, 3), np.float32))
     changes = Changes(rounding=True, refit=False, bias=True)
-    one = settle_weights(given, columns, used, 127, changes)
-    all_images = settle_weights(given, columns, columns - np.float32(0.1), 127, changes)
+    one = settle_weights(given, columns, used, Grid(127), changes)
+    all_images = settle_weights(given, columns, columns - np.float32(0.1), Grid(127), changes)
     assert np.abs(one.bias).max() < 0.02 * np.abs(all_images.bias).max()
+
+
+@pytest.mark.parametrize("change", [True, False])
+def test_levels_of_a_row_add_up_to_no_more_than_they_may(change) -> None:
+    weights, columns = problem(8, outputs=5, size=90, count=900)
+    weights[0, 3] *= 0.01
+    weights[0, 3, 7] = 0.8  # one large weight: this row needs no room
+    given = Problem(weights, np.zeros((1, 5), np.float32))
+    grid = Grid(127, 900.0)
+    if change:
+        settled = settle_weights(
+            given, columns, columns, grid, Changes(rounding=True, refit=False, bias=False)
+        )
+        levels = settled.weights[0] * settled.scales[:, None]
+    else:
+        settled = settle_scales(given, columns, columns, grid)
+        levels = nearest(weights, settled.scales[None], 127)[0]
+    sums = np.abs(levels).sum(axis=1)
+    assert sums.max() <= 900.5
+    assert np.delete(sums, 3).min() > 800  # and use what they may
+    assert np.abs(levels[3]).max() > 120

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from int8calib.layers.registry import Array
 from int8calib.net.fold import fold_batch_norm
 from int8calib.net.graph import Graph
-from int8calib.net.quantised import quantised_layers
-from int8calib.scales import WeightOptions, weight_scales
+from int8calib.net.quantised import QuantisedLayer, quantised_layers
+from int8calib.scales import DEAD_ABSMAX, WINOGRAD_LEVELS, WeightOptions, weight_scales
 from int8calib.table.requirement import Requirement
 
 
@@ -28,8 +31,23 @@ def requirements_from_graph(
             weight_scales_folded=weight_scales(folded[layer.name], options),
             weight_scales_raw=weight_scales(layer, options),
             levels=options.levels(layer),
+            most_scales=_most_scales(folded[layer.name] if fold_bn else layer, options),
             folded=fold_bn,
             bottom=str(layer.bottom) if versions else layer.bottom.name,
         )
         for layer in quantised_layers(graph)
     ]
+
+
+def _most_scales(layer: QuantisedLayer, options: WeightOptions) -> Array | None:
+    """The largest scales that keep the levels of a layer within its grid, where winograd limits it.
+
+    Rounding may add up to a little more than the weights do: a percent is left for it.
+    """
+    if options.levels(layer) != WINOGRAD_LEVELS:
+        return None
+    grid = options.grid(layer)
+    size = np.abs(layer.weight_rows())
+    absmax, sums = (np.maximum(part, DEAD_ABSMAX) for part in (size.max(axis=1), size.sum(axis=1)))
+    most: Array = np.minimum(grid.most / absmax, 1.01 * grid.row_sum / sums)
+    return most

@@ -70,6 +70,7 @@ def _add_layer_arguments(group: Any) -> None:
         help="with --write-model, changes not to make: equalise, rounding, refit, bias",
     )
     for name, text in (
+        ("--six-bit", "layers, or globs of them, with 31 weight levels in any case"),
         ("--exclude", "layers, or globs of them, that stay in float"),
         ("--only", "the layers, or globs of them, to quantise"),
     ):
@@ -79,7 +80,8 @@ def _add_layer_arguments(group: Any) -> None:
         "--winograd",
         action="store_true",
         default=True,
-        help="6-bit weights for 3x3 stride 1 convolutions, as ncnn's int8 winograd needs (default)",
+        help="weights of 3x3 stride 1 convolutions as int8 winograd needs them: 127 levels where "
+        "their sums allow it, or fewer (default)",
     )
     winograd.add_argument(
         "--no-winograd",
@@ -166,7 +168,7 @@ def _options(args: argparse.Namespace) -> Options:
         exclude=tuple(args.exclude or ()),
         only=tuple(args.only or ()),
         fold_bn=args.fold_bn,
-        weights=WeightOptions(winograd=args.winograd),
+        weights=WeightOptions(winograd=args.winograd, six_bit=tuple(args.six_bit or ())),
         workers=worker_count(args),
         cache_bytes=cache_size(args),
     )

@@ -17,8 +17,6 @@ from int8calib.simulation.arithmetic import quantise
 from int8calib.tuning.importance import Weighing
 
 COARSE = tuple(float(x) for x in np.geomspace(1.5, 0.13, 15))
-SEARCHED = 1536
-"""Columns with which thresholds are compared."""
 STRONGER = ((0.15, 1.2), (0.05, 1.5))
 """Shares of the columns that are made stronger, and how much."""
 FINE = tuple(float(x) for x in np.geomspace(0.9, 1.1, 5))
@@ -47,23 +45,28 @@ class Consumer:
         return np.asarray(np.matmul(self.weights, self.real))
 
 
-def unseen(columns: Array, wanted: int = SEARCHED) -> Array:
+def unseen(columns: Array, wanted: int) -> Array:
     """`wanted` of `columns` (G, K, n), some of them made stronger (STRONGER).
 
     Images to come hold larger values than those at hand, the more so where one image gives few
     columns. A threshold that fits only what was seen clips them, which costs much more than the
     rounding it saves. This is a smoothed bootstrap.
     """
-    drawn = np.random.default_rng(0).random(wanted)
-    factors = np.ones(wanted, np.float32)
+    return some(columns, wanted) * strength(wanted)
+
+
+def strength(count: int) -> Array:
+    """What `count` parts of a sample are multiplied with: 1, but for the shares of STRONGER."""
+    drawn = np.random.default_rng(0).permutation(count) / count
+    factors = np.ones(count, np.float32)
     edge = 0.0
     for share, factor in STRONGER:
         factors[(drawn >= edge) & (drawn < edge + share)] = factor
         edge += share
-    return some(columns, wanted) * factors
+    return factors
 
 
-def some(columns: Array, wanted: int = SEARCHED) -> Array:
+def some(columns: Array, wanted: int) -> Array:
     """`wanted` of `columns` (G, K, n), evenly spread; of fewer some stand there repeatedly."""
     count = columns.shape[2]
     taken = (np.arange(wanted) * max(1.0, count / wanted)).astype(np.intp) % count

@@ -20,14 +20,16 @@ from int8calib.engine.workers import Feed, Progress, Runner, work_through
 from int8calib.layers.registry import Array, Shape
 from int8calib.net.graph import Blob, Graph, Layer
 from int8calib.net.quantised import QuantisedLayer, quantised_layers
-from int8calib.scales import LEVELS
+from int8calib.scales import LEVELS, Grid
 from int8calib.tuning.bottoms import rounded, unseen, weighed
 from int8calib.tuning.channels import FIXED, Channels, Ids, scalable_channels, scales_weights
 from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.rounding import nearest
-from int8calib.tuning.samples import Places, Problem, problem_of, weight_blob
+from int8calib.tuning.samples import Places, Problem, affordable, problem_of, weight_blob
 
-COLUMNS = 768
+COLUMNS = (768, 4096)
+"""Fewest and most columns that factors are judged by."""
+WORK = 4e7
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 CLIPS = (1.5, 1.25, 1.05, 0.85, 0.65, 0.48, 0.35, 0.25)
 MOST_FACTOR = 1000.0
@@ -60,23 +62,23 @@ def equalise(
     graph: Graph,
     shapes: Mapping[Blob, Shape],
     feeds: Sequence[Feed],
-    levels: Mapping[str, int],
+    grids: Mapping[str, Grid],
     *,
     workers: int,
     progress: Progress | None = None,
 ) -> Equalised:
     """Scale channels where that lowers the error of the layers that read them.
 
-    `levels` names the layers that will be quantised, with the levels of their weights.
+    `grids` names the layers that will be quantised, with what their weights may become.
     """
     channels = scalable_channels(graph, shapes)
-    found = {f.name: f for f in quantised_layers(graph) if f.name in levels}
+    found = {f.name: f for f in quantised_layers(graph) if f.name in grids}
     families = channels.families({f.name: f.bottom for f in found.values()})
     wanted = {name: found[name] for family in families for name in family}
     if not wanted:
         return Equalised(graph, {})
     weighing = importance(graph, shapes)
-    readers = _observe(graph, feeds, wanted, channels, weighing, levels, workers, progress)
+    readers = _observe(graph, feeds, wanted, channels, weighing, grids, workers, progress)
     with ThreadPoolExecutor(workers) as pool:
         chosen = list(pool.map(lambda names: _choose([readers[n] for n in names]), families))
     factors = np.ones(1 + max(int(ids.max(initial=0)) for ids in channels.of.values()))
@@ -95,7 +97,7 @@ def _observe(
     wanted: Mapping[str, QuantisedLayer],
     channels: Channels,
     weighing: Mapping[Blob, Weighing],
-    levels: Mapping[str, int],
+    grids: Mapping[str, Grid],
     workers: int,
     progress: Progress | None,
 ) -> dict[str, _Reader]:
@@ -104,6 +106,10 @@ def _observe(
     for found in wanted.values():
         by_blob.setdefault(found.bottom, []).append(found)
     images = sum(len(next(iter(feed.values()))) for feed in feeds)
+    counts = {
+        name: affordable(problem_of(found).weights, *COLUMNS, WORK)
+        for name, found in wanted.items()
+    }
     columns: dict[str, dict[int, Array]] = {name: {} for name in wanted}
     absmax: dict[Blob, list[Array]] = {blob: [] for blob in by_blob}
     squares: dict[Blob, list[Array]] = {blob: [] for blob in by_blob}
@@ -118,7 +124,7 @@ def _observe(
             largest, square = np.abs(flat).max(axis=1), np.square(flat).mean(axis=1)
             taken = {}
             for found in by_blob[blob]:
-                share = -(-COLUMNS * len(top) // images)
+                share = -(-counts[found.name] * len(top) // images)
                 taken[found.name] = Places(found.layer, [top], share, seed=index).columns([top])
             with lock:
                 absmax[blob].append(largest)
@@ -141,12 +147,13 @@ def _observe(
             found,
             channels.of[found.bottom],
             unseen(
-                np.concatenate([part for _, part in sorted(columns[name].items())], axis=2), COLUMNS
+                np.concatenate([part for _, part in sorted(columns[name].items())], axis=2),
+                counts[name],
             ),
             np.max(absmax[found.bottom], axis=0),
             np.sqrt(np.mean(squares[found.bottom], axis=0)),
             weighing[found.layer.tops[0]],
-            levels[name],
+            grids[name].most,
         )
         for name, found in wanted.items()
     }

@@ -23,7 +23,7 @@ class Judge:
     ) -> None:
         """`given` are the images, with their labels or without."""
         labelled = any(isinstance(each, Labelled) for each in given)
-        self._watched = _before_softmax(net, watched_blobs(net, scores, labelled=labelled))
+        self.watched = _before_softmax(net, watched_blobs(net, scores, labelled=labelled))
         self._net = net
         self._given = given
         self._workers = workers
@@ -40,25 +40,25 @@ class Judge:
             if index not in self._expected:
                 self._expected[index] = self._tops(runners[0], feed)
             tops = [self._expected[index], *(self._tops(r, feed) for r in runners[1:])]
-            records[index] = compare(self._watched, tops, labels, batch_of(feed))
+            records[index] = compare(self.watched, tops, labels, batch_of(feed))
             return batch_of(feed)
 
         run_pass(
             self._given,
-            lambda: [Runner(n.graph, self._watched.blobs) for n in (self._net, *nets.values())],
+            lambda: [Runner(n.graph, self.watched.blobs) for n in (self._net, *nets.values())],
             work,
             stage="validation",
             workers=self._workers,
             total=self.images,
             progress=progress,
         )
-        return sum_up([records[i] for i in sorted(records)], list(nets), self._watched, (1, 5))
+        return sum_up([records[i] for i in sorted(records)], list(nets), self.watched, (1, 5))
 
     def _tops(self, runner: Runner, feed: Feed) -> dict[Blob, Array]:
         """The blobs to compare; class scores without what they have in common."""
         tops = copied_tops(runner, feed)
-        if self._watched.scores in self._watched.tensors:
-            scores = tops[self._watched.scores]
+        if self.watched.scores in self.watched.tensors:
+            scores = tops[self.watched.scores]
             scores -= scores.mean(axis=1, keepdims=True)
         return tops
 

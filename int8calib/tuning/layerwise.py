@@ -36,6 +36,11 @@ class Layerwise:
         self._last = {blob: i for i, layer in enumerate(graph.layers) for blob in layer.bottoms}
         self._done = 0
 
+    @property
+    def live(self) -> Mapping[Blob, Values]:
+        """The blobs of the float net that layers still to come read."""
+        return self._float
+
     def bottoms(self, blob: Blob) -> tuple[Values, Values]:
         """A blob in the float net and in the INT8 net."""
         return self._float[blob], self._int8[blob]

@@ -34,6 +34,16 @@ class Problem:
     bias: Array
 
 
+def affordable(weights: Array, least: int, most: int, work: float) -> int:
+    """How many columns a product with `weights` (G, M, K) may have for `work` multiply-adds.
+
+    Large values are rare, so layers whose products are cheap look at many columns.
+    """
+    group, outputs, size = weights.shape
+    # Rounding a column costs about as much as 32 outputs.
+    return min(max(int(work / (group * size * max(outputs, 32))), least), most)
+
+
 def problem_of(found: QuantisedLayer) -> Problem:
     """The matrices of a layer."""
     layer = found.layer

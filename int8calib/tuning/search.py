@@ -18,6 +18,7 @@ from int8calib.evaluation.evaluate import LabelledFeeds
 from int8calib.evaluation.results import Evaluation
 from int8calib.evaluation.sensitivity import single_layer_effects
 from int8calib.net.fold import fold_batch_norm
+from int8calib.net.graph import Graph
 from int8calib.net.shapes import infer_shapes
 from int8calib.simulation.build import int8_layers, simulate
 from int8calib.stats.store import Statistics
@@ -30,6 +31,7 @@ from int8calib.tuning.float_layers import leave_float, meets, without
 from int8calib.tuning.judge import Judge, nearness
 from int8calib.tuning.results import TuneOptions, Tuning
 from int8calib.tuning.sequence import SettledLayer, settle_layers
+from int8calib.tuning.tail import Aim, aim_of
 from int8calib.tuning.weights import Changes
 
 PLAIN = ("mse", "kl", "aciq")
@@ -157,8 +159,8 @@ class _Run:
     ) -> tuple[Net, CalibrationTable]:
         """Tune layer by layer; `state` has what is done at any time."""
         net, job = self.net, self.job
-        levels = {layer.name: self.options.weights.levels(layer) for layer in job.described}
-        levels = {rows.name: levels[rows.name] for rows in start.layers}
+        grids = {layer.name: self.options.weights.grid(layer) for layer in job.described}
+        grids = {rows.name: grids[rows.name] for rows in start.layers}
         shapes = infer_shapes(job.graph, net.input_shapes)
         techniques = self.tuning.techniques if self.tuning.change_model else ()
         if self.tuning.change_model:
@@ -169,7 +171,7 @@ class _Run:
                     centre_scores(job.graph),
                     shapes,
                     self.fitted,
-                    levels,
+                    grids,
                     workers=self.options.workers,
                     progress=self.clock,
                 )
@@ -196,9 +198,10 @@ class _Run:
                 shapes,
                 self.fitted,
                 rows,
-                levels,
+                grids,
                 changes,
                 thresholds=name == TUNED,
+                aim=self._aim(job.graph),
                 workers=self.options.workers,
             ):
                 state.settled[settled.layer.name] = settled
@@ -206,6 +209,13 @@ class _Run:
                 state.name, state.changed = name, self.tuning.change_model
                 self.clock("layers", len(state.settled), len(rows))
         return state.net, state.table
+
+    def _aim(self, graph: Graph) -> Aim | None:
+        """The outputs that thresholds are judged by, None where there is nothing to compare."""
+        watched = self.judge.watched
+        if not watched.tensors:
+            return None
+        return aim_of(graph, self.fitted, watched.tensors, watched.scores, self.options.workers)
 
     def _merged(
         self, net: Net, job: Job, start: CalibrationTable, settled: Mapping[str, SettledLayer]

@@ -16,19 +16,23 @@ from int8calib.layers.registry import Array, Shape
 from int8calib.net.graph import Blob, Graph, Layer
 from int8calib.net.inputs import INPUT_TYPES
 from int8calib.net.quantised import QuantisedLayer, quantised_layers
-from int8calib.scales import LEVELS
+from int8calib.scales import LEVELS, Grid
 from int8calib.simulation.build import int8_layers
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.tuning.bottoms import SEARCHED, Consumer, best_threshold, rounded, some, unseen
+from int8calib.tuning.bottoms import Consumer, best_threshold, rounded, some, unseen
 from int8calib.tuning.centre import centre_scores
 from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.layerwise import Layerwise, Values
 from int8calib.tuning.rounding import nearest
-from int8calib.tuning.samples import Places, Problem, problem_of, weight_blob
+from int8calib.tuning.samples import Places, Problem, affordable, problem_of, weight_blob
+from int8calib.tuning.tail import Aim, best_by_outputs
 from int8calib.tuning.weights import Changes, Settled, settle_scales, settle_weights
 
 COLUMNS = 4096
 MOST_COLUMNS = 8192
+SEARCHED = (1536, 16384)
+"""Fewest and most columns with which thresholds are compared."""
+WORK = 2e8
 METHOD = "output error"
 
 
@@ -55,16 +59,18 @@ def settle_layers(
     shapes: Mapping[Blob, Shape],
     feeds: Sequence[Feed],
     start: Mapping[str, LayerScales],
-    levels: Mapping[str, int],
+    grids: Mapping[str, Grid],
     changes: Changes,
     *,
     thresholds: bool = True,
+    aim: Aim | None = None,
     workers: int,
 ) -> Iterator[SettledLayer]:
     """Settle each layer that `start` has rows for, in running order; stop by not going on.
 
     `start` gives the thresholds that are candidates too, and the only ones where `thresholds` is
-    false; `levels` are those of a layer's weights.
+    false; `grids` say what a layer's weights may become. With `aim` a threshold is improved until
+    the outputs of the float net suffer least from it.
     """
     nets = Layerwise(graph, feeds, workers=workers)
     known = {f.name: f for f in quantised_layers(graph) if f.name in start}
@@ -75,7 +81,7 @@ def settle_layers(
     judged = {f.name: problem_of(f).weights for f in quantised_layers(seen) if f.name in start}
     scales: dict[Blob, float] = {}
     sampled: dict[str, _Sampled] = {}
-    for layer in graph.layers:
+    for done, layer in enumerate(graph.layers):
         twin = layer
         if layer.name in known:
             found = known[layer.name]
@@ -89,8 +95,22 @@ def settle_layers(
                     scales[root] = _bottom_scale(
                         graph, group, sampled, bottom, start, judged, weighing
                     )
+                    if aim is not None:
+                        threshold = best_by_outputs(
+                            graph,
+                            done,
+                            nets.live,
+                            found.bottom,
+                            [f.name for f in group],
+                            aim,
+                            LEVELS / scales[root],
+                            1.5 * max(float(np.abs(array).max()) for array in bottom),
+                            headroom=graph.producer(found.bottom).type not in INPUT_TYPES,
+                            workers=workers,
+                        )
+                        scales[root] = LEVELS / threshold
             settled = _settle(
-                found, sampled.pop(layer.name), scales[root], start, levels[layer.name], changes
+                found, sampled.pop(layer.name), scales[root], start, grids[layer.name], changes
             )
             twin = _twin(graph, settled)
             yield settled
@@ -122,6 +142,7 @@ def _sharing(graph: Graph, layers: Sequence[QuantisedLayer]) -> dict[Blob, list[
 def _sample(found: QuantisedLayer, real: Values, arriving: Values) -> _Sampled:
     problem = problem_of(found)
     wanted = min(max(COLUMNS, 4 * problem.weights.shape[2]), MOST_COLUMNS)
+    wanted = max(wanted, affordable(problem.weights, *SEARCHED, WORK))
     places = Places(found.layer, real, wanted)
     columns = places.columns(real)
     same = arriving is real
@@ -148,11 +169,12 @@ def _bottom_scale(
     for found in group:
         columns = sampled[found.name]
         weights = judged[found.name]
+        count = affordable(weights, *SEARCHED, WORK)
         consumers.append(
             Consumer(
                 weights,
-                some(columns.real) if ends else unseen(columns.real),
-                some(columns.arriving) if ends else unseen(columns.arriving),
+                some(columns.real, count) if ends else unseen(columns.real, count),
+                some(columns.arriving, count) if ends else unseen(columns.arriving, count),
                 weighing[found.layer.tops[0]].reshape(columns.problem.bias.shape),
             )
         )
@@ -164,15 +186,15 @@ def _settle(
     sampled: _Sampled,
     scale: float,
     start: Mapping[str, LayerScales],
-    most: int,
+    grid: Grid,
     changes: Changes,
 ) -> SettledLayer:
     problem, real = sampled.problem, sampled.real
     used = rounded(sampled.arriving, scale)
     if changes.any:
-        settled = settle_weights(problem, real, used, most, changes)
+        settled = settle_weights(problem, real, used, grid, changes)
     else:
-        settled = settle_scales(problem, real, used, most)
+        settled = settle_scales(problem, real, used, grid)
     layer = found.layer
     if settled.weights is not None and settled.bias is not None:
         layer = with_weights(found, settled.weights, settled.bias)
@@ -183,14 +205,14 @@ def _settle(
         bottom_scale=scale,
         evidence=_evidence(before.evidence, LEVELS / scale, sampled.arriving),
     )
-    return SettledLayer(layer, rows, _relative_error(settled, problem, real, used, most))
+    return SettledLayer(layer, rows, _relative_error(settled, problem, real, used, grid.most))
 
 
 def _relative_error(
     settled: Settled, problem: Problem, real: Array, used: Array, most: int
 ) -> float:
     """The energy of the error of a layer's outputs over the energy of its outputs."""
-    step = max(1, real.shape[2] // SEARCHED)
+    step = max(1, real.shape[2] // SEARCHED[0])
     group, outputs = problem.bias.shape
     scales = np.broadcast_to(settled.scales.reshape(group, -1) if group > 1 else settled.scales,
                              (group, outputs))  # fmt: skip

@@ -8,13 +8,15 @@ from itertools import pairwise
 import numpy as np
 
 from int8calib.layers.registry import Array
-from int8calib.scales import DEAD_ABSMAX, DEAD_SCALE
+from int8calib.scales import DEAD_ABSMAX, DEAD_SCALE, Grid
 from int8calib.tuning.gram import Gram, gram_of, refit
 from int8calib.tuning.rounding import best_levels, level_errors, nearest
 from int8calib.tuning.samples import Problem
 
 SHARES = tuple(float(x) for x in np.linspace(1.0, 0.4, 31))
 """Where weights are clipped, as shares of the largest weight of their row."""
+ROOM = 0.97
+"""The share of a row's largest sum of levels that plain rounding aims at."""
 CHUNKS = 20
 """Parts of the columns, image after image, whose means are compared."""
 LARGEST = 1536
@@ -54,19 +56,19 @@ class Changes:
         return self.rounding or self.refit or self.bias
 
 
-def settle_scales(problem: Problem, real: Array, used: Array, most: int) -> Settled:
+def settle_scales(problem: Problem, real: Array, used: Array, grid: Grid) -> Settled:
     """The weight scales with which the unchanged weights give the least error of outputs.
 
     `real`, `used`: columns (G, K, n) of the float net, and as INT8 multiplies them.
     """
     parts = _parts(problem.weights, real, used)
     moments = [gram.moment for _, gram in parts]
-    scales = _search(problem.weights, [part for part, _ in parts], moments, most)
+    scales = _search(problem.weights, [part for part, _ in parts], moments, grid)
     return Settled(_rows(scales), None, None)
 
 
 def settle_weights(
-    problem: Problem, real: Array, used: Array, most: int, changes: Changes
+    problem: Problem, real: Array, used: Array, grid: Grid, changes: Changes
 ) -> Settled:
     """New weights on the grid of new scales, and the bias that goes with them."""
     parts = _parts(problem.weights, real, used)
@@ -76,17 +78,18 @@ def settle_weights(
         goal = np.concatenate(
             [refit(goal[:, :, part], gram, changes.damping) for part, gram in parts], axis=2
         )
-    scales = _search(goal, [part for part, _ in parts], moments, most)
+    scales = _search(goal, [part for part, _ in parts], moments, grid)
     if changes.rounding:
         levels = np.concatenate(
             [
-                best_levels(goal[:, :, part], scales, moment, most)
+                best_levels(goal[:, :, part], scales, moment, grid.most)
                 for (part, _), moment in zip(parts, moments, strict=True)
             ],
             axis=2,
         )
     else:
-        levels = nearest(goal, scales, most)
+        levels = nearest(goal, scales, grid.most)
+    levels = _within(levels, nearest(goal, scales, grid.most), grid)
     weights = np.asarray(levels / scales[:, :, None], np.float32)
     bias = problem.bias
     if changes.bias:
@@ -120,7 +123,7 @@ def _parts(weights: Array, real: Array, used: Array) -> list[tuple[slice, Gram]]
     return [(part, gram_of(real[:, part], used[:, part])) for part in parts]
 
 
-def _search(weights: Array, parts: list[slice], moments: list[Array], most: int) -> Array:
+def _search(weights: Array, parts: list[slice], moments: list[Array], grid: Grid) -> Array:
     """The scale of each row, (G, M), with the least error of plain rounding.
 
     A grouped layer has one scale per group: ncnn's table holds no more.
@@ -131,11 +134,14 @@ def _search(weights: Array, parts: list[slice], moments: list[Array], most: int)
         absmax = np.broadcast_to(absmax.max(axis=1, keepdims=True), absmax.shape)
     alive = absmax >= DEAD_ABSMAX
     safe = np.where(alive, absmax, 1)
+    # Rounding up and down evens out, so a little room is enough.
+    largest = ROOM * grid.row_sum / np.maximum(np.abs(weights).sum(axis=2), DEAD_ABSMAX)
     best = np.zeros_like(safe)
     least = np.full(safe.shape, np.inf, np.float32)
     for share in SHARES:
-        scales = np.float32(most) / (safe * np.float32(share))
-        levels = nearest(weights, scales, most)
+        scales = np.float32(grid.most) / (safe * np.float32(share))
+        scales = np.asarray(np.minimum(scales, largest), np.float32)
+        levels = nearest(weights, scales, grid.most)
         errors = np.zeros(safe.shape, np.float32)
         for part, moment in zip(parts, moments, strict=True):
             errors += level_errors(levels[:, :, part], weights[:, :, part], scales, moment)
@@ -144,6 +150,12 @@ def _search(weights: Array, parts: list[slice], moments: list[Array], most: int)
         better = errors < least
         best, least = np.where(better, scales, best), np.where(better, errors, least)
     return np.asarray(np.where(alive, best, DEAD_SCALE), np.float32)
+
+
+def _within(levels: Array, plain: Array, grid: Grid) -> Array:
+    """`levels`, but `plain` ones in rows that add up to too much."""
+    fits = np.abs(levels).sum(axis=2, keepdims=True) <= grid.row_sum
+    return np.where(fits, levels, plain)
 
 
 def _rows(scales: Array) -> Array:

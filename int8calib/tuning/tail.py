@@ -1,0 +1,200 @@
+"""One blob of a float net, rounded, comes in; how much the net's outputs change goes out.
+
+A layer's own error weighs a rare value beyond the threshold by its square. The outputs do not:
+layers behind even it out, while the rounding of all small values adds up. So a blob's threshold
+is settled by running the rest of the net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from int8calib.engine.workers import Feed, Runner, work_through
+from int8calib.layers.registry import Array, Shape, find_type
+from int8calib.net.graph import Blob, Graph, Layer
+from int8calib.net.shapes import infer_shapes
+from int8calib.scales import LEVELS
+from int8calib.tuning.bottoms import rounded, strength
+
+IMAGES = 24
+"""Fewest feeds by which a threshold is judged."""
+WORK = 6e9
+"""Multiply-adds that one look at a whole net may take: small nets look at more feeds."""
+STEP = 1.25
+FINE = (0.89, 1.12)
+MOST_STEPS = 6
+_MARK = "\0"
+"""Stands in no blob name of a prototxt."""
+
+Outputs = Mapping[Blob, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """What the outputs of a float net are, for some feeds.
+
+    chosen
+        the numbers of those feeds.
+    expected
+        the tops that count, feed by feed.
+    scores
+        the blob of class scores, whose mean does not count, or None.
+    """
+
+    chosen: tuple[int, ...]
+    expected: tuple[Outputs, ...]
+    scores: Blob | None
+
+    def loss(self, found: Sequence[Outputs]) -> float:
+        """Error energy over signal energy: the mean over the tops and feeds.
+
+        Each feed counts alike, so that a few images of large values do not decide for all.
+        """
+        shares = [
+            self._energy(blob, b[blob] - a[blob]) / max(self._energy(blob, a[blob]), 1e-30)
+            for a, b in zip(self.expected, found, strict=True)
+            for blob in a
+        ]
+        return float(np.mean(shares))
+
+    def _energy(self, blob: Blob, values: Array) -> float:
+        if blob == self.scores:
+            values = values - values.mean(axis=1, keepdims=True)
+        return float(np.square(values).sum(dtype=np.float64))
+
+
+def aim_of(
+    graph: Graph, feeds: Sequence[Feed], tensors: Iterable[Blob], scores: Blob | None, workers: int
+) -> Aim:
+    """What `graph` gives for some of `feeds`, evenly spread."""
+    shapes = {name: array.shape for name, array in feeds[0].items()}
+    count = min(max(IMAGES, int(WORK / _multiply_adds(graph, shapes))), len(feeds))
+    chosen = tuple(int(i) for i in np.arange(count) * (len(feeds) / count))
+    wanted = tuple(tensors)
+    found = _run_all(_runners(graph, wanted, workers), [feeds[i] for i in chosen])
+    return Aim(chosen, tuple(found), scores)
+
+
+def best_by_outputs(
+    graph: Graph,
+    done: int,
+    live: Mapping[Blob, Sequence[Array]],
+    bottom: Blob,
+    readers: Iterable[str],
+    aim: Aim,
+    start: float,
+    most: float,
+    *,
+    headroom: bool,
+    workers: int,
+) -> float:
+    """The threshold of `bottom` with the least loss of `aim`: `start`, or better.
+
+    `graph` has run up to layer `done`, which left `live`; `readers` names the layers that take
+    `bottom` rounded. Thresholds are at most `most`. With `headroom` some images count as if their
+    values were larger, as those of images to come will be.
+    """
+    tail, names = _tail(graph, done, bottom, set(readers))
+    wanted = tuple(aim.expected[0])
+    if not set(wanted) <= {top for layer in tail.layers for top in layer.tops}:
+        return start
+    feeds = [
+        {name: live[blob][i] for blob, name in names.items() if name != _ROUNDED}
+        for i in aim.chosen
+    ]
+
+    runners = _runners(tail, wanted, workers)
+    # An image whose values are f times as large meets a threshold that is 1/f as large.
+    stronger = strength(len(feeds)) if headroom else np.ones(len(feeds))
+
+    def loss(threshold: float) -> float:
+        given = [
+            {**feed, _ROUNDED: rounded(live[bottom][i], LEVELS / threshold * float(factor))}
+            for feed, i, factor in zip(feeds, aim.chosen, stronger, strict=True)
+        ]
+        return aim.loss(_run_all(runners, given))
+
+    tried = {start: loss(start)}
+    for factor in (1 / STEP, STEP):
+        best = start
+        for _ in range(MOST_STEPS):
+            threshold = best * factor
+            if threshold > most:
+                break
+            tried[threshold] = loss(threshold)
+            if tried[threshold] >= tried[best]:
+                break
+            best = threshold
+        if best != start:
+            break
+    best = min(tried, key=tried.__getitem__)
+    for factor in FINE:
+        if best * factor <= most:
+            tried[best * factor] = loss(best * factor)
+    return min(tried, key=tried.__getitem__)
+
+
+_ROUNDED = f"rounded{_MARK}"
+
+
+def _tail(
+    graph: Graph, done: int, bottom: Blob, readers: set[str]
+) -> tuple[Graph, dict[Blob, str]]:
+    """The layers from `done` on with all that they read from before as inputs, and their names."""
+    made: set[Blob] = set()
+    renamed: dict[Blob, Blob] = {}
+    layers: list[Layer] = []
+    for layer in graph.layers[done:]:
+        bottoms = []
+        for blob in layer.bottoms:
+            if layer.name in readers and blob == layer.bottoms[0]:
+                bottoms.append(Blob(_ROUNDED))
+            elif blob in made:
+                bottoms.append(blob)
+            else:
+                renamed[blob] = Blob(f"{blob}{_MARK}")
+                bottoms.append(renamed[blob])
+        made.update(layer.tops)
+        layers.append(replace(layer, bottoms=tuple(bottoms)))
+    names = {blob: new.name for blob, new in renamed.items()}
+    inputs = (*renamed.values(), Blob(_ROUNDED))
+    source = next(layer for layer in graph.layers if not layer.bottoms)
+    first = replace(source, name=_MARK, type="Input", bottoms=(), tops=inputs, weights=())
+    return replace(graph, layers=(first, *layers)), names
+
+
+def _multiply_adds(graph: Graph, inputs: Mapping[str, Shape]) -> int:
+    """Those of one feed."""
+    shapes = infer_shapes(graph, inputs)
+    total = 1
+    for layer in graph.layers:
+        kind = find_type(layer.type) if layer.weights else None
+        if kind is not None and kind.macs is not None:
+            bottoms, tops = ([shapes[b] for b in blobs] for blobs in (layer.bottoms, layer.tops))
+            total += kind.macs(layer.params, bottoms, tops)
+    return total
+
+
+def _runners(graph: Graph, wanted: tuple[Blob, ...], workers: int) -> list[Runner]:
+    return [Runner(graph, wanted) for _ in range(workers)]
+
+
+def _run_all(runners: Sequence[Runner], feeds: Sequence[Feed]) -> Sequence[Outputs]:
+    """The runners' blobs for each feed, as arrays of their own."""
+    found: list[dict[Blob, Array]] = [{} for _ in feeds]
+
+    def work(runner: Runner, i: int) -> int:
+        runner.run(feeds[i], lambda blob, top: found[i].__setitem__(blob, top.copy()))
+        return 1
+
+    work_through(
+        range(len(feeds)),
+        iter(runners).__next__,
+        work,
+        workers=len(runners),
+        progress=lambda done: None,
+    )
+    return found

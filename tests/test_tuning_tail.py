@@ -1,0 +1,93 @@
+"""Thresholds judged by the outputs: against a plain loop over all layers, and for being better."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tuning_nets import chain, feeds
+
+from int8calib.engine.run import Net
+from int8calib.layers.registry import find_type
+from int8calib.net.fold import fold_batch_norm
+from int8calib.net.graph import Blob
+from int8calib.net.inputs import INPUT_TYPES
+from int8calib.tuning.layerwise import Layerwise
+from int8calib.tuning.tail import aim_of, best_by_outputs
+
+SCORES = Blob("fc")
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory) -> Net:
+    net = chain(tmp_path_factory.mktemp("chain"))
+    return Net(fold_batch_norm(net.graph), net.input_shapes)
+
+
+def outputs(net: Net, feed: dict, blob: Blob, readers: set[str], threshold: float | None):
+    """All layers in order by their plain functions; `readers` take `blob` rounded."""
+    values = {}
+    for layer in net.graph.layers:
+        if layer.type in INPUT_TYPES:
+            values.update({top: feed[top.name] for top in layer.tops})
+            continue
+        bottoms = [values[bottom] for bottom in layer.bottoms]
+        if layer.name in readers and threshold is not None:
+            step = threshold / 127
+            size = np.minimum(np.floor(np.abs(bottoms[0]) / step + 0.5), 127) * step
+            bottoms[0] = (np.sign(bottoms[0]) * size).astype(np.float32)
+        tops = find_type(layer.type).run(layer.params, layer.weights, bottoms)
+        values.update(zip(layer.tops, tops, strict=True))
+    scores = values[SCORES]
+    return scores - scores.mean(axis=1, keepdims=True)
+
+
+def loss(net: Net, given: list, blob: Blob, readers: set[str], threshold: float) -> float:
+    shares = []
+    for feed in given:
+        expected = outputs(net, feed, blob, readers, None)
+        error = outputs(net, feed, blob, readers, threshold) - expected
+        shares.append(np.square(error).sum() / np.square(expected).sum())
+    return float(np.mean(shares))
+
+
+CASES = {"a and b share it": {"a", "b"}, "a sum reads it too": {"d"}, "first": {"c1"}}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("factor", [1.4, 0.5])
+def test_threshold_is_near_the_best_of_a_plain_search(net, case, factor) -> None:
+    readers = CASES[case]
+    given = feeds(5)
+    layers = net.graph.layers
+    done = next(i for i, layer in enumerate(layers) if layer.name in readers)
+    blob = layers[done].bottoms[0]
+    nets = Layerwise(net.graph, given, workers=1)
+    for layer in layers[:done]:
+        nets.step(layer, layer)
+    aim = aim_of(net.graph, given, [SCORES], SCORES, workers=2)
+    absmax = max(float(np.abs(x).max()) for x in nets.live[blob])
+    start = factor * absmax
+    found = best_by_outputs(
+        net.graph, done, nets.live, blob, readers, aim, start, 5 * absmax, headroom=False, workers=2
+    )
+    losses = [loss(net, given, blob, readers, t) for t in absmax * np.geomspace(0.2, 4, 40)]
+    mine = loss(net, given, blob, readers, found)
+    assert mine <= loss(net, given, blob, readers, start)
+    assert mine < 1.5 * min(losses)
+
+
+def test_outputs_that_do_not_follow_leave_the_threshold(net) -> None:
+    given = feeds(2)
+    layers = net.graph.layers
+    done = next(i for i, layer in enumerate(layers) if layer.name == "fc")
+    nets = Layerwise(net.graph, given, workers=1)
+    for layer in layers[:done]:
+        nets.step(layer, layer)
+    aim = aim_of(net.graph, given, [Blob("a", 1)], None, workers=1)
+    blob = layers[done].bottoms[0]
+    assert (
+        best_by_outputs(
+            net.graph, done, nets.live, blob, {"fc"}, aim, 3.0, 9.0, headroom=True, workers=1
+        )
+        == 3
+    )
