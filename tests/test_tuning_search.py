@@ -25,7 +25,7 @@ from int8calib.table import check_table
 from int8calib.tuning.float_layers import leave_float, meets
 from int8calib.tuning.importance import importance
 from int8calib.tuning.judge import Judge
-from int8calib.tuning.search import PLAIN
+from int8calib.tuning.search import FEWEST, PLAIN
 from int8calib.tuning.write import write_model
 
 IMAGES = 60
@@ -86,6 +86,16 @@ def test_a_changed_model_loses_far_less_and_its_files_say_the_same(net, plain, t
     assert [each for each in findings if each.severity == "error"] == []
 
 
+def test_thresholds_by_the_outputs_are_worth_it(net, monkeypatch) -> None:
+    fresh = demo_feeds(60, seed=71)
+    found = {}
+    for fewest in (FEWEST, 10**6):
+        monkeypatch.setattr("int8calib.tuning.search.FEWEST", fewest)
+        done = tune(net, lambda: demo_feeds(90))
+        found[fewest] = sqnr(net, simulate(net, done.table), fresh)
+    assert found[FEWEST] > found[10**6]
+
+
 def test_equalising_is_worth_it(net, plain) -> None:
     fresh = demo_feeds(60, seed=71)
     found = {}
@@ -108,7 +118,9 @@ def test_a_table_alone_is_better_than_plain_ones(net, plain) -> None:
     json.dumps(found.as_dict(), allow_nan=False)
 
 
-def test_validation_images_are_never_tuned_on(net) -> None:
+def test_validation_images_are_never_tuned_on(net, monkeypatch) -> None:
+    # Validation images choose between results, so here the tuned one wins whatever they say.
+    monkeypatch.setattr("int8calib.tuning.search.nearness", lambda r: float(r.name == "tuned"))
     seen = demo_feeds(12)
     other = demo_feeds(3, seed=1234)
     mixed = [other[i // 4] if i % 4 == 3 else each for i, each in enumerate(seen)]

@@ -40,6 +40,8 @@ TUNED = "tuned"
 SCALES = "weights tuned"
 """Tuned weight scales with plain thresholds: a second try where the model may not change."""
 RANKING_IMAGES = 12
+FEWEST = 64
+"""Images from which on thresholds are fitted to the outputs."""
 
 
 @dataclass(eq=False)
@@ -211,9 +213,12 @@ class _Run:
         return state.net, state.table
 
     def _aim(self, graph: Graph) -> Aim | None:
-        """The outputs that thresholds are judged by, None where there is nothing to compare."""
+        """The outputs that thresholds are judged by; None where nothing is there to compare.
+
+        None for few images as well: these do not show how large values of others become.
+        """
         watched = self.judge.watched
-        if not watched.tensors:
+        if not watched.tensors or self.images < FEWEST:
             return None
         return aim_of(graph, self.fitted, watched.tensors, watched.scores, self.options.workers)
 
