@@ -31,7 +31,7 @@ def main_table(results: Results) -> str:
             "Unit: one OpenCV dnn forward of the same network (batch 1, two threads), which runs "
             "before and after each measurement; lower is faster. Medians, with the lowest and "
             f"highest round in brackets. Whole processes over {_listed(images)} images, method "
-            "kl, two workers, numba's cache warm; `ncnn2table` is what that tool took when the "
+            "kl, two workers, kernels compiled; `ncnn2table` is what that tool took when the "
             "goals were set.",
             "",
             *_table(columns, rows),
@@ -123,7 +123,7 @@ def _start(results: Results) -> str:
         ("`python -c pass`", found["python"]),
         ("`import int8calib`", found["import"]),
         ("`int8calib --help` (goal: 0.15)", found["help"]),
-        (f"calibrate over {found['images']} images, numba cache empty", found["first_run"]),
+        (f"calibrate over {found['images']} images, no compiled kernels yet", found["first_run"]),
         ("the same again", found["later_run"]),
         ("what the first run ever costs more (goal: 2)", found["first_run_extra"]),
     )

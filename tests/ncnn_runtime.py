@@ -8,6 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from int8calib.engine.run import Net
+from int8calib.net.fold import fold_batch_norm
+from int8calib.simulation.build import int8_layers
+from int8calib.table.model import CalibrationTable
+
 INT8_TAG = 0x000D4B38
 """What stands before INT8 weights in a .bin file. Source: ncnn's src/modelbin.cpp."""
 
@@ -48,6 +53,34 @@ def layer_bytes(
     parts = [bias, weight_scales, np.array(scales)]
     numbers = b"".join(part.astype("<f4").tobytes() for part in parts)
     return struct.pack("<I", INT8_TAG) + data + b"\0" * (-len(data) % 4) + numbers
+
+
+def int8_bytes(param: Path, net: Net, table: CalibrationTable) -> bytes:
+    """The .bin file of `net` with `table`, for a .param file that ncnn2int8 wrote."""
+    twins = int8_layers(fold_batch_norm(net.graph), table, optimised=True)
+    lines = [line.split() for line in param.read_text().splitlines()[2:]]
+
+    def scale_behind(blob: str) -> float:
+        """The bottom scale of the INT8 layer that reads `blob`, or a Split of it."""
+        for kind, name, bottoms, tops, *rest in lines:
+            if blob not in rest[: int(bottoms)]:
+                continue
+            if name in twins:
+                return table[name].bottom_scale
+            if kind == "Split":
+                return scale_behind(rest[int(bottoms) + int(tops) - 1])
+        raise ValueError(f"no INT8 layer reads {blob}")
+
+    data = b""
+    for kind, name, bottoms, tops, *rest in lines:
+        if kind not in ("Convolution", "ConvolutionDepthWise", "InnerProduct"):
+            continue
+        options = dict(word.split("=") for word in rest[int(bottoms) + int(tops) :])
+        top = scale_behind(rest[int(bottoms)]) if int(options["8"]) > 100 else None
+        levels, _, bias, _ = twins[name].weights
+        scales = np.asarray(table[name].weight_scales, np.float32)
+        data += layer_bytes(levels.reshape(-1), bias, scales, table[name].bottom_scale, top)
+    return data
 
 
 def read_layers(param: Path, binary: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 import pytest
 from generated import make_model
-from ncnn_runtime import layer_bytes, read_layers, run, sqnr
+from ncnn_runtime import int8_bytes, layer_bytes, read_layers, run, sqnr
 
 import int8calib
 from int8calib.net.fold import fold_batch_norm
-from int8calib.scales import WINOGRAD_SUM
+from int8calib.net.quantised import quantised_layers
+from int8calib.scales import WINOGRAD_SUM, WeightOptions
 from int8calib.simulation.build import int8_layers
 from int8calib.simulation.fusion import requantised
 from int8calib.table import read_table
@@ -149,6 +150,28 @@ def test_winograd_holds_all_sums_that_a_grid_allows(tmp_path: Path) -> None:
             off = np.abs(found - expected)
             assert off.max() <= 1
             assert off[np.abs(expected) < 2**30 / 576].max() == 0
+
+
+def test_eight_bit_weights_run_by_winograd_on_a_real_model(tmp_path: Path, shared: Path) -> None:
+    home, net, table, images = golden(shared, "squeezenet_v1.1")
+    options = WeightOptions()
+    rows = []
+    limited = 0
+    for layer in quantised_layers(fold_batch_norm(net.graph)):
+        grid, weights = options.grid(layer), np.abs(layer.weight_rows())
+        most = np.minimum(grid.most / weights.max(axis=1), grid.row_sum / weights.sum(axis=1))
+        limited += np.isfinite(grid.row_sum)
+        rows.append(
+            LayerScales(layer.name, most.astype(np.float32), table[layer.name].bottom_scale)
+        )
+    assert limited == 8
+    finer = CalibrationTable(tuple(rows))
+    (tmp_path / "net.bin").write_bytes(int8_bytes(home / "int8.param", net, finer))
+    output = str(np.load(home / "outputs.npz")["output_blob"])
+    live = run(home / "int8.param", tmp_path / "net.bin", images, output)
+    simulated = int8calib.simulate(net, finer)
+    found = [next(iter(simulated.forward({"data": image[None]}).values())) for image in images]
+    assert sqnr(live, np.array(found).reshape(len(images), -1)) > 80
 
 
 @pytest.mark.parametrize("model", MODELS)

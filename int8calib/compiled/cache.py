@@ -1,6 +1,7 @@
 """Object code to files and back: beside the module, or in the user's cache folder.
 
-The environment's NUMBA_CACHE_DIR names another folder, as it does for numba's own cache.
+The environment's NUMBA_CACHE_DIR names another folder in place of both, as it does for numba's
+own cache.
 
 A file holds what it was made for, so that a changed source, another processor or another version
 of numba never runs it; what cannot be read or written costs the time of compiling, no more.
@@ -48,6 +49,7 @@ def save_code(source: str, name: str, key: str, built: ObjectCode) -> None:
 def _folders(source: str) -> Iterator[Path]:
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
         yield Path(chosen)
+        return
     yield Path(source).parent / "__pycache__"
     with suppress(RuntimeError):
         base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
