@@ -67,7 +67,8 @@ def _agreement(table: TableResult) -> Iterator[tuple[str, str]]:
         yield "good", f"{text}."
         return
     how = "far too few" if share.value < AGREES_BADLY else "fewer than usual"
-    yield "warn", f"{text}: {how}, since good tables reach {100 * AGREES:.0f} %."
+    reach = f"since good tables reach {100 * AGREES:.0f} %"
+    yield "warn", f"{text}: {how}, {reach}. Try int8calib tune with --write-model."
 
 
 def _drop(evaluation: Evaluation, table: TableResult) -> Iterator[tuple[str, str]]:
