@@ -25,7 +25,8 @@ from int8calib.table import check_table
 from int8calib.tuning.float_layers import leave_float, meets
 from int8calib.tuning.importance import importance
 from int8calib.tuning.judge import Judge
-from int8calib.tuning.search import FEWEST, PLAIN
+from int8calib.tuning.search import PLAIN
+from int8calib.tuning.tail import FEWEST
 from int8calib.tuning.write import write_model
 
 IMAGES = 60
@@ -90,7 +91,7 @@ def test_thresholds_by_the_outputs_are_worth_it(net, monkeypatch) -> None:
     fresh = demo_feeds(60, seed=71)
     found = {}
     for fewest in (FEWEST, 10**6):
-        monkeypatch.setattr("int8calib.tuning.search.FEWEST", fewest)
+        monkeypatch.setattr("int8calib.tuning.tail.FEWEST", fewest)
         done = tune(net, lambda: demo_feeds(90))
         found[fewest] = sqnr(net, simulate(net, done.table), fresh)
     assert found[FEWEST] > found[10**6]

@@ -7,6 +7,7 @@ import pytest
 from tuning_nets import chain, feeds
 
 from int8calib.engine.run import Net
+from int8calib.evaluation.outputs import Watched
 from int8calib.layers.registry import find_type
 from int8calib.net.fold import fold_batch_norm
 from int8calib.net.graph import Blob
@@ -15,6 +16,11 @@ from int8calib.tuning.layerwise import Layerwise
 from int8calib.tuning.tail import aim_of, best_by_outputs
 
 SCORES = Blob("fc")
+
+
+@pytest.fixture(autouse=True)
+def any_number_of_images(monkeypatch) -> None:
+    monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 1)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def test_threshold_is_near_the_best_of_a_plain_search(net, case, factor) -> None
     nets = Layerwise(net.graph, given, workers=1)
     for layer in layers[:done]:
         nets.step(layer, layer)
-    aim = aim_of(net.graph, given, [SCORES], SCORES, workers=2)
+    aim = aim_of(net.graph, given, Watched(SCORES, (SCORES,), ()), workers=2)
     absmax = max(float(np.abs(x).max()) for x in nets.live[blob])
     start = factor * absmax
     found = best_by_outputs(
@@ -83,7 +89,7 @@ def test_outputs_that_do_not_follow_leave_the_threshold(net) -> None:
     nets = Layerwise(net.graph, given, workers=1)
     for layer in layers[:done]:
         nets.step(layer, layer)
-    aim = aim_of(net.graph, given, [Blob("a", 1)], None, workers=1)
+    aim = aim_of(net.graph, given, Watched(None, (Blob("a", 1),), ()), workers=1)
     blob = layers[done].bottoms[0]
     assert (
         best_by_outputs(
@@ -91,3 +97,11 @@ def test_outputs_that_do_not_follow_leave_the_threshold(net) -> None:
         )
         == 3
     )
+
+
+def test_few_images_have_no_say(net, monkeypatch) -> None:
+    watched = Watched(SCORES, (SCORES,), ())
+    assert aim_of(net.graph, feeds(2), watched, workers=1) is not None
+    monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 3)
+    assert aim_of(net.graph, feeds(2), watched, workers=1) is None
+    assert aim_of(net.graph, feeds(3), Watched(None, (), ()), workers=1) is None

@@ -18,7 +18,6 @@ from int8calib.evaluation.evaluate import LabelledFeeds
 from int8calib.evaluation.results import Evaluation
 from int8calib.evaluation.sensitivity import single_layer_effects
 from int8calib.net.fold import fold_batch_norm
-from int8calib.net.graph import Graph
 from int8calib.net.shapes import infer_shapes
 from int8calib.simulation.build import int8_layers, simulate
 from int8calib.stats.store import Statistics
@@ -31,7 +30,7 @@ from int8calib.tuning.float_layers import leave_float, meets, without
 from int8calib.tuning.judge import Judge, nearness
 from int8calib.tuning.results import TuneOptions, Tuning
 from int8calib.tuning.sequence import SettledLayer, settle_layers
-from int8calib.tuning.tail import Aim, aim_of
+from int8calib.tuning.tail import aim_of
 from int8calib.tuning.weights import Changes
 
 PLAIN = ("mse", "kl", "aciq")
@@ -40,8 +39,6 @@ TUNED = "tuned"
 SCALES = "weights tuned"
 """Tuned weight scales with plain thresholds: a second try where the model may not change."""
 RANKING_IMAGES = 12
-FEWEST = 64
-"""Images from which on thresholds are fitted to the outputs."""
 
 
 @dataclass(eq=False)
@@ -203,7 +200,7 @@ class _Run:
                 grids,
                 changes,
                 thresholds=name == TUNED,
-                aim=self._aim(job.graph),
+                aim=aim_of(job.graph, self.fitted, self.judge.watched, self.options.workers),
                 workers=self.options.workers,
             ):
                 state.settled[settled.layer.name] = settled
@@ -211,16 +208,6 @@ class _Run:
                 state.name, state.changed = name, self.tuning.change_model
                 self.clock("layers", len(state.settled), len(rows))
         return state.net, state.table
-
-    def _aim(self, graph: Graph) -> Aim | None:
-        """The outputs that thresholds are judged by; None where nothing is there to compare.
-
-        None for few images as well: these do not show how large values of others become.
-        """
-        watched = self.judge.watched
-        if not watched.tensors or self.images < FEWEST:
-            return None
-        return aim_of(graph, self.fitted, watched.tensors, watched.scores, self.options.workers)
 
     def _merged(
         self, net: Net, job: Job, start: CalibrationTable, settled: Mapping[str, SettledLayer]

@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from int8calib.engine.workers import Feed, Runner, work_through
+from int8calib.engine.workers import Feed, Runner, batch_of, work_through
+from int8calib.evaluation.outputs import Watched
 from int8calib.layers.registry import Array, Shape, find_type
 from int8calib.net.graph import Blob, Graph, Layer
 from int8calib.net.shapes import infer_shapes
 from int8calib.scales import LEVELS
 from int8calib.tuning.bottoms import rounded, strength
 
+FEWEST = 64
+"""Images from which on thresholds are fitted to the outputs."""
 IMAGES = 24
 """Fewest feeds by which a threshold is judged."""
 WORK = 6e9
@@ -66,16 +69,19 @@ class Aim:
         return float(np.square(values).sum(dtype=np.float64))
 
 
-def aim_of(
-    graph: Graph, feeds: Sequence[Feed], tensors: Iterable[Blob], scores: Blob | None, workers: int
-) -> Aim:
-    """What `graph` gives for some of `feeds`, evenly spread."""
+def aim_of(graph: Graph, feeds: Sequence[Feed], watched: Watched, workers: int) -> Aim | None:
+    """What `graph` gives for some of `feeds`, evenly spread; None where nothing is compared.
+
+    None for few images as well: these do not show how large the values of others become.
+    """
+    wanted = watched.tensors
+    if not wanted or sum(batch_of(feed) for feed in feeds) < FEWEST:
+        return None
     shapes = {name: array.shape for name, array in feeds[0].items()}
     count = min(max(IMAGES, int(WORK / _multiply_adds(graph, shapes))), len(feeds))
     chosen = tuple(int(i) for i in np.arange(count) * (len(feeds) / count))
-    wanted = tuple(tensors)
     found = _run_all(_runners(graph, wanted, workers), [feeds[i] for i in chosen])
-    return Aim(chosen, tuple(found), scores)
+    return Aim(chosen, tuple(found), watched.scores)
 
 
 def best_by_outputs(
