@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import Material, Network, Say, multiply_adds
+from benchmarks.networks import Material, Network, Say
 from benchmarks.settings import Settings
 from benchmarks.timing import COMMAND, calibrate_arguments, python, run_process, spread
+from int8calib.net.shapes import multiply_adds
 
 WORKERS = (1, 2)
 

@@ -17,10 +17,6 @@ from typing import Any
 
 import int8calib
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
-from int8calib.layers.registry import Shape, find_type
-from int8calib.net.graph import Graph
-from int8calib.net.inputs import INPUT_TYPES
-from int8calib.net.shapes import infer_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = (
@@ -129,17 +125,3 @@ def _images(folder: Path, say: Say) -> tuple[Path, ...]:
         say(f"there are no photos; drawing {DRAWN} pictures")
         draw.write_images(drawn, DRAWN, 1)
     return tuple(sorted(drawn.rglob("*.png")))
-
-
-def multiply_adds(graph: Graph, inputs: dict[str, Shape]) -> int:
-    """Multiply-adds of one forward pass of `graph`, by the layers' own rules."""
-    shapes = infer_shapes(graph, inputs)
-    total = 0
-    for layer in graph.layers:
-        if layer.type in INPUT_TYPES or any(blob not in shapes for blob in layer.tops):
-            continue
-        count = find_type(layer.type).macs
-        if count is not None:
-            bottoms = [shapes[blob] for blob in layer.bottoms]
-            total += count(layer.params, bottoms, [shapes[blob] for blob in layer.tops])
-    return total

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.engines import engine_forward, noise, opencv_forward
 from benchmarks.ncnn_forward import NcnnForward, NcnnMissingError
-from benchmarks.networks import Material, Network, Say, multiply_adds
+from benchmarks.networks import Material, Network, Say
 from benchmarks.settings import Settings
 from benchmarks.timing import (
     COMMAND,
@@ -18,6 +18,7 @@ from benchmarks.timing import (
     python,
     run_process,
 )
+from int8calib.net.shapes import multiply_adds
 
 NCNN2TABLE = {
     "squeezenet_v1.1": 1.45,

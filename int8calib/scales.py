@@ -7,7 +7,7 @@ scales are the same division, done where thresholds become table rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Protocol
 
@@ -107,8 +107,8 @@ class WeightOptions:
 
     def levels(self, layer: WeightedLayer) -> int:
         """The quantisation levels on each side of zero for the weights of `layer`."""
-        named = any(p == layer.name or fnmatchcase(layer.name, p) for p in self.six_bit)
-        return WINOGRAD_LEVELS if named or (self.winograd and layer.winograd) else LEVELS
+        six = self._named_six_bit(layer) or (self.winograd and layer.winograd)
+        return WINOGRAD_LEVELS if six else LEVELS
 
     def grid(self, layer: WeightedLayer) -> Grid:
         """What the levels of `layer` may be where they are chosen for each row by itself.
@@ -116,10 +116,14 @@ class WeightOptions:
         31 levels are what keeps int8 winograd safe whatever the weights. Where the weights are
         known, their sum tells how large an output can become, and 127 levels are mostly safe too.
         """
-        if self.winograd and layer.winograd and self.levels(layer) == WINOGRAD_LEVELS:
-            named = replace(self, winograd=False).levels(layer) == WINOGRAD_LEVELS
-            return Grid(WINOGRAD_LEVELS) if named else Grid(LEVELS, WINOGRAD_SUM / LEVELS)
-        return Grid(self.levels(layer))
+        if self._named_six_bit(layer):
+            return Grid(WINOGRAD_LEVELS)
+        if self.winograd and layer.winograd:
+            return Grid(LEVELS, WINOGRAD_SUM / LEVELS)
+        return Grid(LEVELS)
+
+    def _named_six_bit(self, layer: WeightedLayer) -> bool:
+        return any(p == layer.name or fnmatchcase(layer.name, p) for p in self.six_bit)
 
     def whole(self, layer: WeightedLayer) -> bool:
         """Whether one threshold serves all weights of `layer`."""

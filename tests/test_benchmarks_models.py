@@ -19,9 +19,10 @@ from histogram_cases import golden_histograms  # noqa: E402
 from benchmarks import ncnn_forward, reference  # noqa: E402
 from benchmarks.ncnn_forward import NcnnNet, save  # noqa: E402
 from benchmarks.ncnn_model import NcnnModel  # noqa: E402
-from benchmarks.networks import Material, Network, gather, multiply_adds  # noqa: E402
+from benchmarks.networks import Material, Network, gather  # noqa: E402
 from benchmarks.settings import QUICK  # noqa: E402
 from int8calib.net.fold import fold_batch_norm  # noqa: E402
+from int8calib.net.shapes import multiply_adds  # noqa: E402
 
 EVERYTHING = """
 layer { name: "data" type: "Input" top: "data"

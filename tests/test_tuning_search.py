@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tuning_nets import chain, demo_feeds, demo_net, feeds
+from tuning_nets import chain, demo_feeds, demo_net, feeds, sqnr
 
 from int8calib import TuneOptions, tune
 from int8calib.calibration.options import Options
@@ -19,35 +19,15 @@ from int8calib.calibration.pipeline import prepare, run_job
 from int8calib.calibration.requirements import requirements_from_graph
 from int8calib.engine.run import Net, load_caffe
 from int8calib.errors import ImageError, OptionError
-from int8calib.evaluation.evaluate import Labelled
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table
 from int8calib.tuning.float_layers import leave_float, meets
 from int8calib.tuning.importance import importance
 from int8calib.tuning.judge import Judge
 from int8calib.tuning.search import PLAIN
-from int8calib.tuning.tail import FEWEST
 from int8calib.tuning.write import write_model
 
 IMAGES = 60
-
-
-def score_blob(net: Net) -> str:
-    return net.graph.producer(net.graph.outputs[0]).bottoms[0].name
-
-
-def sqnr(reference: Net, found: Net, images: list[Labelled]) -> float:
-    """In dB, of the scores without what they have in common, by the definition."""
-    signal_, error = 0.0, 0.0
-    for given in images:
-        a, b = (
-            n.forward(given.feed, outputs=[score_blob(n)])[score_blob(n)].reshape(-1)
-            for n in (reference, found)
-        )
-        a, b = a - a.mean(), b - b.mean()
-        signal_ += float(np.square(a).sum())
-        error += float(np.square(a - b).sum())
-    return 10 * float(np.log10(signal_ / error))
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +65,6 @@ def test_a_changed_model_loses_far_less_and_its_files_say_the_same(net, plain, t
     assert np.array_equal(twin.forward(one)[out], int8.forward(one)[out])
     findings = check_table(found.table, requirements=requirements_from_graph(again.graph))
     assert [each for each in findings if each.severity == "error"] == []
-
-
-def test_thresholds_by_the_outputs_are_worth_it(net, monkeypatch) -> None:
-    fresh = demo_feeds(60, seed=71)
-    found = {}
-    for fewest in (FEWEST, 10**6):
-        monkeypatch.setattr("int8calib.tuning.tail.FEWEST", fewest)
-        done = tune(net, lambda: demo_feeds(90))
-        found[fewest] = sqnr(net, simulate(net, done.table), fresh)
-    assert found[FEWEST] > found[10**6]
 
 
 def test_equalising_is_worth_it(net, plain) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tuning_nets import chain, feeds
+from tuning_nets import chain, demo_feeds, demo_net, feeds, sqnr
 
 from int8calib.engine.run import Net
 from int8calib.evaluation.outputs import Watched
@@ -12,8 +12,10 @@ from int8calib.layers.registry import find_type
 from int8calib.net.fold import fold_batch_norm
 from int8calib.net.graph import Blob
 from int8calib.net.inputs import INPUT_TYPES
+from int8calib.simulation.build import simulate
 from int8calib.tuning.layerwise import Layerwise
-from int8calib.tuning.tail import aim_of, best_by_outputs
+from int8calib.tuning.search import tune
+from int8calib.tuning.tail import FEWEST, aim_of, best_by_outputs
 
 SCORES = Blob("fc")
 
@@ -105,3 +107,13 @@ def test_few_images_have_no_say(net, monkeypatch) -> None:
     monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 3)
     assert aim_of(net.graph, feeds(2), watched, workers=1) is None
     assert aim_of(net.graph, feeds(3), Watched(None, (), ()), workers=1) is None
+
+
+def test_thresholds_by_the_outputs_are_worth_it(monkeypatch) -> None:
+    net, fresh = demo_net(), demo_feeds(60, seed=71)
+    found = {}
+    for fewest in (FEWEST, 10**6):
+        monkeypatch.setattr("int8calib.tuning.tail.FEWEST", fewest)
+        done = tune(net, lambda: demo_feeds(90))
+        found[fewest] = sqnr(net, simulate(net, done.table), fresh)
+    assert found[FEWEST] > found[10**6]

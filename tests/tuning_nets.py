@@ -70,3 +70,21 @@ def demo_feeds(count: int, seed: int = 7) -> list[Labelled]:
         Labelled({name: preprocess(image)[None]}, [label])
         for image, label in draw.draw_images(count, seed)
     ]
+
+
+def score_blob(net: Net) -> str:
+    return net.graph.producer(net.graph.outputs[0]).bottoms[0].name
+
+
+def sqnr(reference: Net, found: Net, images: list[Labelled]) -> float:
+    """In dB, of the scores without what they have in common, by the definition."""
+    signal_, error = 0.0, 0.0
+    for given in images:
+        a, b = (
+            n.forward(given.feed, outputs=[score_blob(n)])[score_blob(n)].reshape(-1)
+            for n in (reference, found)
+        )
+        a, b = a - a.mean(), b - b.mean()
+        signal_ += float(np.square(a).sum())
+        error += float(np.square(a - b).sum())
+    return 10 * float(np.log10(signal_ / error))

@@ -178,3 +178,17 @@ def is_batchable(graph: Graph, inputs: Mapping[str, Shape], layers: Iterable[Lay
         double[blob] == (2 * shape[0], *shape[1:]) and shape[0] == 1 if shape else False
         for blob, shape in single.items()
     )
+
+
+def multiply_adds(graph: Graph, inputs: Mapping[str, Shape]) -> int:
+    """Multiply-adds of one forward pass of `graph`, by the layers' own rules."""
+    shapes = infer_shapes(graph, inputs)
+    total = 0
+    for layer in graph.layers:
+        if layer.type in INPUT_TYPES or any(blob not in shapes for blob in layer.tops):
+            continue
+        count = find_type(layer.type).macs
+        if count is not None:
+            bottoms = [shapes[blob] for blob in layer.bottoms]
+            total += count(layer.params, bottoms, [shapes[blob] for blob in layer.tops])
+    return total

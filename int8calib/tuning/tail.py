@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from int8calib.engine.workers import Feed, Runner, batch_of, work_through
+from int8calib.evaluation.evaluate import copied_tops
 from int8calib.evaluation.outputs import Watched
-from int8calib.layers.registry import Array, Shape, find_type
+from int8calib.evaluation.side_by_side import MARK
+from int8calib.layers.registry import Array
 from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.net.shapes import infer_shapes
+from int8calib.net.shapes import multiply_adds
 from int8calib.scales import LEVELS
 from int8calib.tuning.bottoms import rounded, strength
 
@@ -29,8 +31,8 @@ WORK = 6e9
 STEP = 1.25
 FINE = (0.89, 1.12)
 MOST_STEPS = 6
-_MARK = "\0"
-"""Stands in no blob name of a prototxt."""
+_ROUNDED = f"rounded{MARK}"
+"""The name of the input that is the rounded blob."""
 
 Outputs = Mapping[Blob, Array]
 
@@ -78,7 +80,7 @@ def aim_of(graph: Graph, feeds: Sequence[Feed], watched: Watched, workers: int) 
     if not wanted or sum(batch_of(feed) for feed in feeds) < FEWEST:
         return None
     shapes = {name: array.shape for name, array in feeds[0].items()}
-    count = min(max(IMAGES, int(WORK / _multiply_adds(graph, shapes))), len(feeds))
+    count = min(max(IMAGES, int(WORK / max(multiply_adds(graph, shapes), 1))), len(feeds))
     chosen = tuple(int(i) for i in np.arange(count) * (len(feeds) / count))
     found = _run_all(_runners(graph, wanted, workers), [feeds[i] for i in chosen])
     return Aim(chosen, tuple(found), watched.scores)
@@ -107,11 +109,7 @@ def best_by_outputs(
     wanted = tuple(aim.expected[0])
     if not set(wanted) <= {top for layer in tail.layers for top in layer.tops}:
         return start
-    feeds = [
-        {name: live[blob][i] for blob, name in names.items() if name != _ROUNDED}
-        for i in aim.chosen
-    ]
-
+    feeds = [{name: live[blob][i] for blob, name in names.items()} for i in aim.chosen]
     runners = _runners(tail, wanted, workers)
     # An image whose values are f times as large meets a threshold that is 1/f as large.
     stronger = strength(len(feeds)) if headroom else np.ones(len(feeds))
@@ -143,9 +141,6 @@ def best_by_outputs(
     return min(tried, key=tried.__getitem__)
 
 
-_ROUNDED = f"rounded{_MARK}"
-
-
 def _tail(
     graph: Graph, done: int, bottom: Blob, readers: set[str]
 ) -> tuple[Graph, dict[Blob, str]]:
@@ -161,27 +156,15 @@ def _tail(
             elif blob in made:
                 bottoms.append(blob)
             else:
-                renamed[blob] = Blob(f"{blob}{_MARK}")
+                renamed[blob] = Blob(f"{blob}{MARK}")
                 bottoms.append(renamed[blob])
         made.update(layer.tops)
         layers.append(replace(layer, bottoms=tuple(bottoms)))
     names = {blob: new.name for blob, new in renamed.items()}
     inputs = (*renamed.values(), Blob(_ROUNDED))
     source = next(layer for layer in graph.layers if not layer.bottoms)
-    first = replace(source, name=_MARK, type="Input", bottoms=(), tops=inputs, weights=())
+    first = replace(source, name=MARK, type="Input", bottoms=(), tops=inputs, weights=())
     return replace(graph, layers=(first, *layers)), names
-
-
-def _multiply_adds(graph: Graph, inputs: Mapping[str, Shape]) -> int:
-    """Those of one feed."""
-    shapes = infer_shapes(graph, inputs)
-    total = 1
-    for layer in graph.layers:
-        kind = find_type(layer.type) if layer.weights else None
-        if kind is not None and kind.macs is not None:
-            bottoms, tops = ([shapes[b] for b in blobs] for blobs in (layer.bottoms, layer.tops))
-            total += kind.macs(layer.params, bottoms, tops)
-    return total
 
 
 def _runners(graph: Graph, wanted: tuple[Blob, ...], workers: int) -> list[Runner]:
@@ -190,10 +173,10 @@ def _runners(graph: Graph, wanted: tuple[Blob, ...], workers: int) -> list[Runne
 
 def _run_all(runners: Sequence[Runner], feeds: Sequence[Feed]) -> Sequence[Outputs]:
     """The runners' blobs for each feed, as arrays of their own."""
-    found: list[dict[Blob, Array]] = [{} for _ in feeds]
+    found: list[Outputs] = [{} for _ in feeds]
 
     def work(runner: Runner, i: int) -> int:
-        runner.run(feeds[i], lambda blob, top: found[i].__setitem__(blob, top.copy()))
+        found[i] = copied_tops(runner, feeds[i])
         return 1
 
     work_through(

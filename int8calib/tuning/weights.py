@@ -87,9 +87,9 @@ def settle_weights(
             ],
             axis=2,
         )
+        levels = _within(levels, nearest(goal, scales, grid.most), grid)
     else:
         levels = nearest(goal, scales, grid.most)
-    levels = _within(levels, nearest(goal, scales, grid.most), grid)
     weights = np.asarray(levels / scales[:, :, None], np.float32)
     bias = problem.bias
     if changes.bias:
