@@ -77,6 +77,11 @@ def test_the_config_repeats_the_run(pictures, tmp_path) -> None:
         (["--min-agreement", "95"], "0 to 1"),
         (["--exclude", "nosuch*"], "nosuch"),
         (["--tune-images", "1"], "at least 2"),
+        (
+            ["--write-model", "{tmp}/a.caffemodel", "{tmp}/a.prototxt", "--more-work", "200"],
+            "0 to 100",
+        ),
+        (["--more-work", "5"], "--write-model"),
     ],
 )
 def test_what_is_refused(pictures, tmp_path, capsys, more, message) -> None:

@@ -225,6 +225,7 @@ def test_targets_that_cannot_be_told_are_refused(net) -> None:
         {"seconds": 0.0},
         {"validation": 1.0},
         {"max_drop": 101.0},
+        {"more_work": -0.1},
     ):
         with pytest.raises(OptionError):
             TuneOptions(**wrong)

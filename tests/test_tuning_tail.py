@@ -15,7 +15,7 @@ from int8calib.net.inputs import INPUT_TYPES
 from int8calib.simulation.build import simulate
 from int8calib.tuning.layerwise import Layerwise
 from int8calib.tuning.search import tune
-from int8calib.tuning.tail import FEWEST, aim_of, best_by_outputs
+from int8calib.tuning.tail import FEWEST, Tail, aim_of, best_by_outputs
 
 SCORES = Blob("fc")
 
@@ -75,9 +75,8 @@ def test_threshold_is_near_the_best_of_a_plain_search(net, case, factor) -> None
     aim = aim_of(net.graph, given, Watched(SCORES, (SCORES,), ()), workers=2)
     absmax = max(float(np.abs(x).max()) for x in nets.live[blob])
     start = factor * absmax
-    found = best_by_outputs(
-        net.graph, done, nets.live, blob, readers, aim, start, 5 * absmax, headroom=False, workers=2
-    )
+    tail = Tail(net.graph, done, nets.live, blob, readers, aim, workers=2)
+    found = best_by_outputs(tail, start, 5 * absmax, headroom=False)
     losses = [loss(net, given, blob, readers, t) for t in absmax * np.geomspace(0.2, 4, 40)]
     mine = loss(net, given, blob, readers, found)
     assert mine <= loss(net, given, blob, readers, start)
@@ -93,12 +92,8 @@ def test_outputs_that_do_not_follow_leave_the_threshold(net) -> None:
         nets.step(layer, layer)
     aim = aim_of(net.graph, given, Watched(None, (Blob("a", 1),), ()), workers=1)
     blob = layers[done].bottoms[0]
-    assert (
-        best_by_outputs(
-            net.graph, done, nets.live, blob, {"fc"}, aim, 3.0, 9.0, headroom=True, workers=1
-        )
-        == 3
-    )
+    tail = Tail(net.graph, done, nets.live, blob, {"fc"}, aim, workers=1)
+    assert best_by_outputs(tail, 3.0, 9.0, headroom=True) == 3
 
 
 def test_few_images_have_no_say(net, monkeypatch) -> None:

@@ -5,8 +5,9 @@ example:
       --mean 104 117 123 --output net.table --write-model tuned.caffemodel tuned.prototxt
 
 With --write-model the table belongs to the written model: give that one to caffe2ncnn. Its float
-outputs are nearly those of the old one. Beside the table stand a report (net.table.json), all
-options (net.table.toml) and an explanation (net.table.txt).
+outputs are nearly those of the old one; some layers may have more channels (--more-work). Beside
+the table stand a report (net.table.json), all options (net.table.toml) and an explanation
+(net.table.txt).
 """
 
 from __future__ import annotations
@@ -67,7 +68,14 @@ def _add_layer_arguments(group: Any) -> None:
         nargs="+",
         action="extend",
         metavar="TECHNIQUE",
-        help="with --write-model, changes not to make: equalise, rounding, refit, bias",
+        help="with --write-model, changes not to make: equalise, copies, rounding, refit, bias",
+    )
+    group.add_argument(
+        "--more-work",
+        type=float,
+        metavar="P",
+        help="with --write-model, most percent of multiply-adds that copies of channels may add; "
+        "0 leaves every num_output as it is (default: 10)",
     )
     for name, text in (
         ("--six-bit", "layers, or globs of them, with 31 weight levels in any case"),
@@ -183,9 +191,17 @@ def _tune_options(args: argparse.Namespace) -> TuneOptions:
             raise OptionError(f"--skip {name}: expected one of {', '.join(TECHNIQUES)}")
     if skipped and not args.write_model:
         raise OptionError("--skip: without --write-model the weights do not change; leave it out")
+    more_work = TuneOptions.more_work
+    if args.more_work is not None:
+        if not args.write_model:
+            raise OptionError("--more-work: without --write-model nothing is copied; leave it out")
+        if not 0 <= args.more_work <= 100:
+            raise OptionError(f"--more-work {args.more_work:g}: expected percent, 0 to 100")
+        more_work = args.more_work / 100
     return TuneOptions(
         change_model=args.write_model is not None,
         techniques=tuple(name for name in TECHNIQUES if name not in skipped),
+        more_work=more_work,
         max_drop=args.max_drop,
         min_agreement=args.min_agreement,
         max_float_layers=args.max_float_layers,

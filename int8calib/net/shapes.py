@@ -183,12 +183,15 @@ def is_batchable(graph: Graph, inputs: Mapping[str, Shape], layers: Iterable[Lay
 def multiply_adds(graph: Graph, inputs: Mapping[str, Shape]) -> int:
     """Multiply-adds of one forward pass of `graph`, by the layers' own rules."""
     shapes = infer_shapes(graph, inputs)
-    total = 0
-    for layer in graph.layers:
-        if layer.type in INPUT_TYPES or any(blob not in shapes for blob in layer.tops):
-            continue
-        count = find_type(layer.type).macs
-        if count is not None:
-            bottoms = [shapes[blob] for blob in layer.bottoms]
-            total += count(layer.params, bottoms, [shapes[blob] for blob in layer.tops])
-    return total
+    return sum(
+        layer_multiply_adds(layer, shapes)
+        for layer in graph.layers
+        if layer.type not in INPUT_TYPES and all(blob in shapes for blob in layer.tops)
+    )
+
+
+def layer_multiply_adds(layer: Layer, shapes: Mapping[Blob, Shape]) -> int:
+    """Multiply-adds of one layer whose bottoms and tops have these shapes; 0 for simple types."""
+    count = find_type(layer.type).macs
+    bottoms, tops = ([shapes[blob] for blob in blobs] for blobs in (layer.bottoms, layer.tops))
+    return 0 if count is None else count(layer.params, bottoms, tops)

@@ -9,19 +9,21 @@ from int8calib.scales import LEVELS
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.tuning.results import Choice
 from int8calib.tuning.sequence import SettledLayer
+from int8calib.tuning.suited import Suited
 
 
 def choices_of(
     table: CalibrationTable,
     settled: Mapping[str, SettledLayer],
-    left: Mapping[tuple[str, ...], float],
+    suited: Suited | None,
     floats: Sequence[str],
-    changed: bool,
 ) -> tuple[Choice, ...]:
     """A choice for each row of `table`, and for each layer of `floats`.
 
-    `left`: the share of their error that equalising left for families of layers.
+    `suited`: how channels were changed, None where they were not.
     """
+    left = suited.left if suited else {}
+    grown = suited.grown if suited else {}
     evened = {name: share for names, share in left.items() if share < 1 for name in names}
     choices = [
         Choice(name, "float", "leaving it in float does most for the outputs") for name in floats
@@ -34,8 +36,11 @@ def choices_of(
             choices.append(Choice(rows.name, f"{method} {threshold:.5g}", "not tuned"))
             continue
         why = f"its outputs err by {_decibels(found.error)} of their energy{_reach(rows)}"
-        if changed and rows.name in evened:
+        if rows.name in evened:
             why += f"; even channels leave {100 * evened[rows.name]:.0f} % of the error"
+        if rows.name in grown:
+            before, after = grown[rows.name]
+            why += f"; {after} outputs in place of {before} are rounded more finely"
         choices.append(Choice(rows.name, f"threshold {threshold:.5g}", why))
     return tuple(choices)
 

@@ -11,7 +11,7 @@ from int8calib.errors import OptionError
 from int8calib.evaluation.results import Evaluation
 from int8calib.table.model import CalibrationTable
 
-TECHNIQUES = ("equalise", "rounding", "refit", "bias")
+TECHNIQUES = ("equalise", "copies", "rounding", "refit", "bias")
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,11 @@ class TuneOptions:
         True lets weights and biases change too: the result is a table and a model.
     techniques
         which changes are allowed then: `equalise` (even channels, centred class scores),
+        `copies` (channels whose rounding costs most are copied, so that it is finer),
         `rounding` (weights rounded for least output error), `refit` (weights that make good what
         layers before lose), `bias` (mean errors taken back).
+    more_work
+        multiply-adds that copies of channels may add, as a share of those of the net.
     max_drop
         points of top-1 that INT8 may lose on the validation images; needs labels.
     min_agreement
@@ -44,6 +47,7 @@ class TuneOptions:
 
     change_model: bool = False
     techniques: tuple[str, ...] = TECHNIQUES
+    more_work: float = 0.1
     max_drop: float | None = None
     min_agreement: float | None = None
     max_float_layers: int | None = None
@@ -58,6 +62,8 @@ class TuneOptions:
         for name in self.techniques:
             if name not in TECHNIQUES:
                 raise OptionError(f"technique {name!r}: expected one of {', '.join(TECHNIQUES)}")
+        if not 0 <= self.more_work <= 1:
+            raise OptionError(f"more work {self.more_work:g}: expected a share, 0 to 1")
         if self.max_drop is not None and not -100 <= self.max_drop <= 100:
             raise OptionError(f"max drop {self.max_drop:g}: expected points of top-1 up to 100")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:

@@ -23,14 +23,12 @@ from int8calib.simulation.build import int8_layers, simulate
 from int8calib.stats.store import Statistics
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.tuning.budget import OutOfTimeError, check_targets, clock_of, split, taken
-from int8calib.tuning.centre import centre_scores
-from int8calib.tuning.equalise import equalise
 from int8calib.tuning.explain import choices_of
 from int8calib.tuning.float_layers import leave_float, meets, without
 from int8calib.tuning.judge import Judge, nearness
 from int8calib.tuning.results import TuneOptions, Tuning
 from int8calib.tuning.sequence import SettledLayer, settle_layers
-from int8calib.tuning.tail import aim_of
+from int8calib.tuning.suited import Suited, suit_channels
 from int8calib.tuning.weights import Changes
 
 PLAIN = ("mse", "kl", "aciq")
@@ -50,7 +48,7 @@ class _State:
     name: str
     changed: bool = False
     evaluation: Evaluation | None = None
-    left: dict[tuple[str, ...], float] = field(default_factory=dict)
+    suited: Suited | None = None
     settled: dict[str, SettledLayer] = field(default_factory=dict)
     floats: tuple[str, ...] = ()
     target_met: bool | None = None
@@ -147,7 +145,7 @@ class _Run:
             graph = self.job.graph if self.tuning.change_model else self.net.graph
             state.net = Net(graph, self.net.input_shapes)
             state.table, state.name, state.changed = plain[best.name], best.name, False
-            state.settled, state.left = {}, {}
+            state.settled, state.suited = {}, None
         self._reach_target(state)
 
     def _int8(self, net: Net, table: CalibrationTable) -> Net:
@@ -157,73 +155,61 @@ class _Run:
         self, state: _State, start: CalibrationTable, name: str
     ) -> tuple[Net, CalibrationTable]:
         """Tune layer by layer; `state` has what is done at any time."""
-        net, job = self.net, self.job
+        suited = suit_channels(
+            self.net,
+            self.job,
+            start,
+            self.fitted,
+            self.judge.watched,
+            self.options,
+            self.tuning,
+            table_of=lambda job, found: _plain_table(job, found, self.options, PLAIN[0], self.meta),
+            clock=self.clock,
+        )
+        state.suited = suited
+        job = suited.job
         grids = {layer.name: self.options.weights.grid(layer) for layer in job.described}
-        grids = {rows.name: grids[rows.name] for rows in start.layers}
-        shapes = infer_shapes(job.graph, net.input_shapes)
         techniques = self.tuning.techniques if self.tuning.change_model else ()
-        if self.tuning.change_model:
-            net = Net(job.graph, net.input_shapes)
-        if "equalise" in techniques:
-            with single_threaded_blas():
-                evened = equalise(
-                    centre_scores(job.graph),
-                    shapes,
-                    self.fitted,
-                    grids,
-                    workers=self.options.workers,
-                    progress=self.clock,
-                )
-            state.left = dict(evened.left)
-            net = Net(evened.graph, net.input_shapes)
-            job = prepare(net, replace(self.options, fold_bn=False))
-            again = run_job(
-                job,
-                lambda: self.fitted,
-                self.options,
-                total=self.images,
-                progress=self.clock,
-            )
-            start = _plain_table(job, again.statistics, self.options, PLAIN[0], self.meta)
         changes = Changes(
             rounding="rounding" in techniques,
             refit="refit" in techniques,
             bias="bias" in techniques,
         )
-        rows = {layer.name: layer for layer in start.layers}
+        rows = {layer.name: layer for layer in suited.start.layers}
         with single_threaded_blas():
             for settled in settle_layers(
                 job.graph,
-                shapes,
+                infer_shapes(job.graph, self.net.input_shapes),
                 self.fitted,
                 rows,
-                grids,
+                {name: grids[name] for name in rows},
                 changes,
                 thresholds=name == TUNED,
-                aim=aim_of(job.graph, self.fitted, self.judge.watched, self.options.workers),
+                aim=suited.aim,
                 workers=self.options.workers,
             ):
                 state.settled[settled.layer.name] = settled
-                state.net, state.table = self._merged(net, job, start, state.settled)
+                state.net, state.table = self._merged(suited, state.settled)
                 state.name, state.changed = name, self.tuning.change_model
                 self.clock("layers", len(state.settled), len(rows))
         return state.net, state.table
 
     def _merged(
-        self, net: Net, job: Job, start: CalibrationTable, settled: Mapping[str, SettledLayer]
+        self, suited: Suited, settled: Mapping[str, SettledLayer]
     ) -> tuple[Net, CalibrationTable]:
         """The net and the table with what is settled, and the start for all other layers."""
         rows: list[LayerScales] = [
-            settled[layer.name].rows if layer.name in settled else layer for layer in start.layers
+            settled[layer.name].rows if layer.name in settled else layer
+            for layer in suited.start.layers
         ]
-        table = replace(start, layers=tuple(rows))
+        table = replace(suited.start, layers=tuple(rows))
         if not self.tuning.change_model:
             return self.net, table
         layers = tuple(
             settled[layer.name].layer if layer.name in settled else layer
-            for layer in job.graph.layers
+            for layer in suited.job.graph.layers
         )
-        return Net(replace(job.graph, layers=layers), net.input_shapes), table
+        return Net(replace(suited.job.graph, layers=layers), suited.net.input_shapes), table
 
     def _reach_target(self, state: _State) -> None:
         """Leave layers in float until the targets hold, if there are any."""
@@ -272,8 +258,14 @@ class _Run:
 
     def result(self, state: _State, stopped: str | None) -> Tuning:
         """The state as what `tune` returns."""
-        choices = choices_of(state.table, state.settled, state.left, state.floats, state.changed)
+        suited = state.suited if state.changed else None
+        choices = choices_of(state.table, state.settled, suited, state.floats)
         notes = []
+        if suited is not None and suited.grown:
+            notes.append(
+                f"copies of channels: {100 * suited.work:.1f} % more multiply-adds; the layers "
+                f"{', '.join(suited.grown)} have more outputs"
+            )
         if stopped is not None:
             total = len(state.table.layers)
             notes.append(

@@ -25,7 +25,7 @@ from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.layerwise import Layerwise, Values
 from int8calib.tuning.rounding import nearest
 from int8calib.tuning.samples import Places, Problem, affordable, problem_of, weight_blob
-from int8calib.tuning.tail import Aim, best_by_outputs
+from int8calib.tuning.tail import Aim, Tail, best_by_outputs
 from int8calib.tuning.weights import Changes, Settled, settle_scales, settle_weights
 
 COLUMNS = 4096
@@ -96,17 +96,12 @@ def settle_layers(
                         graph, group, sampled, bottom, start, judged, weighing
                     )
                     if aim is not None:
+                        names = [f.name for f in group]
                         threshold = best_by_outputs(
-                            graph,
-                            done,
-                            nets.live,
-                            found.bottom,
-                            [f.name for f in group],
-                            aim,
+                            Tail(graph, done, nets.live, found.bottom, names, aim, workers),
                             LEVELS / scales[root],
                             1.5 * max(float(np.abs(array).max()) for array in bottom),
                             headroom=graph.producer(found.bottom).type not in INPUT_TYPES,
-                            workers=workers,
                         )
                         scales[root] = LEVELS / threshold
             settled = _settle(

@@ -86,40 +86,53 @@ def aim_of(graph: Graph, feeds: Sequence[Feed], watched: Watched, workers: int) 
     return Aim(chosen, tuple(found), watched.scores)
 
 
-def best_by_outputs(
-    graph: Graph,
-    done: int,
-    live: Mapping[Blob, Sequence[Array]],
-    bottom: Blob,
-    readers: Iterable[str],
-    aim: Aim,
-    start: float,
-    most: float,
-    *,
-    headroom: bool,
-    workers: int,
-) -> float:
-    """The threshold of `bottom` with the least loss of `aim`: `start`, or better.
+class Tail:
+    """The layers of a float net from one on, with one of their bottoms rounded for some of them."""
 
-    `graph` has run up to layer `done`, which left `live`; `readers` names the layers that take
-    `bottom` rounded. Thresholds are at most `most`. With `headroom` some images count as if their
-    values were larger, as those of images to come will be.
+    def __init__(
+        self,
+        graph: Graph,
+        done: int,
+        live: Mapping[Blob, Sequence[Array]],
+        bottom: Blob,
+        readers: Iterable[str],
+        aim: Aim,
+        workers: int,
+    ) -> None:
+        """`graph` has run up to layer `done`, which left `live`; `readers` are to take `bottom`."""
+        tail, names = _tail(graph, done, bottom, set(readers))
+        wanted = tuple(aim.expected[0])
+        self.whole = set(wanted) <= {top for layer in tail.layers for top in layer.tops}
+        """Whether all outputs come behind; without this there is no loss."""
+        self.bottoms = [live[bottom][i] for i in aim.chosen]
+        """`bottom` as it is, for the feeds of `aim`."""
+        self._aim = aim
+        self._feeds = [{name: live[blob][i] for blob, name in names.items()} for i in aim.chosen]
+        self._runners = _runners(tail, wanted, workers) if self.whole else []
+
+    def loss(self, bottoms: Iterable[Array]) -> float:
+        """What the outputs lose where the readers take these arrays, one for each feed."""
+        pairs = zip(self._feeds, bottoms, strict=True)
+        return self._aim.loss(
+            _run_all(self._runners, [{**feed, _ROUNDED: array} for feed, array in pairs])
+        )
+
+
+def best_by_outputs(tail: Tail, start: float, most: float, *, headroom: bool) -> float:
+    """The threshold with the least loss of `tail`: `start`, or better.
+
+    Thresholds are at most `most`. With `headroom` some images count as if their values were
+    larger, as those of images to come will be.
     """
-    tail, names = _tail(graph, done, bottom, set(readers))
-    wanted = tuple(aim.expected[0])
-    if not set(wanted) <= {top for layer in tail.layers for top in layer.tops}:
+    if not tail.whole:
         return start
-    feeds = [{name: live[blob][i] for blob, name in names.items()} for i in aim.chosen]
-    runners = _runners(tail, wanted, workers)
     # An image whose values are f times as large meets a threshold that is 1/f as large.
-    stronger = strength(len(feeds)) if headroom else np.ones(len(feeds))
+    count = len(tail.bottoms)
+    stronger = strength(count) if headroom else np.ones(count)
 
     def loss(threshold: float) -> float:
-        given = [
-            {**feed, _ROUNDED: rounded(live[bottom][i], LEVELS / threshold * float(factor))}
-            for feed, i, factor in zip(feeds, aim.chosen, stronger, strict=True)
-        ]
-        return aim.loss(_run_all(runners, given))
+        pairs = zip(tail.bottoms, stronger, strict=True)
+        return tail.loss(rounded(b, LEVELS / threshold * float(factor)) for b, factor in pairs)
 
     tried = {start: loss(start)}
     for factor in (1 / STEP, STEP):

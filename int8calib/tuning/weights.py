@@ -48,7 +48,7 @@ class Changes:
     rounding: bool
     refit: bool
     bias: bool
-    damping: float = 1.0
+    damping: float = 8.0
 
     @property
     def any(self) -> bool:

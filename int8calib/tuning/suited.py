@@ -1,0 +1,110 @@
+"""A net to tune comes in; one that computes the same with channels better suited to INT8 goes out.
+
+Channels are made even, then the weightiest are copied. What was collected from the old net is
+collected anew, since thresholds start from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from int8calib.calibration.options import Options
+from int8calib.calibration.pipeline import Job, prepare, run_job
+from int8calib.engine.run import Net
+from int8calib.engine.workers import Feed, Progress, batch_of, single_threaded_blas
+from int8calib.evaluation.outputs import Watched
+from int8calib.net.shapes import infer_shapes
+from int8calib.stats.store import Statistics
+from int8calib.table.model import CalibrationTable
+from int8calib.tuning.centre import centre_scores
+from int8calib.tuning.equalise import equalise
+from int8calib.tuning.results import TuneOptions
+from int8calib.tuning.splitting import split_channels
+from int8calib.tuning.tail import Aim, aim_of
+
+TableOf = Callable[[Job, Statistics], CalibrationTable]
+
+
+@dataclass(frozen=True, eq=False)
+class Suited:
+    """A net, its job, the table that tuning starts from, and the outputs it aims at.
+
+    left
+        what share of its error equalising leaves for each family of layers.
+    grown
+        num_output before and after of the layers whose channels were copied.
+    work
+        the multiply-adds that copies add, as a share.
+    """
+
+    net: Net
+    job: Job
+    start: CalibrationTable
+    aim: Aim | None
+    left: Mapping[tuple[str, ...], float] = field(default_factory=dict)
+    grown: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    work: float = 0.0
+
+
+def suit_channels(
+    net: Net,
+    job: Job,
+    start: CalibrationTable,
+    fitted: Sequence[Feed],
+    watched: Watched,
+    options: Options,
+    tuning: TuneOptions,
+    *,
+    table_of: TableOf,
+    clock: Progress,
+) -> Suited:
+    """Change the channels of `job`'s graph as far as `tuning` allows it.
+
+    `start` is the table of `job`; `table_of` makes such a table from a job and its statistics.
+    """
+    techniques = tuning.techniques if tuning.change_model else ()
+
+    def again(suited: Suited) -> Suited:
+        """With the job and the table of its new net."""
+        job = prepare(suited.net, replace(options, fold_bn=False))
+        total = sum(batch_of(feed) for feed in fitted)
+        found = run_job(job, lambda: fitted, options, total=total, progress=clock)
+        return replace(suited, job=job, start=table_of(job, found.statistics))
+
+    if tuning.change_model:
+        net = Net(job.graph, net.input_shapes)
+    suited = Suited(net, job, start, None)
+    if "equalise" in techniques:
+        grids = {layer.name: options.weights.grid(layer) for layer in job.described}
+        with single_threaded_blas():
+            evened = equalise(
+                centre_scores(job.graph),
+                infer_shapes(job.graph, net.input_shapes),
+                fitted,
+                {rows.name: grids[rows.name] for rows in start.layers},
+                workers=options.workers,
+                progress=clock,
+            )
+        net = Net(evened.graph, net.input_shapes)
+        suited = again(replace(suited, net=net, left=dict(evened.left)))
+    with single_threaded_blas():
+        aim = aim_of(suited.job.graph, fitted, watched, options.workers)
+    suited = replace(suited, aim=aim)
+    if "copies" in techniques and aim is not None:
+        graph = suited.job.graph
+        with single_threaded_blas():
+            split = split_channels(
+                graph,
+                infer_shapes(graph, net.input_shapes),
+                fitted,
+                suited.start,
+                aim,
+                tuning.more_work,
+                workers=options.workers,
+                progress=clock,
+            )
+        if split.grown:
+            net = Net(split.graph, net.input_shapes)
+            suited = again(replace(suited, net=net, grown=split.grown, work=split.work))
+    return suited
