@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 from generated import make_model
 from opencv import deviation, opencv_tops
-from tuning_nets import chain, demo_feeds, demo_net, sqnr
+from tuning_nets import chain, demo_feeds, demo_net, feeds, loss_of, sqnr
 
 from int8calib import TuneOptions, tune
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import prepare, run_job
 from int8calib.engine.run import Net, load_caffe
 from int8calib.evaluation.outputs import Watched
-from int8calib.layers.registry import find_type
 from int8calib.net.graph import Blob
-from int8calib.net.inputs import INPUT_TYPES
 from int8calib.net.shapes import infer_shapes, multiply_adds
 from int8calib.simulation.build import simulate
 from int8calib.tuning.channels import scalable_channels
@@ -52,13 +50,11 @@ layer { name: "fc" type: "InnerProduct" bottom: "hidden" top: "fc"
   inner_product_param { num_output: 6 } }
 layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 """
-SHAPE = (3, 20, 18)
 SCORES = Blob("fc")
 
 
-def feeds(count: int, seed: int = 5) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    return [{"data": rng.normal(0, 60, (1, *SHAPE)).astype(np.float32)} for _ in range(count)]
+def images(count: int, seed: int = 5) -> list[dict[str, np.ndarray]]:
+    return feeds(count, seed, (3, 20, 18))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ def few_images_will_do(monkeypatch) -> None:
 
 
 def split(net: Net, more_work: float, told: list | None = None) -> Split:
-    given = feeds(6)
+    given = images(6)
     options = Options(method="minmax", fold_bn=False)
     table = run_job(prepare(net, options), lambda: given, options).table
     aim = aim_of(net.graph, given, Watched(SCORES, (SCORES,), ()), workers=1)
@@ -112,7 +108,7 @@ def test_a_net_with_copies_computes_the_same(net, tmp_path, names) -> None:
     counts = {name: rng.integers(1, 5, made[name]) for name in names}
     wider = copied(net, counts, steps=0.0)
     write_model(wider, tmp_path / "n.prototxt", tmp_path / "n.caffemodel")
-    image = feeds(1, seed=77)[0]
+    image = images(1, seed=77)[0]
     other = opencv_tops(tmp_path / "n.prototxt", tmp_path / "n.caffemodel", image)
     for blob in ("fc", "prob"):
         assert deviation(other[blob], net.forward(image, outputs=[blob])[blob]) < 1e-5
@@ -124,11 +120,11 @@ def test_a_net_with_copies_computes_the_same(net, tmp_path, names) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_copies_are_rounded_as_by_finer_steps(net, count) -> None:
-    step = float(net.forward(feeds(1)[0], outputs=["s"])["s"].max()) / 15
+    step = float(net.forward(images(1)[0], outputs=["s"])["s"].max()) / 15
     counts = {"s": np.full(8, count)}
     wider = copied(net, counts, steps=step)
     plain_error, error = 0.0, 0.0
-    for feed in feeds(20):
+    for feed in images(20):
         (one,) = net.forward(feed, outputs=["s"]).values()
         (many,) = wider.forward(feed, outputs=["s"]).values()
         assert many.shape[1] == 8 * count
@@ -157,27 +153,8 @@ def test_which_channels_can_be_copied(net, tmp_path) -> None:
 
 
 def losses_by_hand(net: Net, name: str, scale: float) -> float:
-    """The mean share of error energy where one layer's bottom is rounded, by plain functions."""
-
-    def scores(feed: dict, rounded: bool) -> np.ndarray:
-        values = {}
-        for layer in net.graph.layers:
-            if layer.type in INPUT_TYPES:
-                values.update({top: feed[top.name] for top in layer.tops})
-                continue
-            bottoms = [values[bottom] for bottom in layer.bottoms]
-            if rounded and layer.name == name:
-                bottoms = [np.float32(np.rint(bottoms[0] * scale) / scale)]
-            tops = find_type(layer.type).run(layer.params, layer.weights, bottoms)
-            values.update(zip(layer.tops, tops, strict=True))
-        return values[SCORES] - values[SCORES].mean(axis=1, keepdims=True)
-
-    shares = []
-    for feed in feeds(6):
-        expected = scores(feed, rounded=False)
-        error = scores(feed, rounded=True) - expected
-        shares.append(np.square(error).sum() / np.square(expected).sum())
-    return float(np.mean(shares))
+    """What is lost where one layer's bottom is rounded, by plain functions."""
+    return loss_of(net, images(6), SCORES.name, {name: lambda x: np.rint(x * scale) / scale})
 
 
 def test_work_is_what_was_allowed_and_goes_where_rounding_costs(net) -> None:
@@ -210,7 +187,7 @@ def test_layers_are_judged_by_what_the_outputs_lose(net, monkeypatch) -> None:
     told: list = []
     assert split(net, 0.5, told).grown == {}
     options = Options(method="minmax", fold_bn=False)
-    table = run_job(prepare(net, options), lambda: feeds(6), options).table
+    table = run_job(prepare(net, options), lambda: images(6), options).table
     scales = {rows.name: rows.bottom_scale for rows in table.layers}
     readers = {"c1": ("s",), "s": ("a", "b"), "hidden": ("fc",)}
     for name, layers in readers.items():

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tuning_nets import chain, demo_feeds, demo_net, feeds, sqnr
+from tuning_nets import chain, demo_feeds, demo_net, feeds, loss_of, sqnr
 
 from int8calib.engine.run import Net
 from int8calib.evaluation.outputs import Watched
-from int8calib.layers.registry import find_type
 from int8calib.net.fold import fold_batch_norm
 from int8calib.net.graph import Blob
-from int8calib.net.inputs import INPUT_TYPES
 from int8calib.simulation.build import simulate
 from int8calib.tuning.layerwise import Layerwise
 from int8calib.tuning.search import tune
@@ -31,31 +29,14 @@ def net(tmp_path_factory) -> Net:
     return Net(fold_batch_norm(net.graph), net.input_shapes)
 
 
-def outputs(net: Net, feed: dict, blob: Blob, readers: set[str], threshold: float | None):
-    """All layers in order by their plain functions; `readers` take `blob` rounded."""
-    values = {}
-    for layer in net.graph.layers:
-        if layer.type in INPUT_TYPES:
-            values.update({top: feed[top.name] for top in layer.tops})
-            continue
-        bottoms = [values[bottom] for bottom in layer.bottoms]
-        if layer.name in readers and threshold is not None:
-            step = threshold / 127
-            size = np.minimum(np.floor(np.abs(bottoms[0]) / step + 0.5), 127) * step
-            bottoms[0] = (np.sign(bottoms[0]) * size).astype(np.float32)
-        tops = find_type(layer.type).run(layer.params, layer.weights, bottoms)
-        values.update(zip(layer.tops, tops, strict=True))
-    scores = values[SCORES]
-    return scores - scores.mean(axis=1, keepdims=True)
+def loss(net: Net, given: list, readers: set[str], threshold: float) -> float:
+    """What is lost where `readers` take their bottom rounded and clipped, by plain functions."""
+    step = threshold / 127
 
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return np.sign(x) * np.minimum(np.floor(np.abs(x) / step + 0.5), 127) * step
 
-def loss(net: Net, given: list, blob: Blob, readers: set[str], threshold: float) -> float:
-    shares = []
-    for feed in given:
-        expected = outputs(net, feed, blob, readers, None)
-        error = outputs(net, feed, blob, readers, threshold) - expected
-        shares.append(np.square(error).sum() / np.square(expected).sum())
-    return float(np.mean(shares))
+    return loss_of(net, given, SCORES.name, dict.fromkeys(readers, rounded))
 
 
 CASES = {"a and b share it": {"a", "b"}, "a sum reads it too": {"d"}, "first": {"c1"}}
@@ -77,9 +58,9 @@ def test_threshold_is_near_the_best_of_a_plain_search(net, case, factor) -> None
     start = factor * absmax
     tail = Tail(net.graph, done, nets.live, blob, readers, aim, workers=2)
     found = best_by_outputs(tail, start, 5 * absmax, headroom=False)
-    losses = [loss(net, given, blob, readers, t) for t in absmax * np.geomspace(0.2, 4, 40)]
-    mine = loss(net, given, blob, readers, found)
-    assert mine <= loss(net, given, blob, readers, start)
+    losses = [loss(net, given, readers, t) for t in absmax * np.geomspace(0.2, 4, 40)]
+    mine = loss(net, given, readers, found)
+    assert mine <= loss(net, given, readers, start)
     assert mine < 3 * min(losses)  # the loss of so small a net is no smooth curve
 
 

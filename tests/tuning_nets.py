@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
 from int8calib.engine.run import Net, load_caffe
 from int8calib.evaluation.evaluate import Labelled
 from int8calib.images import Preprocess
+from int8calib.layers.registry import find_type
+from int8calib.net.graph import Blob
+from int8calib.net.inputs import INPUT_TYPES
 
 # Everything that factors travel through: ReLU, depthwise, BatchNorm, pooling, Concat, a sum.
 CHAIN = """
@@ -52,9 +56,44 @@ def chain(folder: Path) -> Net:
     return load_caffe(*make_model(folder, CHAIN))
 
 
-def feeds(count: int, seed: int = 3) -> list[dict[str, np.ndarray]]:
+def feeds(
+    count: int, seed: int = 3, shape: tuple[int, int, int] = SHAPE
+) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
-    return [{"data": rng.normal(0, 60, (1, *SHAPE)).astype(np.float32)} for _ in range(count)]
+    return [{"data": rng.normal(0, 60, (1, *shape)).astype(np.float32)} for _ in range(count)]
+
+
+def plain_scores(
+    net: Net, feed: dict[str, np.ndarray], scores: str, changed: dict[str, Callable] | None = None
+) -> np.ndarray:
+    """A blob without its mean, all layers in order by their plain functions.
+
+    `changed`: what becomes of the first bottom of the layers named.
+    """
+    values = {}
+    for layer in net.graph.layers:
+        if layer.type in INPUT_TYPES:
+            values.update({top: feed[top.name] for top in layer.tops})
+            continue
+        bottoms = [values[bottom] for bottom in layer.bottoms]
+        if changed and layer.name in changed:
+            bottoms[0] = changed[layer.name](bottoms[0]).astype(np.float32)
+        tops = find_type(layer.type).run(layer.params, layer.weights, bottoms)
+        values.update(zip(layer.tops, tops, strict=True))
+    found = values[Blob(scores)]
+    return found - found.mean(axis=1, keepdims=True)
+
+
+def loss_of(
+    net: Net, given: list[dict[str, np.ndarray]], scores: str, changed: dict[str, Callable]
+) -> float:
+    """The mean share of error energy that `changed` makes in a blob."""
+    shares = []
+    for feed in given:
+        expected = plain_scores(net, feed, scores)
+        error = plain_scores(net, feed, scores, changed) - expected
+        shares.append(np.square(error).sum() / np.square(expected).sum())
+    return float(np.mean(shares))
 
 
 def demo_net() -> Net:
