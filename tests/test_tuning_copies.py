@@ -67,6 +67,11 @@ def few_images_will_do(monkeypatch) -> None:
     monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 1)
 
 
+@pytest.fixture
+def any_gain_is_worth_it(monkeypatch) -> None:
+    monkeypatch.setattr("int8calib.tuning.splitting.WORTH", 0.0)
+
+
 def split(net: Net, more_work: float, told: list | None = None) -> Split:
     given = images(6)
     options = Options(method="minmax", fold_bn=False)
@@ -157,7 +162,8 @@ def losses_by_hand(net: Net, name: str, scale: float) -> float:
     return loss_of(net, images(6), SCORES.name, {name: lambda x: np.rint(x * scale) / scale})
 
 
-def test_work_is_what_was_allowed_and_goes_where_rounding_costs(net) -> None:
+@pytest.mark.usefixtures("any_gain_is_worth_it")
+def test_work_is_what_was_allowed(net) -> None:
     before = multiply_adds(net.graph, net.input_shapes)
     grown = {}
     for more_work in (0.05, 0.2, 1.0):
@@ -176,10 +182,18 @@ def test_work_is_what_was_allowed_and_goes_where_rounding_costs(net) -> None:
     assert split(net, 0.0).grown == {}
 
 
+def test_copies_that_gain_too_little_are_not_made(net, monkeypatch) -> None:
+    grown = {}
+    for worth in (0.0, 0.3, 1e9):
+        monkeypatch.setattr("int8calib.tuning.splitting.WORTH", worth)
+        grown[worth] = split(net, 1.0).work
+    assert grown[0.0] > grown[0.3] > grown[1e9] == 0
+
+
 def test_layers_are_judged_by_what_the_outputs_lose(net, monkeypatch) -> None:
     seen = {}
 
-    def choose(products, makers, noise, most):
+    def choose(products, makers, noise, most, least):
         seen.update({name: float(noise[own].sum()) for name, own in makers.items()})
         return np.ones(len(noise), np.intp)
 
@@ -195,9 +209,10 @@ def test_layers_are_judged_by_what_the_outputs_lose(net, monkeypatch) -> None:
         assert seen[name] == pytest.approx(expected, rel=1e-3)
     both = losses_by_hand(net, "hidden", scales["hidden"])
     assert seen["a"] + seen["b"] == pytest.approx(both, rel=1e-3)
-    assert told[-1] == ("channels", 5, 5)
+    assert told[-1] == ("channels", 6, 6)
 
 
+@pytest.mark.usefixtures("any_gain_is_worth_it")
 def test_channels_that_nobody_uses_get_no_copies(tmp_path: Path) -> None:
     net = load_caffe(*make_model(tmp_path, FIRE))
     layers = []

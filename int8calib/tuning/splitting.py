@@ -28,6 +28,10 @@ from int8calib.tuning.tail import Aim, Tail
 MOST_COPIES = 4
 PACKS = (8, 4)
 """ncnn computes so many channels at once where their number allows it: it should do so still."""
+FEEDS = 8
+"""How many feeds tell what rounding costs: each has many values."""
+WORTH = 1.0
+"""Percent of what all rounding costs that must go away for one percent of work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +95,18 @@ def split_channels(
     }
     free = can_be_copied(graph, channels)
     makers = {name: found.top for name, found in products.items() if free[found.top].all()}
-    everything = sum(found.work for found in products.values())
     if not makers or more_work <= 0:
         return Split(graph, {}, 0.0)
-    owned = np.zeros(len(free), bool)
-    owned[np.concatenate(list(makers.values()))] = True
-    scales = {rows.name: rows.bottom_scale for rows in table.layers if rows.name in products}
-    scales = {n: scale for n, scale in scales.items() if owned[products[n].bottom].any()}
+    everything = sum(
+        layer_multiply_adds(layer, shapes)
+        for layer in graph.layers
+        if layer.bottoms and all(blob in shapes for blob in (*layer.bottoms, *layer.tops))
+    )
+    scales = {rows.name: rows.bottom_scale for rows in table.layers}
     losses = _losses(graph, feeds, scales, aim, workers, progress)
     rounding = _rounding(graph, shapes, channels, scales, losses, len(free))
-    copies = _choose(products, makers, rounding.noise, more_work * everything)
+    least = WORTH * sum(losses.values()) / everything
+    copies = _choose(products, makers, rounding.noise, more_work * everything, least)
     layers = tuple(
         with_copies(
             layer,
@@ -130,8 +136,9 @@ def _losses(
     progress: Progress,
 ) -> dict[str, float]:
     """What the outputs lose where one layer's bottom alone is rounded, but not clipped."""
-    nets = Layerwise(graph, [feeds[i] for i in aim.chosen], workers=workers)
-    aim = replace(aim, chosen=tuple(range(len(aim.chosen))))
+    few = range(0, len(aim.chosen), max(1, len(aim.chosen) // FEEDS))
+    nets = Layerwise(graph, [feeds[aim.chosen[i]] for i in few], workers=workers)
+    aim = replace(aim, chosen=tuple(range(len(few))), expected=tuple(aim.expected[i] for i in few))
     losses: dict[str, float] = {}
     for done, layer in enumerate(graph.layers):
         if layer.name in scales:
@@ -156,7 +163,7 @@ def _rounding(
     noise, steps = np.zeros(count), np.zeros(count)
     weighing = importance(graph, shapes)
     for found in quantised_layers(graph):
-        if found.name not in losses:
+        if found.name not in losses or not multiplies(found.layer):
             continue
         ids = channels.of[found.bottom]
         squares = np.square(problem_of(found).weights[0], dtype=np.float64)
@@ -167,9 +174,16 @@ def _rounding(
 
 
 def _choose(
-    products: Mapping[str, _Product], makers: Mapping[str, Ids], noise: Weighing, most: float
+    products: Mapping[str, _Product],
+    makers: Mapping[str, Ids],
+    noise: Weighing,
+    most: float,
+    least: float,
 ) -> Ids:
-    """How many copies each number gets: those that take most noise away for their work."""
+    """How many copies each number gets: those that take most noise away for their work.
+
+    They add `most` multiply-adds at most, each of which takes away `least` noise at least.
+    """
     copies = np.ones(len(noise), np.intp)
     touched = {
         name: [p for p in products.values() if np.isin(own, (*p.bottom, *p.top)).any()]
@@ -185,7 +199,7 @@ def _choose(
             gain = float((noise[own] * (1 / copies[own] ** 2 - 1 / more[own] ** 2)).sum())
             steps.append((gain / max(work, 1), work, name, more))
         worth, work, name, more = max(steps, key=lambda step: step[0])
-        if worth <= 0 or added + work > most:
+        if worth < least or worth <= 0 or added + work > most:
             del left[name]
         else:
             copies, added = more, added + work
