@@ -112,7 +112,7 @@ def _observe(
     }
     columns: dict[str, dict[int, Array]] = {name: {} for name in wanted}
     absmax: dict[Blob, list[Array]] = {blob: [] for blob in by_blob}
-    squares: dict[Blob, list[Array]] = {blob: [] for blob in by_blob}
+    squares: dict[Blob, dict[int, Array]] = {blob: {} for blob in by_blob}
     lock = threading.Lock()
     report = progress or (lambda stage, done, total: None)
 
@@ -128,7 +128,7 @@ def _observe(
                 taken[found.name] = Places(found.layer, [top], share, seed=index).columns([top])
             with lock:
                 absmax[blob].append(largest)
-                squares[blob].append(square)
+                squares[blob][index] = square
                 for name, part in taken.items():
                     columns[name][index] = part
 
@@ -151,7 +151,7 @@ def _observe(
                 counts[name],
             ),
             np.max(absmax[found.bottom], axis=0),
-            np.sqrt(np.mean(squares[found.bottom], axis=0)),
+            np.sqrt(np.mean([part for _, part in sorted(squares[found.bottom].items())], axis=0)),
             weighing[found.layer.tops[0]],
             grids[name].most,
         )
