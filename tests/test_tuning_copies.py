@@ -79,7 +79,7 @@ def split(net: Net, more_work: float, told: list | None = None) -> Split:
     aim = aim_of(net.graph, given, Watched(SCORES, (SCORES,), ()), workers=1)
     return split_channels(
         net.graph,
-        infer_shapes(net.graph, net.input_shapes),
+        net.input_shapes,
         given,
         table,
         aim,

@@ -16,7 +16,7 @@ from int8calib.engine.workers import Feed, Progress
 from int8calib.layers.registry import Shape
 from int8calib.net.graph import Blob, Graph
 from int8calib.net.quantised import quantised_layers
-from int8calib.net.shapes import layer_multiply_adds
+from int8calib.net.shapes import infer_shapes, layer_multiply_adds, multiply_adds
 from int8calib.table.model import CalibrationTable
 from int8calib.tuning.channels import Channels, Ids, scalable_channels
 from int8calib.tuning.copies import can_be_copied, multiplies, with_copies
@@ -69,7 +69,7 @@ class _Rounding:
 
 def split_channels(
     graph: Graph,
-    shapes: Mapping[Blob, Shape],
+    inputs: Mapping[str, Shape],
     feeds: Sequence[Feed],
     table: CalibrationTable,
     aim: Aim,
@@ -80,9 +80,10 @@ def split_channels(
 ) -> Split:
     """Copy channels for at most `more_work` times the multiply-adds of `graph` on top of them.
 
-    `table` has the bottom scales of the layers to quantise. `aim` says what the outputs for
-    `feeds` should be.
+    `inputs` are the shapes of the inputs, `table` has the bottom scales of the layers to quantise.
+    `aim` says what the outputs for `feeds` should be.
     """
+    shapes = infer_shapes(graph, inputs)
     channels = scalable_channels(graph, shapes)
     products = {
         layer.name: _Product(
@@ -97,11 +98,7 @@ def split_channels(
     makers = {name: found.top for name, found in products.items() if free[found.top].all()}
     if not makers or more_work <= 0:
         return Split(graph, {}, 0.0)
-    everything = sum(
-        layer_multiply_adds(layer, shapes)
-        for layer in graph.layers
-        if layer.bottoms and all(blob in shapes for blob in (*layer.bottoms, *layer.tops))
-    )
+    everything = multiply_adds(graph, inputs)
     scales = {rows.name: rows.bottom_scale for rows in table.layers}
     losses = _losses(graph, feeds, scales, aim, workers, progress)
     rounding = _rounding(graph, shapes, channels, scales, losses, len(free))
@@ -186,7 +183,7 @@ def _choose(
     """
     copies = np.ones(len(noise), np.intp)
     touched = {
-        name: [p for p in products.values() if np.isin(own, (*p.bottom, *p.top)).any()]
+        name: [p for p in products.values() if np.isin(own, np.append(p.bottom, p.top)).any()]
         for name, own in makers.items()
     }
     left, added = dict(makers), 0.0

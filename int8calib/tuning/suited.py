@@ -92,11 +92,10 @@ def suit_channels(
         aim = aim_of(suited.job.graph, fitted, watched, options.workers)
     suited = replace(suited, aim=aim)
     if "copies" in techniques and aim is not None:
-        graph = suited.job.graph
         with single_threaded_blas():
             split = split_channels(
-                graph,
-                infer_shapes(graph, net.input_shapes),
+                suited.job.graph,
+                net.input_shapes,
                 fitted,
                 suited.start,
                 aim,
