@@ -19,6 +19,9 @@ from int8calib.table.rules import lint_layers
 SAME = 1e-3
 # Clipping methods (aciq, mse) move a weight scale by less than this factor.
 DEFAULT_TOLERANCE = 2.0
+# Weights that were rounded before the scales were written may leave so many levels unused.
+UNUSED = 2
+WHOLE = 0.01
 
 _Array = NDArray[np.floating[Any]]
 
@@ -147,7 +150,17 @@ def _check_layer(
     if _same(found, _alive(expected * (levels / requirement.levels))):
         message = f"{layer.name}: weight scales for {levels} levels, {requirement.levels} expected"
         return [Finding("warning", line, layer.name, message)]
+    if _rounded_before(found, wanted, requirement.levels):
+        return []
     return [_contradiction(layer.name, line, found, wanted, tolerance)]
+
+
+def _rounded_before(found: _Array, wanted: _Array, levels: int) -> bool:
+    """Whether each row's largest weight is a whole level, and one of the last."""
+    largest = levels * found / wanted
+    whole = np.abs(largest - np.rint(largest)) < WHOLE
+    last = (largest > levels - UNUSED - WHOLE) & (largest < levels + WHOLE)
+    return bool((whole & last).all())
 
 
 def _contradiction(
