@@ -64,7 +64,7 @@ def measure(name: str, images: Sequence[Path]) -> None:
     for method in METHODS:
         made = int8calib.calibrate(net, feeds, int8calib.Options(method=method))
         nets[method] = int8calib.simulate(net, made.table)
-    for label, more_work in (("tuned, as wide", 0.0), ("tuned", 0.1)):
+    for label, more_work in (("tuned, as wide", 0.0), ("tuned", int8calib.TuneOptions.more_work)):
         options = int8calib.TuneOptions(change_model=True, more_work=more_work)
         started = time.perf_counter()
         tuned = int8calib.tune(net, feeds, int8calib.Options(), options)

@@ -76,34 +76,51 @@ def suit_channels(
         net = Net(job.graph, net.input_shapes)
     suited = Suited(net, job, start, None)
     if "equalise" in techniques:
-        grids = {layer.name: options.weights.grid(layer) for layer in job.described}
-        with single_threaded_blas():
-            evened = equalise(
-                centre_scores(job.graph),
-                infer_shapes(job.graph, net.input_shapes),
-                fitted,
-                {rows.name: grids[rows.name] for rows in start.layers},
-                workers=options.workers,
-                progress=clock,
-            )
-        net = Net(evened.graph, net.input_shapes)
-        suited = again(replace(suited, net=net, left=dict(evened.left)))
+        suited = again(_evened(suited, fitted, options, clock))
     with single_threaded_blas():
         aim = aim_of(suited.job.graph, fitted, watched, options.workers)
     suited = replace(suited, aim=aim)
     if "copies" in techniques and aim is not None:
-        with single_threaded_blas():
-            split = split_channels(
-                suited.job.graph,
-                net.input_shapes,
-                fitted,
-                suited.start,
-                aim,
-                tuning.more_work,
-                workers=options.workers,
-                progress=clock,
-            )
-        if split.grown:
-            net = Net(split.graph, net.input_shapes)
-            suited = again(replace(suited, net=net, grown=split.grown, work=split.work))
+        copied = _copied(suited, aim, fitted, options, tuning.more_work, clock)
+        suited = again(copied) if copied.grown else suited
     return suited
+
+
+def _evened(suited: Suited, fitted: Sequence[Feed], options: Options, clock: Progress) -> Suited:
+    """With even channels, and class scores that have no common part."""
+    graph, inputs = suited.job.graph, suited.net.input_shapes
+    grids = {layer.name: options.weights.grid(layer) for layer in suited.job.described}
+    with single_threaded_blas():
+        evened = equalise(
+            centre_scores(graph),
+            infer_shapes(graph, inputs),
+            fitted,
+            {rows.name: grids[rows.name] for rows in suited.start.layers},
+            workers=options.workers,
+            progress=clock,
+        )
+    return replace(suited, net=Net(evened.graph, inputs), left=dict(evened.left))
+
+
+def _copied(
+    suited: Suited,
+    aim: Aim,
+    fitted: Sequence[Feed],
+    options: Options,
+    more_work: float,
+    clock: Progress,
+) -> Suited:
+    """With copies of the channels that are worth it; `grown` is empty where none are."""
+    inputs = suited.net.input_shapes
+    with single_threaded_blas():
+        split = split_channels(
+            suited.job.graph,
+            inputs,
+            fitted,
+            suited.start,
+            aim,
+            more_work,
+            workers=options.workers,
+            progress=clock,
+        )
+    return replace(suited, net=Net(split.graph, inputs), grown=split.grown, work=split.work)
