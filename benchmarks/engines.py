@@ -13,11 +13,11 @@ from threadpoolctl import threadpool_limits
 from benchmarks.networks import Network
 from benchmarks.settings import Settings
 from benchmarks.timing import Contender, Cost, timed
-from int8calib.engine.plan import make_plan
-from int8calib.engine.run import run_plan
-from int8calib.layers.registry import Array
-from int8calib.net.fold import fold_batch_norm
-from int8calib.net.quantised import quantised_layers
+from int8calib.arrays import Array
+from int8calib.caffe.engine.plan import make_plan
+from int8calib.caffe.engine.run import run_plan
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.quantized import quantized_layers
 
 THREADS = 2
 
@@ -59,7 +59,7 @@ def engine_forward(network: Network, inputs: Mapping[str, Array], settings: Sett
     The cost is that of one image. Plans are made once, as they are there.
     """
     graph = fold_batch_norm(network.load().graph)
-    blobs = list(dict.fromkeys(layer.bottom for layer in quantised_layers(graph)))
+    blobs = list(dict.fromkeys(layer.bottom for layer in quantized_layers(graph)))
     shapes = {name: array.shape for name, array in inputs.items()}
     plans = [make_plan(graph, shapes, blobs, keep=False) for _ in range(THREADS)]
 

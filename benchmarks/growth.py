@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.networks import Material, Network, Say
 from benchmarks.settings import Settings
 from benchmarks.timing import COMMAND, calibrate_arguments, python, run_process, spread
-from int8calib.net.shapes import multiply_adds
+from int8calib.caffe.network.shapes import multiply_adds
 
 WORKERS = (1, 2)
 
@@ -83,8 +83,8 @@ def _run(material: Material, network: Network, images: int, workers: int, *more:
 def straight_line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     """The least squares line through the points, and the share of variance it explains (R2)."""
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    centred = a - a.mean()
-    slope = float((centred * (b - b.mean())).sum() / (centred**2).sum())
+    centered = a - a.mean()
+    slope = float((centered * (b - b.mean())).sum() / (centered**2).sum())
     start = float(b.mean() - slope * a.mean())
     left = float(((b - (start + slope * a)) ** 2).sum())
     total = float(((b - b.mean()) ** 2).sum())

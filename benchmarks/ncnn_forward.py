@@ -23,8 +23,8 @@ from benchmarks.ncnn_model import NcnnModel, convert
 from benchmarks.networks import ROOT, Network
 from benchmarks.settings import Settings
 from benchmarks.timing import Cost
-from int8calib.layers.registry import Array
-from int8calib.net.fold import fold_batch_norm
+from int8calib.arrays import Array
+from int8calib.caffe.network.fold import fold_batch_norm
 
 PROCESSES = 2
 

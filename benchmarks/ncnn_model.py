@@ -14,11 +14,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from int8calib.layers.convolution import groups
-from int8calib.layers.registry import Array, Shape
-from int8calib.layers.windows import convolution_windows, pair
-from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.net.inputs import INPUT_TYPES
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.layers.convolution import groups
+from int8calib.caffe.layers.windows import convolution_windows, pair
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.inputs import INPUT_TYPES
 
 MAGIC = 7767517
 FLOAT32 = b"\0\0\0\0"

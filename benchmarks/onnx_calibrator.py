@@ -92,7 +92,7 @@ def work(proto: str, model: str, images: str, folder: str) -> None:
         print(error, file=sys.stderr)
         sys.exit(MISSING)
     import int8calib
-    from int8calib.net.fold import fold_batch_norm
+    from int8calib.caffe.network.fold import fold_batch_norm
 
     net = int8calib.load_caffe(proto, model)
     data = np.load(images)

@@ -8,13 +8,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from int8calib.layers.convolution import groups
-from int8calib.layers.pooling import pooling_windows
-from int8calib.layers.registry import Shape
-from int8calib.layers.windows import convolution_windows
-from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.net.inputs import INPUT_TYPES
-from int8calib.net.shapes import infer_shapes
+from int8calib.arrays import Shape
+from int8calib.caffe.layers.convolution import groups
+from int8calib.caffe.layers.pooling import pooling_windows
+from int8calib.caffe.layers.windows import convolution_windows
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.shapes import infer_shapes
 
 onnx: Any = import_module("onnx")
 helper: Any = import_module("onnx.helper")

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 SEAMS = (
-    ("load", "int8calib.engine.run", "load_caffe"),
+    ("load", "int8calib.caffe.engine.run", "load_caffe"),
     ("decode", "int8calib.images.source", "read_image"),
     ("decode", "int8calib.images.preprocess", "Preprocess.__call__"),
-    ("forward", "int8calib.engine.workers", "run_plan"),
-    ("range", "int8calib.collection.collect", "measure_range"),
-    ("range", "int8calib.collection.tally", "Tally.add_ranges"),
-    ("range", "int8calib.collection.kept", "range_of_values"),
-    ("histogram", "int8calib.stats.activation", "HistogramBuilder.add_values"),
-    ("histogram", "int8calib.collection.tally", "Tally.add_counts"),
-    ("threshold", "int8calib.thresholds.registry", "find_threshold"),
+    ("forward", "int8calib.caffe.engine.workers", "run_plan"),
+    ("range", "int8calib.calibration.statistics.collect", "measure_range"),
+    ("range", "int8calib.calibration.statistics.tally", "Tally.add_ranges"),
+    ("range", "int8calib.calibration.statistics.kept", "range_of_values"),
+    ("histogram", "int8calib.calibration.statistics.activation", "HistogramBuilder.add_values"),
+    ("histogram", "int8calib.calibration.statistics.tally", "Tally.add_counts"),
+    ("threshold", "int8calib.calibration.thresholds.registry", "find_threshold"),
     ("write", "int8calib.table", "write_table"),
 )
 STAGES = ("start", "load", "decode", "forward", "keep", "range", "histogram", "threshold", "write")
@@ -89,8 +89,8 @@ def _start_up() -> None:
     import cv2  # noqa: F401
     import numpy as np
 
-    from int8calib.stats.activation import HistogramBuilder, measure_range
-    from int8calib.thresholds import find_threshold
+    from int8calib.calibration.statistics.activation import HistogramBuilder, measure_range
+    from int8calib.calibration.thresholds import find_threshold
 
     values = np.linspace(-1, 1, 4099, dtype=np.float32).reshape(1, -1)
     builder = HistogramBuilder(measure_range(values).absmax)

@@ -18,7 +18,7 @@ from benchmarks.timing import (
     python,
     run_process,
 )
-from int8calib.net.shapes import multiply_adds
+from int8calib.caffe.network.shapes import multiply_adds
 
 NCNN2TABLE = {
     "squeezenet_v1.1": 1.45,

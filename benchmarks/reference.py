@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from benchmarks.engines import THREADS, noise, opencv_forward
 from benchmarks.networks import Material, Network, Say
 from benchmarks.settings import Settings
+from int8calib.arrays import Array
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.images import Preprocess
 from int8calib.images.decode import read_image
-from int8calib.layers.registry import Array
-from int8calib.net.inputs import INPUT_TYPES
-from int8calib.net.quantised import quantised_layers
 
 BINS = 2048
 LEVELS = 128
@@ -71,14 +71,14 @@ class Reference:
             (shape[1], shape[2], shape[3]), mean=network.mean, norm=network.norm
         )
         producers = {
-            layer.bottom: net.graph.producer(layer.bottom) for layer in quantised_layers(net.graph)
+            layer.bottom: net.graph.producer(layer.bottom) for layer in quantized_layers(net.graph)
         }
         self._reads_input = any(made.type in INPUT_TYPES for made in producers.values())
         self._layers = [made.name for made in producers.values() if made.type not in INPUT_TYPES]
         self._net = cv2.dnn.readNetFromCaffe(str(network.proto), str(network.model))
 
     def blobs(self, path: str) -> dict[str, Array]:
-        """Decode, preprocess, run: the bottoms of all quantised layers by producing layer."""
+        """Decode, preprocess, run: the bottoms of all quantized layers by producing layer."""
         cv2.setNumThreads(THREADS)
         data = self._preprocess(read_image(Path(path)))[None]
         self._net.setInput(data, self._input)

@@ -1,7 +1,7 @@
 """Contenders to costs: interleaved rounds, ratios to a baseline, child processes.
 
 Clocks drift when a machine is shared or warms up. So the baseline runs before and after every
-contender (B A B C B ...), and each contender is divided by the mean of its two neighbours.
+contender (B A B C B ...), and each contender is divided by the mean of its two neighbors.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_proto.errors import CaffeFormatError
-from caffe_proto.recognise import HEAD, Path, file_name, holds_control_bytes, refuse_foreign
+from caffe_proto.recognize import HEAD, Path, file_name, holds_control_bytes, refuse_foreign
 from caffe_proto.wire import I32, I64, LEN, VARINT, Field, WireError, fields, varint
 
 __all__ = ["Weights", "read_blob", "read_weights"]

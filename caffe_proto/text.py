@@ -9,7 +9,7 @@ from caffe_proto.caffe_pb2 import NetParameter, SolverParameter
 from caffe_proto.errors import CaffeFormatError, UnknownFieldWarning
 from caffe_proto.lexer import Tokens
 from caffe_proto.parser import Parser
-from caffe_proto.recognise import HEAD, Path, file_name, refuse_binary, refuse_foreign
+from caffe_proto.recognize import HEAD, Path, file_name, refuse_binary, refuse_foreign
 from caffe_proto.upgrade import upgrade_net
 
 __all__ = ["parse_prototxt", "read_prototxt"]

@@ -16,7 +16,7 @@ from google.protobuf import text_format
 from numpy.typing import ArrayLike, NDArray
 
 from caffe_proto.caffe_pb2 import BlobShape, NetParameter
-from caffe_proto.recognise import Path
+from caffe_proto.recognize import Path
 from caffe_proto.wire import LEN, encode_varint
 
 __all__ = ["write_blob", "write_caffemodel", "write_prototxt"]

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from int8calib.analysis.analyze import analyze
+    from int8calib.analysis.layer_errors import Analysis
+    from int8calib.caffe.engine.run import Net, load_caffe
+    from int8calib.caffe.export import write_model
+    from int8calib.caffe.inspection.inspect import inspect
+    from int8calib.caffe.inspection.results import Inspection
+    from int8calib.caffe.layers.registry import register_layer
     from int8calib.calibration.pipeline import Calibration, Options, calibrate
-    from int8calib.engine.run import Net, load_caffe
     from int8calib.errors import Int8CalibError
-    from int8calib.evaluation.analyze import analyze
     from int8calib.evaluation.evaluate import Labelled, evaluate
-    from int8calib.evaluation.layer_errors import Analysis
     from int8calib.evaluation.results import Evaluation
-    from int8calib.inspection.inspect import inspect
-    from int8calib.inspection.results import Inspection
-    from int8calib.layers.registry import register_layer
     from int8calib.reporting.report import report
     from int8calib.simulation.build import simulate
     from int8calib.tuning.results import TuneOptions, Tuning
     from int8calib.tuning.search import tune
-    from int8calib.tuning.write import write_model
 
 __all__ = [
     "Analysis",
@@ -48,26 +48,26 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Inspection": "int8calib.inspection.results",
-    "inspect": "int8calib.inspection.inspect",
-    "Analysis": "int8calib.evaluation.layer_errors",
+    "Inspection": "int8calib.caffe.inspection.results",
+    "inspect": "int8calib.caffe.inspection.inspect",
+    "Analysis": "int8calib.analysis.layer_errors",
     "Evaluation": "int8calib.evaluation.results",
     "Labelled": "int8calib.evaluation.evaluate",
-    "analyze": "int8calib.evaluation.analyze",
+    "analyze": "int8calib.analysis.analyze",
     "evaluate": "int8calib.evaluation.evaluate",
     "report": "int8calib.reporting.report",
     "simulate": "int8calib.simulation.build",
     "TuneOptions": "int8calib.tuning.results",
     "Tuning": "int8calib.tuning.results",
     "tune": "int8calib.tuning.search",
-    "write_model": "int8calib.tuning.write",
+    "write_model": "int8calib.caffe.export",
     "Calibration": "int8calib.calibration.pipeline",
     "Options": "int8calib.calibration.pipeline",
     "calibrate": "int8calib.calibration.pipeline",
     "Int8CalibError": "int8calib.errors",
-    "Net": "int8calib.engine.run",
-    "load_caffe": "int8calib.engine.run",
-    "register_layer": "int8calib.layers.registry",
+    "Net": "int8calib.caffe.engine.run",
+    "load_caffe": "int8calib.caffe.engine.run",
+    "register_layer": "int8calib.caffe.layers.registry",
 }
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from generated import make_model
-from network_styles import conv, data, layer, pool
 
 import int8calib
 from int8calib.cli.main import main
 from int8calib.table import write_table
+from tests.generated import make_model
+from tests.network_styles import conv, data, layer, pool
 
 SHAPE = (1, 3, 23, 19)
 IMAGES = np.random.default_rng(5).normal(0, 60, (2, *SHAPE[1:])).astype(np.float32)

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 
 import int8calib
-from int8calib.net.fold import fold_batch_norm
-from int8calib.net.quantised import quantised_layers
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.table.model import CalibrationTable, LayerScales
 
 
 def coarse_table(net: int8calib.Net, bottom_scale: float) -> CalibrationTable:
     """Scales that leave so few levels that the net often changes its mind."""
-    layers = quantised_layers(fold_batch_norm(net.graph))
+    layers = quantized_layers(fold_batch_norm(net.graph))
     scales = [127 / np.abs(layer.weight_rows()).max(axis=1) for layer in layers]
     return CalibrationTable(
         tuple(

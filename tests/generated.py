@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 import caffe_proto
-from int8calib.layers.registry import find_type
-from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.net.inputs import INPUT_TYPES
-from int8calib.net.load import load_graph
-from int8calib.net.shapes import infer_shapes
+from int8calib.caffe.layers.registry import find_type
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.load import load_graph
+from int8calib.caffe.network.shapes import infer_shapes
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 from hypothesis import strategies as st
 
-from int8calib.stats.activation import BINS, Histogram
+from int8calib.calibration.statistics.activation import BINS, Histogram
 
 
 def make(counts, absmax=3.7, negative=None, images=1, zeros=0):
@@ -70,7 +70,7 @@ def small_counts(draw, bins=257):
 @contextmanager
 def plain(name, module="kernels"):
     """Replace a compiled loop of the threshold stage by its plain Python form."""
-    kernels = import_module(f"int8calib.thresholds.{module}")
+    kernels = import_module(f"int8calib.calibration.thresholds.{module}")
     with patch.object(kernels, name, getattr(kernels, name).py_func):
         yield
 
@@ -124,7 +124,7 @@ def without_zeros(counts):
 
 def input_histogram(shared, cv2):
     """The histogram of the input blob over the golden images."""
-    from int8calib.stats.activation import HistogramBuilder
+    from int8calib.calibration.statistics.activation import HistogramBuilder
 
     mean = np.array([104, 117, 123], np.float32).reshape(3, 1, 1)
     builder = HistogramBuilder(151.0, "data")
@@ -138,7 +138,7 @@ def is_near_tie(histogram: Histogram, threshold: float) -> bool:
 
     Then noise of the last digits of activations decides, and engines may differ.
     """
-    from int8calib.thresholds.kernels import LEVELS, kl_curve
+    from int8calib.calibration.thresholds.kernels import LEVELS, kl_curve
 
     curve = kl_curve(histogram.counts.astype("float64"))
     bin = round(threshold / histogram.absmax * len(histogram.counts) - 0.5)

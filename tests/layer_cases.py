@@ -14,7 +14,8 @@ import numpy as np
 from google.protobuf import text_format
 
 from caffe_proto import LayerParameter, caffe_pb2
-from int8calib.layers.registry import Array, LayerType, Shape, find_type
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.layers.registry import LayerType, find_type
 
 Oracle = Callable[[LayerParameter, Sequence[Array], Sequence[Array]], Sequence[Any]]
 Maker = Callable[[np.random.Generator, Shape], Any]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from int8calib.engine.run import Net
-from int8calib.net.fold import fold_batch_norm
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.simulation.build import int8_layers
 from int8calib.table.model import CalibrationTable
 
@@ -57,7 +57,7 @@ def layer_bytes(
 
 def int8_bytes(param: Path, net: Net, table: CalibrationTable) -> bytes:
     """The .bin file of `net` with `table`, for a .param file that ncnn2int8 wrote."""
-    twins = int8_layers(fold_batch_norm(net.graph), table, optimised=True)
+    twins = int8_layers(fold_batch_norm(net.graph), table, optimized=True)
     lines = [line.split() for line in param.read_text().splitlines()[2:]]
 
     def scale_behind(blob: str) -> float:

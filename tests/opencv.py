@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from int8calib.engine.run import Net
-from int8calib.net.inputs import INPUT_TYPES
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.network.inputs import INPUT_TYPES
 
 
 def opencv_tops(

@@ -10,16 +10,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from generated import make_model
 
 import int8calib
 from int8calib import Labelled, Options
-from int8calib.evaluation.layer_errors import Analysis
+from int8calib.analysis.layer_errors import Analysis
+from int8calib.calibration.statistics.store import Statistics
 from int8calib.evaluation.results import Evaluation
 from int8calib.reporting.report import Report
 from int8calib.reporting.samples import LayerSample, sample_outputs
-from int8calib.stats.store import Statistics
 from int8calib.table.model import CalibrationTable
+from tests.generated import make_model
 
 NAMES = ("conv<1>&co", "größe/层 \"q'", "</script><b>", "fc")
 TABLES = ("kl & <co>.table.json", "out/mse.table.json")
@@ -52,7 +52,7 @@ class Case:
     net: Any
     tables: dict[str, CalibrationTable]
     statistics: Statistics
-    analyses: dict[str, Analysis]
+    analyzes: dict[str, Analysis]
     evaluation: Evaluation
     samples: dict[str, LayerSample]
 
@@ -60,7 +60,7 @@ class Case:
         """A report on all of it, or with some of it changed."""
         given = {
             "statistics": self.statistics,
-            "analysis": self.analyses,
+            "analysis": self.analyzes,
             "evaluation": self.evaluation,
             "samples": self.samples,
             "title": "A <title> & more",
@@ -92,7 +92,7 @@ def case() -> Case:
         for name, method, exclude in zip(TABLES, ("kl", "mse"), ((), ("fc",)), strict=True)
     }
     tables = {name: found.table for name, found in made.items()}
-    analyses = {
+    analyzes = {
         name: int8calib.analyze(net, table, feeds, sensitivity_images=2)
         for name, table in tables.items()
     }
@@ -102,7 +102,7 @@ def case() -> Case:
         net,
         tables,
         made[TABLES[0]].statistics,
-        analyses,
+        analyzes,
         int8calib.evaluate(net, tables, feeds),
         sample_outputs(net, tables[TABLES[0]], feeds),
     )

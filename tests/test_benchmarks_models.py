@@ -13,16 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from generated import make_model  # noqa: E402
-from histogram_cases import golden_histograms  # noqa: E402
-
 from benchmarks import ncnn_forward, reference  # noqa: E402
 from benchmarks.ncnn_forward import NcnnNet, save  # noqa: E402
 from benchmarks.ncnn_model import NcnnModel  # noqa: E402
 from benchmarks.networks import Material, Network, gather  # noqa: E402
 from benchmarks.settings import QUICK  # noqa: E402
-from int8calib.net.fold import fold_batch_norm  # noqa: E402
-from int8calib.net.shapes import multiply_adds  # noqa: E402
+from int8calib.caffe.network.fold import fold_batch_norm  # noqa: E402
+from int8calib.caffe.network.shapes import multiply_adds  # noqa: E402
+from tests.generated import make_model  # noqa: E402
+from tests.histogram_cases import golden_histograms  # noqa: E402
 
 EVERYTHING = """
 layer { name: "data" type: "Input" top: "data"

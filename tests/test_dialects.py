@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dialects import (
+
+import int8calib
+from int8calib.cli.main import main
+from tests.dialects import (
     BACKWARDS,
     BODY,
     FC,
@@ -26,13 +29,10 @@ from dialects import (
     make_plain,
     write,
 )
-from generated import make_model
-from network_styles import conv, data, layer, pool
-from opencv import layer_deviations
-from rows import expected_rows, written_rows
-
-import int8calib
-from int8calib.cli.main import main
+from tests.generated import make_model
+from tests.network_styles import conv, data, layer, pool
+from tests.opencv import layer_deviations
+from tests.rows import expected_rows, written_rows
 
 V1 = """
 input: "data" input_dim: 1 input_dim: 3 input_dim: 23 input_dim: 19

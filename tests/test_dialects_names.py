@@ -6,7 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dialects import (
+
+import caffe_proto
+import int8calib
+from int8calib.cli.main import main
+from int8calib.errors import ModelError, ShapeError, UnsupportedLayerError
+from tests.dialects import (
     BACKWARDS,
     BODY,
     FC,
@@ -22,14 +27,9 @@ from dialects import (
     make_plain,
     write,
 )
-from generated import make_model
-from network_styles import conv, data, layer
-from opencv import layer_deviations
-
-import caffe_proto
-import int8calib
-from int8calib.cli.main import main
-from int8calib.errors import ModelError, ShapeError, UnsupportedLayerError
+from tests.generated import make_model
+from tests.network_styles import conv, data, layer
+from tests.opencv import layer_deviations
 
 NAMES = {
     "slashes": "stage/1/conv",

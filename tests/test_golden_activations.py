@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from test_net_fold import synthetic_input
 
 import int8calib
+from tests.caffe.network.test_fold import synthetic_input
 
 MODELS = (
     "bons_imagenet_mod11l",

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from histogram_cases import golden_histograms, is_near_tie, make
 
 from int8calib.calibration.collected import load_collected
+from int8calib.calibration.thresholds import find_threshold
 from int8calib.cli.main import main
 from int8calib.table import CalibrationTable, read_table
-from int8calib.thresholds import find_threshold
+from tests.histogram_cases import golden_histograms, is_near_tie, make
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from generated import make_model
-from network_styles import STYLES
-from opencv import layer_deviations
-from rows import expected_rows, written_rows
 
 import int8calib
 from int8calib.table import write_table
+from tests.generated import make_model
+from tests.network_styles import STYLES
+from tests.opencv import layer_deviations
+from tests.rows import expected_rows, written_rows
 
 NETWORKS = (
     "squeezenet_v1.1",

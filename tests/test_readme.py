@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from int8calib.calibration.thresholds import method_names
 from int8calib.cli import convert_tool
 from int8calib.cli.main import build_parser
-from int8calib.thresholds import method_names
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 

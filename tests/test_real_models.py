@@ -13,15 +13,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from opencv import layer_deviations
-from rows import expected_rows, written_rows
 
 import int8calib
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.quantized import quantized_layers
+from int8calib.calibration.scales import weight_scales
 from int8calib.cli.main import main
-from int8calib.engine.run import Net
-from int8calib.net.fold import fold_batch_norm
-from int8calib.net.quantised import quantised_layers
-from int8calib.scales import weight_scales
+from tests.opencv import layer_deviations
+from tests.rows import expected_rows, written_rows
 
 BGR = {"mean": (104, 117, 123), "norm": 1.0, "order": "bgr"}
 RAW = {"mean": (0, 0, 0), "norm": 1.0, "order": "bgr"}
@@ -156,7 +156,7 @@ def test_single_layers_calibrate_or_say_why_not(
 
 def scales(net: Net, *, fold: bool) -> dict[str, np.ndarray]:
     graph = fold_batch_norm(net.graph) if fold else net.graph
-    return {layer.name: weight_scales(layer) for layer in quantised_layers(graph)}
+    return {layer.name: weight_scales(layer) for layer in quantized_layers(graph)}
 
 
 def test_folded_cifar_network_is_its_authors_twin(shared: Path) -> None:

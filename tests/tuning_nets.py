@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from generated import make_model
 
+from int8calib.caffe.engine.run import Net, load_caffe
+from int8calib.caffe.layers.registry import find_type
+from int8calib.caffe.network.graph import Blob
+from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
-from int8calib.engine.run import Net, load_caffe
 from int8calib.evaluation.evaluate import Labelled
 from int8calib.images import Preprocess
-from int8calib.layers.registry import find_type
-from int8calib.net.graph import Blob
-from int8calib.net.inputs import INPUT_TYPES
+from tests.generated import make_model
 
 # Everything that factors travel through: ReLU, depthwise, BatchNorm, pooling, Concat, a sum.
 CHAIN = """

@@ -12,15 +12,15 @@ from typing import Any
 
 import int8calib
 from int8calib.calibration.options import Options
+from int8calib.calibration.scales import LEVELS, dead_rows, scales_of
 from int8calib.calibration.selection import blob_methods, chosen_layers, default_method, matching
 from int8calib.calibration.stability import UNSTEADY, summary, threshold_spreads
+from int8calib.calibration.statistics.activation import Histogram
+from int8calib.calibration.statistics.store import Statistics
 from int8calib.calibration.table_layers import TableLayer
+from int8calib.calibration.thresholds import find_thresholds
 from int8calib.errors import OptionError, StatisticsError
-from int8calib.scales import LEVELS, dead_rows, scales_of
-from int8calib.stats.activation import Histogram
-from int8calib.stats.store import Statistics
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.thresholds import find_thresholds
 
 FEW_IMAGES = 50
 FAR_BELOW = 0.1
@@ -80,7 +80,7 @@ def assemble(
     found = _evidence(statistics, wanted, options)
     rows, warnings = _rows(chosen, found, options)
     if not rows:
-        raise StatisticsError(f"{source}: every quantised layer has a bottom of zeros")
+        raise StatisticsError(f"{source}: every quantized layer has a bottom of zeros")
     warnings = [*_run_warnings(statistics, found, methods), *notes, *warnings]
     table = CalibrationTable(
         tuple(rows),

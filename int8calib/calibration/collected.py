@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.calibration.assemble import Blobs
+from int8calib.calibration.scales import LEVELS, WINOGRAD_LEVELS, WeightClips
+from int8calib.calibration.statistics.file import load_statistics, save_statistics
+from int8calib.calibration.statistics.store import Statistics, merge_statistics
 from int8calib.calibration.table_layers import TableLayer
 from int8calib.errors import StatisticsError
-from int8calib.scales import LEVELS, WINOGRAD_LEVELS, WeightClips
-from int8calib.stats.file import load_statistics, save_statistics
-from int8calib.stats.store import Statistics, merge_statistics
 
 _FIELDS = (
     "name",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from int8calib.calibration.scales import WeightOptions
 from int8calib.calibration.selection import AUTO, SAME
+from int8calib.calibration.thresholds import MethodOptions, method_names
 from int8calib.errors import OptionError
-from int8calib.scales import WeightOptions
-from int8calib.thresholds import MethodOptions, method_names
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Options:
     """What a calibration may be told.
 
     method
-        how thresholds are found, a name of `int8calib.thresholds.method_names()`. `mse` loses
-        least over the real models measured (README.md has the figures).
+        how thresholds are found, a name that `method_names()` lists. `mse` loses least
+        over the real models measured (README.md has the figures).
     input_method
         the method of the network's input blobs: a method's name; `same` for `method`; `auto`
         for `minmax`, but `same` with the methods that repeat another tool (`kl-tool`,
@@ -27,9 +27,9 @@ class Options:
     percentile
         the share of the values, in percent, that the method `percentile` keeps.
     exclude, only
-        names or globs of layers: those that stay in float, those to quantise (empty: all).
+        names or globs of layers: those that stay in float, those to quantize (empty: all).
     first_last_float
-        True leaves the layers with no quantised layer before them, or none behind, in float.
+        True leaves the layers with no quantized layer before them, or none behind, in float.
     fold_bn
         True: weights as `ncnnoptimize` leaves them; False: as they are in the caffemodel.
     weights

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.engine.workers import Feeds, Progress
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.graph import Blob, Graph
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.calibration.assemble import Blobs, Calibration, assemble, select_layers
 from int8calib.calibration.options import Options
+from int8calib.calibration.statistics.collect import collect_statistics
+from int8calib.calibration.statistics.store import Statistics
+from int8calib.calibration.statistics.tally import Checkpoint
 from int8calib.calibration.table_layers import TableLayer, table_layers
-from int8calib.collection.collect import collect_statistics
-from int8calib.collection.tally import Checkpoint
-from int8calib.engine.run import Net
-from int8calib.engine.workers import Feeds, Progress
 from int8calib.errors import ModelError
-from int8calib.net.fold import fold_batch_norm
-from int8calib.net.graph import Blob, Graph
-from int8calib.net.inputs import INPUT_TYPES
-from int8calib.net.quantised import QuantisedLayer, quantised_layers
-from int8calib.stats.store import Statistics
 
 __all__ = ["Calibration", "Job", "Options", "calibrate", "make_table", "prepare", "run_job"]
 
@@ -33,7 +33,7 @@ class Job:
     """
 
     graph: Graph
-    layers: tuple[QuantisedLayer, ...]
+    layers: tuple[QuantizedLayer, ...]
     inputs: tuple[str, ...]
     described: tuple[TableLayer, ...]
     blobs: tuple[Blob, ...]
@@ -43,10 +43,10 @@ class Job:
 def prepare(net: Net, options: Options) -> Job:
     """What `calibrate` would run for `options`.
 
-    Raises `ModelError` where nothing is quantised, `OptionError` for a pattern without a layer.
+    Raises `ModelError` where nothing is quantized, `OptionError` for a pattern without a layer.
     """
     graph = fold_batch_norm(net.graph) if options.fold_bn else net.graph
-    layers = quantised_layers(graph)
+    layers = quantized_layers(graph)
     if not layers:
         raise ModelError(
             f"{graph.source}: has no Convolution or InnerProduct layer, so there is nothing "
@@ -88,7 +88,7 @@ def calibrate(
     `feeds()` starts a pass: an iterable of `{input blob: float32 (N, ...)}`, preprocessed. It may
     be called twice and must give the same each time. `total` is the number of images, for
     `progress(stage, done, total)`; `meta` goes into the report. Raises `ModelError` for a network
-    without layers to quantise, `StatisticsError` for NaN or infinite activations.
+    without layers to quantize, `StatisticsError` for NaN or infinite activations.
     """
     options = options or Options()
     job = prepare(net, options)

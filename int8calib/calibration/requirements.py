@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from int8calib.layers.registry import Array
-from int8calib.net.fold import fold_batch_norm
-from int8calib.net.graph import Graph
-from int8calib.net.quantised import QuantisedLayer, quantised_layers
-from int8calib.scales import DEAD_ABSMAX, WINOGRAD_LEVELS, WeightOptions, weight_scales
+from int8calib.arrays import Array
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.graph import Graph
+from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
+from int8calib.calibration.scales import DEAD_ABSMAX, WINOGRAD_LEVELS, WeightOptions, weight_scales
 from int8calib.table.requirement import Requirement
 
 
@@ -22,7 +22,7 @@ def requirements_from_graph(
     False names bottoms as tables keyed by blob do, without the count of in-place layers.
     """
     options = WeightOptions(winograd=winograd)
-    folded = {layer.name: layer for layer in quantised_layers(fold_batch_norm(graph))}
+    folded = {layer.name: layer for layer in quantized_layers(fold_batch_norm(graph))}
     return [
         Requirement(
             layer.name,
@@ -35,11 +35,11 @@ def requirements_from_graph(
             folded=fold_bn,
             bottom=str(layer.bottom) if versions else layer.bottom.name,
         )
-        for layer in quantised_layers(graph)
+        for layer in quantized_layers(graph)
     ]
 
 
-def _most_scales(layer: QuantisedLayer, options: WeightOptions) -> Array | None:
+def _most_scales(layer: QuantizedLayer, options: WeightOptions) -> Array | None:
     """The largest scales that keep the levels of a layer within its grid, where winograd limits it.
 
     Rounding may add up to a little more than the weights do: a percent is left for it.

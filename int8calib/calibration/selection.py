@@ -1,4 +1,4 @@
-"""Names and patterns come in; which layers are quantised, and by which method, goes out.
+"""Names and patterns come in; which layers are quantized, and by which method, goes out.
 
 A pattern is a layer's name, or a glob of names (`fire*/expand*`). One that matches nothing is a
 mistake and never passed over.
@@ -18,7 +18,7 @@ SAME = "same"
 INPUT_METHOD = "minmax"
 """The method of input blobs under `auto`. Pixels end where they end: on SqueezeNet v1.0, v1.1 and
 a MobileNet v2, kl clips 1.8 % of them and puts 10 to 13 dB more noise on the output than minmax,
-as long as nothing else is quantised; with all of it quantised minmax is between 0.05 dB behind
+as long as nothing else is quantized; with all of it quantized minmax is between 0.05 dB behind
 and 1 dB ahead."""
 REPLICAS = frozenset(("kl-tool", "kl-tool-v1", "aciq"))
 """Methods that repeat another tool's table, which treats input blobs as any other."""
@@ -41,11 +41,11 @@ class Selectable(Protocol):
 
     @property
     def first(self) -> bool:
-        """Whether no quantised layer stands before it."""
+        """Whether no quantized layer stands before it."""
 
     @property
     def last(self) -> bool:
-        """Whether no quantised layer stands behind it."""
+        """Whether no quantized layer stands behind it."""
 
 
 class Choice(Protocol):
@@ -69,11 +69,11 @@ class Choice(Protocol):
 
     @property
     def only(self) -> Sequence[str]:
-        """Patterns of the layers to quantise; all where empty."""
+        """Patterns of the layers to quantize; all where empty."""
 
     @property
     def first_last_float(self) -> bool:
-        """Whether the first and last quantised layers stay in float."""
+        """Whether the first and last quantized layers stay in float."""
 
 
 def matching(names: Sequence[str], pattern: str, option: str) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def matching(names: Sequence[str], pattern: str, option: str) -> tuple[str, ...]
 
 
 def chosen_layers(layers: Sequence[Selectable], choice: Choice) -> tuple[str, ...]:
-    """The names of the layers to quantise, in their order.
+    """The names of the layers to quantize, in their order.
 
     `only` first, then `exclude` and `first_last_float` take away. Raises `OptionError` for a
     pattern that matches nothing, and where nothing is left.
@@ -117,7 +117,7 @@ def blob_methods(
 ) -> tuple[dict[str, str], list[str]]:
     """The method of each bottom of the `chosen` layers, and notes on what followed from what.
 
-    A blob has one threshold for all its consumers, since ncnn requantises it by one scale. So a
+    A blob has one threshold for all its consumers, since ncnn requantizes it by one scale. So a
     method given to one consumer holds for all of them (a note says so), and two different
     methods given to consumers of one blob are an `OptionError` that names both layers.
     """

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from int8calib.stats.activation import BINS, Histogram
-from int8calib.thresholds import Threshold, find_thresholds
+from int8calib.calibration.statistics.activation import BINS, Histogram
+from int8calib.calibration.thresholds import Threshold, find_thresholds
 
 UNSTEADY = 0.1
 """A threshold that is uncertain by more than this share of itself is worth a word. On SqueezeNet

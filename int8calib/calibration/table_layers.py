@@ -1,4 +1,4 @@
-"""Quantised layers come in; what a table needs of each, without the network behind, goes out."""
+"""Quantized layers come in; what a table needs of each, without the network behind, goes out."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from int8calib.scales import WeightClips, weight_clips
+from int8calib.calibration.scales import WeightClips, weight_clips
 
 # The network is imported where it is used: statistics from a file do without.
 if TYPE_CHECKING:
-    from int8calib.net.graph import Graph
-    from int8calib.net.quantised import QuantisedLayer
+    from int8calib.caffe.network.graph import Graph
+    from int8calib.caffe.network.quantized import QuantizedLayer
 
 
 @dataclass(frozen=True, eq=False)
 class TableLayer:
     """One layer that can be INT8, as far as its rows in a table need it.
 
-    `ncnn_type`, `rows`, `winograd`: as in `QuantisedLayer`; `bottom`: the text form of the blob
+    `ncnn_type`, `rows`, `winograd`: as in `QuantizedLayer`; `bottom`: the text form of the blob
     version it reads, which keys statistics; `kernel`: the one size of a square convolution
     window, 0 otherwise; `reads_input`: whether `bottom` is an input of the network; `first`,
     `last`: whether no such layer stands before it, behind it; `clips`: what its weights say.
@@ -36,9 +36,9 @@ class TableLayer:
     clips: WeightClips
 
 
-def table_layers(graph: Graph, layers: Sequence[QuantisedLayer]) -> tuple[TableLayer, ...]:
-    """All quantised `layers` of `graph`, described."""
-    from int8calib.net.inputs import INPUT_TYPES
+def table_layers(graph: Graph, layers: Sequence[QuantizedLayer]) -> tuple[TableLayer, ...]:
+    """All quantized `layers` of `graph`, described."""
+    from int8calib.caffe.network.inputs import INPUT_TYPES
 
     names = {layer.name for layer in layers}
     before = {
@@ -63,10 +63,10 @@ def table_layers(graph: Graph, layers: Sequence[QuantisedLayer]) -> tuple[TableL
     )
 
 
-def _kernel(layer: QuantisedLayer) -> int:
+def _kernel(layer: QuantizedLayer) -> int:
     if layer.ncnn_type == "InnerProduct":
         return 0
-    from int8calib.layers.windows import convolution_windows
+    from int8calib.caffe.layers.windows import convolution_windows
 
     height, width = convolution_windows(layer.layer.params.convolution_param).kernel
     return height if height == width else 0

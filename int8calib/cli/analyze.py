@@ -35,7 +35,7 @@ from int8calib.cli.inputs import (
 from int8calib.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from int8calib.evaluation.layer_errors import Analysis
+    from int8calib.analysis.layer_errors import Analysis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Analyze and print."""
-    from int8calib.evaluation.analyze import analyze
+    from int8calib.analysis.analyze import analyze
     from int8calib.table import read_table
 
     screen = Screen(args)

@@ -35,8 +35,8 @@ from int8calib.errors import OutputError
 if TYPE_CHECKING:
     from int8calib.calibration.assemble import Calibration
     from int8calib.calibration.options import Options
+    from int8calib.calibration.statistics.tally import Checkpoint
     from int8calib.calibration.table_layers import TableLayer
-    from int8calib.collection.tally import Checkpoint
 
 _NOT_REPORTED = frozenset(("run", "command", "config", "quiet", "verbose", "debug"))
 
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
 def open_checkpoint(args: argparse.Namespace, identity: dict[str, Any]) -> Checkpoint | None:
     """The checkpoint of `--checkpoint`, checked for being writable."""
-    from int8calib.collection.tally import Checkpoint
+    from int8calib.calibration.statistics.tally import Checkpoint
 
     if args.checkpoint is None:
         return None

@@ -35,7 +35,7 @@ from int8calib.cli.table_options import add_fold_arguments
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from int8calib.stats.activation import Range
+    from int8calib.calibration.statistics.activation import Range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--all-blobs",
         action="store_true",
-        help="of every blob, not only of those that quantised layers read: for the table formats "
+        help="of every blob, not only of those that quantized layers read: for the table formats "
         "tool-v1 and tensorrt",
     )
     phase = group.add_mutually_exclusive_group()
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.calibration.collected import Collected, save_collected
     from int8calib.calibration.options import Options
     from int8calib.calibration.pipeline import prepare
-    from int8calib.collection.collect import collect_statistics
+    from int8calib.calibration.statistics.collect import collect_statistics
 
     screen = Screen(args)
     started = time.perf_counter()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from int8calib.errors import OptionError
-from int8calib.output import write_atomic
+from int8calib.files import write_atomic
 
 OPTION = "--config"
 _NOT_KEPT = frozenset(("help", "config", "quiet", "verbose", "debug", "gpu"))

@@ -16,7 +16,7 @@ from int8calib.cli import calibrate
 from int8calib.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from int8calib.engine.run import Net
+    from int8calib.caffe.engine.run import Net
 
 CALIBRATION_IMAGES = 100
 TEST_IMAGES = 500
@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, calibrate, and show what came out."""
+    from int8calib.caffe.engine.run import load_caffe
     from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
-    from int8calib.engine.run import load_caffe
-    from int8calib.output import write_atomic
+    from int8calib.files import write_atomic
 
     screen = Screen(args)
     folder = _folder(args.output)

@@ -35,7 +35,7 @@ from int8calib.cli.screen import Screen
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
-    from int8calib.engine.run import Net
+    from int8calib.caffe.engine.run import Net
     from int8calib.evaluation.measures import Share
     from int8calib.evaluation.results import Accuracy, Evaluation, TableResult
     from int8calib.table.model import CalibrationTable
@@ -112,7 +112,7 @@ def read_tables(paths: Sequence[str]) -> dict[str, CalibrationTable]:
 
 def output_inputs(net: Net) -> tuple[str, ...]:
     """The inputs that the outputs of `net` need."""
-    from int8calib.net.inputs import INPUT_TYPES
+    from int8calib.caffe.network.inputs import INPUT_TYPES
 
     layers = net.graph.ancestors(net.graph.outputs)
     return tuple(top.name for layer in layers for top in layer.tops if layer.type in INPUT_TYPES)

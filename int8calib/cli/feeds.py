@@ -12,12 +12,12 @@ from int8calib.cli.inputs import worker_count
 from int8calib.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
+    from int8calib.arrays import Array
+    from int8calib.caffe.engine.run import Net
+    from int8calib.caffe.network.graph import Blob
     from int8calib.cli.screen import Screen
-    from int8calib.engine.run import Net
     from int8calib.images import ImageSource, Preprocess
     from int8calib.images.batches import Batch
-    from int8calib.layers.registry import Array
-    from int8calib.net.graph import Blob
 
 
 class ImageFeeds:
@@ -107,7 +107,7 @@ class ImageFeeds:
 
 def _batch_size(args: argparse.Namespace, net: Net, blobs: Iterable[Blob]) -> int:
     """`--batch`, or 1 where a layer on the way to `blobs` mixes or fixes the batch."""
-    from int8calib.net.shapes import is_batchable
+    from int8calib.caffe.network.shapes import is_batchable
 
     if args.batch == 1 or is_batchable(net.graph, net.input_shapes, net.graph.ancestors(blobs)):
         return int(args.batch)

@@ -11,8 +11,8 @@ from int8calib.cli.digest import file_sha256
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from int8calib.caffe.engine.run import Net
     from int8calib.cli.feeds import ImageFeeds
-    from int8calib.engine.run import Net
 
 
 def job_identity(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
-    from int8calib.engine.run import Net
-    from int8calib.layers.registry import Shape
+    from int8calib.arrays import Shape
+    from int8calib.caffe.engine.run import Net
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, model_required: bool = True) -> None:
@@ -73,7 +73,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         metavar="SIZE",
-        help="with --resize crop: the shorter side, or height and width, before the centre crop",
+        help="with --resize crop: the shorter side, or height and width, before the center crop",
     )
     group.add_argument("--limit", type=int, metavar="N", help="use at most N images")
     group.add_argument("--shuffle", action="store_true", help="pick images in a random order")

@@ -16,8 +16,8 @@ from int8calib.cli.inputs import add_model_arguments, parse_input_shape
 from int8calib.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from int8calib.inspection.results import Inspection
-    from int8calib.layers.registry import Shape
+    from int8calib.arrays import Shape
+    from int8calib.caffe.inspection.results import Inspection
 
 UNKNOWN = "?"
 
@@ -55,14 +55,14 @@ def _show(screen: Screen, found: Inspection) -> None:
             ", ".join(_shape(shape) for shape in layer.shapes),
             _number(layer.parameters),
             _number(layer.macs),
-            f"{'yes' if layer.quantised else 'no'}: {layer.why}",
+            f"{'yes' if layer.quantized else 'no'}: {layer.why}",
         )
         for layer in found.layers
     ]
     screen.table(found.network or found.prototxt, columns, rows)
     least = "" if found.complete else "at least "
-    int8 = [layer for layer in found.layers if layer.quantised]
-    share = 100 * found.quantised_macs / found.macs if found.macs else 0.0
+    int8 = [layer for layer in found.layers if layer.quantized]
+    share = 100 * found.quantized_macs / found.macs if found.macs else 0.0
     screen.result(
         f"{len(found.layers)} layers; {least}{found.parameters:,} parameters, "
         f"{least}{found.macs:,} multiply-adds an image\n"

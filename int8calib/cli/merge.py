@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read all, merge, write."""
     from int8calib.calibration.collected import load_collected, merge_collected, save_collected
-    from int8calib.stats.store import common_images
+    from int8calib.calibration.statistics.store import common_images
 
     screen = Screen(args)
     check_output(args.output)

@@ -39,10 +39,10 @@ from int8calib.cli.screen import Progress, Screen
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
-    from int8calib.engine.run import Net
-    from int8calib.evaluation.layer_errors import Analysis
+    from int8calib.analysis.layer_errors import Analysis
+    from int8calib.caffe.engine.run import Net
+    from int8calib.calibration.statistics.store import Statistics
     from int8calib.evaluation.results import Evaluation
-    from int8calib.stats.store import Statistics
     from int8calib.table.model import CalibrationTable
 
     Tables = dict[str, CalibrationTable]
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     with screen.progress() as progress:
         statistics = _statistics(args, net, feeds, fold, progress)
         evaluation = _evaluation(args, net, feeds, tables, progress)
-        analyses = _analyses(args, net, feeds, tables, progress)
+        analyzes = _analyzes(args, net, feeds, tables, progress)
         samples = {}
         if args.samples > 0:
             samples = sample_outputs(
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         net,
         tables,
         statistics=statistics,
-        analysis=analyses,
+        analysis=analyzes,
         evaluation=evaluation,
         samples=samples,
         title=title,
@@ -154,7 +154,7 @@ def _statistics(
     from int8calib.calibration.collected import check_identity, load_collected
     from int8calib.calibration.options import Options
     from int8calib.calibration.pipeline import prepare
-    from int8calib.collection.collect import collect_statistics
+    from int8calib.calibration.statistics.collect import collect_statistics
 
     if args.stats is not None:
         stored = load_collected(args.stats)
@@ -204,7 +204,7 @@ def _evaluation(
     )
 
 
-def _analyses(
+def _analyzes(
     args: argparse.Namespace,
     net: Net,
     feeds: ImageFeeds,
@@ -212,7 +212,7 @@ def _analyses(
     progress: Progress,
 ) -> dict[str, Analysis]:
     """Those of `--analysis`, and new ones for the tables behind them."""
-    from int8calib.evaluation.analyze import analyze
+    from int8calib.analysis.analyze import analyze
     from int8calib.reporting.files import read_analysis
 
     if len(args.analysis) > len(tables):

@@ -104,7 +104,7 @@ def _add_layer_arguments(group: Any) -> None:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help="the layers, or globs of them, to quantise",
+        help="the layers, or globs of them, to quantize",
     )
     group.add_argument(
         "--first-last-float",
@@ -161,8 +161,8 @@ def options_of(args: argparse.Namespace, **more: Any) -> Options:
     first version has 8-bit weights with one scale a layer.
     """
     from int8calib.calibration.options import Options
-    from int8calib.scales import DEAD_ABSMAX, WeightOptions
-    from int8calib.thresholds import method_names
+    from int8calib.calibration.scales import DEAD_ABSMAX, WeightOptions
+    from int8calib.calibration.thresholds import method_names
 
     if args.method not in method_names():
         raise OptionError(f"--method {args.method}: expected one of {', '.join(method_names())}")

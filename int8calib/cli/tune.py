@@ -68,7 +68,7 @@ def _add_layer_arguments(group: Any) -> None:
         nargs="+",
         action="extend",
         metavar="TECHNIQUE",
-        help="with --write-model, changes not to make: equalise, copies, rounding, refit, bias",
+        help="with --write-model, changes not to make: equalize, copies, rounding, refit, bias",
     )
     group.add_argument(
         "--more-work",
@@ -80,7 +80,7 @@ def _add_layer_arguments(group: Any) -> None:
     for name, text in (
         ("--six-bit", "layers, or globs of them, with 31 weight levels in any case"),
         ("--exclude", "layers, or globs of them, that stay in float"),
-        ("--only", "the layers, or globs of them, to quantise"),
+        ("--only", "the layers, or globs of them, to quantize"),
     ):
         group.add_argument(name, nargs="+", action="extend", metavar="NAME", help=text)
     winograd = group.add_mutually_exclusive_group()
@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> Options:
     from int8calib.calibration.options import Options
-    from int8calib.scales import WeightOptions
+    from int8calib.calibration.scales import WeightOptions
 
     return Options(
         method="mse",
@@ -214,9 +214,9 @@ def _tune_options(args: argparse.Namespace) -> TuneOptions:
 
 def _write(args: argparse.Namespace, found: Tuning) -> None:
     """Model first, then what belongs to it: a table never stands there without its model."""
-    from int8calib.output import write_atomic
+    from int8calib.caffe.export import write_model
+    from int8calib.files import write_atomic
     from int8calib.table import write_table
-    from int8calib.tuning.write import write_model
 
     if args.write_model:
         caffemodel, prototxt = args.write_model

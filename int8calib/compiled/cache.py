@@ -18,7 +18,7 @@ from pathlib import Path
 
 from int8calib.compiled.machine import ObjectCode
 from int8calib.errors import OutputError
-from int8calib.output import write_atomic
+from int8calib.files import write_atomic
 
 SUFFIX = ".kernel"
 

@@ -1,6 +1,6 @@
 """The demo's pictures: a count and a seed come in, labelled images or a folder of PNG files go out.
 
-One picture shows one of ten shapes at a random place, size and angle, in random colours, on an
+One picture shows one of ten shapes at a random place, size and angle, in random colors, on an
 uneven background, with smaller marks around or on it, and with noise. Some are hard on purpose:
 a network that is right every time would not show what INT8 costs.
 
@@ -30,7 +30,7 @@ LABELS: tuple[str, ...] = tuple(SHAPES)
 SIZE = 64
 """Height and width of a picture and of the network's input, in pixels."""
 
-# Pixel centres, shared by all pictures.
+# Pixel centers, shared by all pictures.
 _ROWS, _COLUMNS = np.meshgrid(
     np.arange(SIZE, dtype=np.float64), np.arange(SIZE, dtype=np.float64), indexing="ij"
 )
@@ -89,11 +89,11 @@ def _picture(rng: np.random.Generator, label: str) -> Image:
         _mark(canvas, rng)
 
     radius = _between(rng, 9.0, 25.0)
-    centre = SIZE / 2 + (rng.random(2) - 0.5) * (SIZE - 2 * radius)
-    x, y = _local(rng, centre, radius, squeeze=_between(rng, 0.72, 1.0))
+    center = SIZE / 2 + (rng.random(2) - 0.5) * (SIZE - 2 * radius)
+    x, y = _local(rng, center, radius, squeeze=_between(rng, 0.72, 1.0))
     distance = SHAPES[label](x, y, float(rng.random())) * radius
     behind = canvas.mean(axis=(0, 1))
-    _paint(canvas, distance, _colour_away_from(rng, behind))
+    _paint(canvas, distance, _color_away_from(rng, behind))
 
     for _ in range(_pick(rng, 3)):
         _mark(canvas, rng)
@@ -106,8 +106,8 @@ def _picture(rng: np.random.Generator, label: str) -> Image:
 
 
 def _background(rng: np.random.Generator) -> Array:
-    """A (SIZE, SIZE, 3) ramp between two colours, with a wave or a grid of patches on it."""
-    first, second = _colour(rng), _colour(rng)
+    """A (SIZE, SIZE, 3) ramp between two colors, with a wave or a grid of patches on it."""
+    first, second = _color(rng), _color(rng)
     second = first + (second - first) * 0.45
     angle = _between(rng, 0.0, 2 * np.pi)
     along: Array = (_COLUMNS * np.cos(angle) + _ROWS * np.sin(angle)) / SIZE
@@ -126,9 +126,9 @@ def _background(rng: np.random.Generator) -> Array:
 
 
 def _mark(canvas: Array, rng: np.random.Generator) -> None:
-    """Paint a dot, a speck or a line of any colour somewhere: smaller than every shape."""
-    centre = rng.random(2) * SIZE
-    x, y = _local(rng, centre, 1.0, squeeze=1.0)
+    """Paint a dot, a speck or a line of any color somewhere: smaller than every shape."""
+    center = rng.random(2) * SIZE
+    x, y = _local(rng, center, 1.0, squeeze=1.0)
     kind, size = _pick(rng, 3), _between(rng, 1.0, 4.0)
     if kind == 0:
         distance = disc(x, y, size)
@@ -136,40 +136,40 @@ def _mark(canvas: Array, rng: np.random.Generator) -> None:
         distance = box(x, y, size, size * 0.6)
     else:
         distance = box(x, y, size * 6.0, size * 0.35)
-    _paint(canvas, distance, _colour(rng))
+    _paint(canvas, distance, _color(rng))
 
 
 def _local(
-    rng: np.random.Generator, centre: Array, radius: float, squeeze: float
+    rng: np.random.Generator, center: Array, radius: float, squeeze: float
 ) -> tuple[Array, Array]:
-    """Pixel centres in the turned frame of a shape at `centre`, where `radius` pixels are 1."""
+    """Pixel centers in the turned frame of a shape at `center`, where `radius` pixels are 1."""
     angle = _between(rng, 0.0, 2 * np.pi)
-    x, y = (_COLUMNS - centre[0]) / radius, (_ROWS - centre[1]) / radius
+    x, y = (_COLUMNS - center[0]) / radius, (_ROWS - center[1]) / radius
     cos, sin = np.cos(angle), np.sin(angle)
     return x * cos + y * sin, (y * cos - x * sin) / squeeze
 
 
-def _paint(canvas: Array, distance: Array, colour: Array) -> None:
-    """Put `colour` where `distance` (pixels) is negative; the edge is one pixel soft."""
+def _paint(canvas: Array, distance: Array, color: Array) -> None:
+    """Put `color` where `distance` (pixels) is negative; the edge is one pixel soft."""
     cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-    canvas += cover * (colour - canvas)
+    canvas += cover * (color - canvas)
 
 
 def _blurred(canvas: Array) -> Array:
-    """Mean of each pixel and its right and lower neighbours; the last row and column repeat."""
+    """Mean of each pixel and its right and lower neighbors; the last row and column repeat."""
     padded = np.pad(canvas, ((0, 1), (0, 1), (0, 0)), mode="edge")
     return (padded[:-1, :-1] + padded[1:, :-1] + padded[:-1, 1:] + padded[1:, 1:]) / 4.0
 
 
-def _colour_away_from(rng: np.random.Generator, other: Array) -> Array:
-    """A random colour whose Euclidean distance to `other` is at least 60 levels."""
+def _color_away_from(rng: np.random.Generator, other: Array) -> Array:
+    """A random color whose Euclidean distance to `other` is at least 60 levels."""
     while True:
-        colour = _colour(rng)
-        if float(np.linalg.norm(colour - other)) >= 60.0:
-            return colour
+        color = _color(rng)
+        if float(np.linalg.norm(color - other)) >= 60.0:
+            return color
 
 
-def _colour(rng: np.random.Generator) -> Array:
+def _color(rng: np.random.Generator) -> Array:
     return rng.random(3) * 255.0
 
 

@@ -148,11 +148,11 @@ def train(net: TorchNet, epochs: int, pictures: int) -> None:
     images, labels = _drawn(pictures, _TRAIN_SEED)
     decayed = [p for p in net.modules.parameters() if p.ndim > 1]
     others = [p for p in net.modules.parameters() if p.ndim == 1]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
     )
     steps = pictures // _BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps * epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps * epochs)
     for epoch in range(epochs):
         net.modules.train()
         order, total = torch.randperm(pictures), 0.0
@@ -162,9 +162,9 @@ def train(net: TorchNet, epochs: int, pictures: int) -> None:
             batch = torch.rot90(images[picked], int(torch.randint(4, ())), (2, 3))
             batch = batch.flip(3) if int(torch.randint(2, ())) else batch
             loss = torch.nn.functional.cross_entropy(net.logits(_pixels(batch)), labels[picked])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             total += loss.item()
         _log.info("epoch %d of %d: mean loss %.4f", epoch + 1, epochs, total / steps)

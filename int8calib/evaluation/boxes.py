@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.layers.registry import Array
+from int8calib.arrays import Array
 
 IOU = 0.5
 """Overlap from which two boxes count as one."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from int8calib.engine.run import Net
-from int8calib.engine.workers import (
+from int8calib.arrays import Array
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.engine.workers import (
     Feed,
     Progress,
     Runner,
@@ -17,13 +18,12 @@ from int8calib.engine.workers import (
     single_threaded_blas,
     work_through,
 )
+from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError, OptionError
 from int8calib.evaluation.boxes import SCORE
 from int8calib.evaluation.outputs import watched_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation
-from int8calib.layers.registry import Array
-from int8calib.net.graph import Blob
 from int8calib.simulation.build import simulate
 from int8calib.table.model import CalibrationTable
 

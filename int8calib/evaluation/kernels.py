@@ -28,7 +28,7 @@ def products(a: Any, b: Any, sums: Any) -> None:
 
 @kernel("float32[:], float32, float64[:] ->", reorder=True)
 def bottom_errors(values: Any, scale: Any, sums: Any) -> None:
-    """Write to `sums` (3,) what quantising `values` with `scale` changes.
+    """Write to `sums` (3,) what quantizing `values` with `scale` changes.
 
     That is how many values are clamped to -127..127, the sum of their squared errors, and that of
     all others, which are only rounded.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from int8calib.layers.registry import Array
+from int8calib.arrays import Array
 
 Z95 = 1.959963984540054
 """Standard deviations of a normal distribution that 95 % lie within."""
@@ -36,11 +36,11 @@ class Share:
         if not self.total:
             return 0.0, 1.0
         n, p, z2 = self.total, self.value, Z95 * Z95
-        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+        center = (p + z2 / (2 * n)) / (1 + z2 / n)
         half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
         # At the ends the formula is exact but for rounding.
-        low = 0.0 if self.hits == 0 else max(0.0, centre - half)
-        return low, 1.0 if self.hits == n else min(1.0, centre + half)
+        low = 0.0 if self.hits == 0 else max(0.0, center - half)
+        return low, 1.0 if self.hits == n else min(1.0, center + half)
 
 
 class Energy(NamedTuple):

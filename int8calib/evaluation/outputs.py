@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from int8calib.engine.run import Net
+from int8calib.arrays import Shape
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.network.graph import Blob, Graph
+from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.errors import OptionError
-from int8calib.layers.registry import Shape
-from int8calib.net.graph import Blob, Graph
-from int8calib.net.shapes import infer_shapes
 
 DETECTIONS = "DetectionOutput"
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from int8calib.arrays import Array
+from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError
 from int8calib.evaluation.boxes import SCORE, BoxAgreement, match_boxes, total_boxes
 from int8calib.evaluation.measures import Energy, Share, energy, total_energy
 from int8calib.evaluation.outputs import Watched
 from int8calib.evaluation.results import Accuracy, BlobError, Evaluation, TableResult
-from int8calib.layers.registry import Array
-from int8calib.net.graph import Blob
 
 MOST_CLASSES = 20
 """Up to so many classes there is a confusion matrix."""

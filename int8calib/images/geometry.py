@@ -32,7 +32,7 @@ def short_side(height: int, width: int, size: int) -> tuple[int, int]:
     return _scaled(height, size, width), size
 
 
-def centred(inner: int, outer: int) -> slice:
+def centered(inner: int, outer: int) -> slice:
     """The middle `inner` of `outer` places; an odd one goes below (Caffe's data_transformer)."""
     start = (outer - inner) // 2
     return slice(start, start + inner)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from int8calib.errors import ImageError, OptionError
-from int8calib.images.geometry import centred
+from int8calib.images.geometry import centered
 
 MEAN_FILES = (".npy", ".binaryproto")
 
@@ -86,7 +86,7 @@ def fit_mean(mean: ArrayLike, shape: tuple[int, int, int]) -> NDArray[np.float32
             f"the mean's shape {array.shape} does not fit the input blob {shape}: it must have "
             "the same channels and be as high and wide, or larger"
         )
-    rows, columns = centred(height, array.shape[1]), centred(width, array.shape[2])
+    rows, columns = centered(height, array.shape[1]), centered(width, array.shape[2])
     cut: NDArray[np.float32] = array[:, rows, columns].copy()
     return cut
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from int8calib.errors import ImageError, OptionError
 from int8calib.images.decode import ImageU8, UnreadableImageError, resize_bilinear
-from int8calib.images.geometry import centred, covering, inside, short_side
+from int8calib.images.geometry import centered, covering, inside, short_side
 from int8calib.images.mean import fit_mean, fit_norm
 
 ChannelOrder = Literal["bgr", "rgb", "gray"]
@@ -41,7 +41,7 @@ class Preprocess:
         Bilinear (`cv2.INTER_LINEAR`); an image that already has the size is not touched.
     resize_to
         Only with "crop", the size before the cut. One number is the length of the shorter side
-        ("resize 256, centre crop 224"). A pair is an exact (height, width), the aspect given
+        ("resize 256, center crop 224"). A pair is an exact (height, width), the aspect given
         up, as Caffe's convert_imageset makes its databases. None: as small as covers the blob.
     mean
         Subtracted. 1 value, C values, or an array (C, 1, 1) or (C, H, W), in the blob's channel
@@ -50,7 +50,7 @@ class Preprocess:
         Multiplied after that. 1 or C values.
     pad_value
         Only with "letterbox": the pixel value around the image, before mean and norm. None pads
-        the blob itself with 0, which is a pixel of the mean's colour.
+        the blob itself with 0, which is a pixel of the mean's color.
     reduced_jpeg
         Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that still is not smaller than the
         resized image. Faster on photographs, but other values than the full decoding gives.
@@ -138,17 +138,17 @@ class Preprocess:
             image = resize_bilinear(image, height, width).reshape(height, width, -1)
         blob = np.empty(self.shape, np.float32) if out is None else out
         if (height, width) == self.shape[1:]:
-            self._normalise(image, blob, self.mean_blob)
+            self._normalize(image, blob, self.mean_blob)
         elif self.resize == "crop":
-            rows, columns = centred(self.shape[1], height), centred(self.shape[2], width)
-            self._normalise(image[rows, columns], blob, self.mean_blob)
+            rows, columns = centered(self.shape[1], height), centered(self.shape[2], width)
+            self._normalize(image[rows, columns], blob, self.mean_blob)
         else:
             self._pad(blob)
-            rows, columns = centred(height, self.shape[1]), centred(width, self.shape[2])
+            rows, columns = centered(height, self.shape[1]), centered(width, self.shape[2])
             mean = self.mean_blob
             if mean.shape == self.shape:
                 mean = mean[:, rows, columns]
-            self._normalise(image, blob[:, rows, columns], mean)
+            self._normalize(image, blob[:, rows, columns], mean)
         return blob
 
     def _checked(self, image: ImageU8) -> ImageU8:
@@ -164,7 +164,7 @@ class Preprocess:
             raise ImageError(f"found an image without pixels, shape {image.shape}")
         return planes
 
-    def _normalise(
+    def _normalize(
         self, image: ImageU8, blob: NDArray[np.float32], mean: NDArray[np.float32]
     ) -> None:
         """Fill `blob` (C, h, w) from `image` (h, w, C); each plane stays in the cache."""

@@ -165,7 +165,7 @@ def _weak(view: LayerView, table: str) -> str:
 
 
 def _harmful(content: Content) -> Iterator[Advice]:
-    analysis = content.analyses.get(content.main)
+    analysis = content.analyzes.get(content.main)
     ranked = analysis.by_sensitivity() if analysis is not None else ()
     if analysis is None or not ranked:
         return

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from int8calib.analysis.layer_errors import Analysis, LayerError
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.graph import Graph
+from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
+from int8calib.calibration.scales import LEVELS
+from int8calib.calibration.statistics.activation import Histogram
+from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OptionError
-from int8calib.evaluation.layer_errors import Analysis, LayerError
 from int8calib.evaluation.results import Evaluation
-from int8calib.net.fold import fold_batch_norm
-from int8calib.net.graph import Graph
-from int8calib.net.quantised import QuantisedLayer, quantised_layers
 from int8calib.reporting.curves import WeightRanges, weight_ranges
 from int8calib.reporting.plots import MARKS
 from int8calib.reporting.samples import LayerSample
-from int8calib.scales import LEVELS
-from int8calib.stats.activation import Histogram
-from int8calib.stats.store import Statistics
 from int8calib.table.model import CalibrationTable, LayerScales
 
 SIX_BITS = 31.5
@@ -26,7 +26,7 @@ SIX_BITS = 31.5
 
 @dataclass(frozen=True, eq=False)
 class LayerView:
-    """One quantised layer and all that is known of it; `rows` and `errors` go by table."""
+    """One quantized layer and all that is known of it; `rows` and `errors` go by table."""
 
     name: str
     ncnn_type: str
@@ -70,12 +70,12 @@ class Content:
     in_float: tuple[str, ...]
     statistics: Statistics | None
     evaluation: Evaluation | None
-    analyses: Mapping[str, Analysis]
+    analyzes: Mapping[str, Analysis]
     facts: Mapping[str, str]
 
     @property
-    def colours(self) -> dict[str, str]:
-        """The role of each table's colour."""
+    def colors(self) -> dict[str, str]:
+        """The role of each table's color."""
         return {name: MARKS[i % len(MARKS)] for i, name in enumerate(self.tables)}
 
     @property
@@ -105,7 +105,7 @@ def gather(
     title: str,
     statistics: Statistics | None,
     evaluation: Evaluation | None,
-    analyses: Mapping[str, Analysis],
+    analyzes: Mapping[str, Analysis],
     samples: Mapping[str, LayerSample],
     facts: Mapping[str, str],
 ) -> Content:
@@ -115,11 +115,11 @@ def gather(
     """
     if not tables:
         raise OptionError("a report needs a table")
-    unknown = [name for name in analyses if name not in tables]
+    unknown = [name for name in analyzes if name not in tables]
     if unknown:
         raise OptionError(f"an analysis of {unknown[0]!r}; the tables are {', '.join(tables)}")
-    known = quantised_layers(fold_batch_norm(graph) if fold else graph)
-    errors = {name: {e.name: e for e in found.layers} for name, found in analyses.items()}
+    known = quantized_layers(fold_batch_norm(graph) if fold else graph)
+    errors = {name: {e.name: e for e in found.layers} for name, found in analyzes.items()}
     views = [
         _view(layer, tables, errors, statistics, samples.get(layer.name))
         for layer in known
@@ -139,13 +139,13 @@ def gather(
         in_float=tuple(layer.name for layer in known if layer.name not in shown),
         statistics=statistics,
         evaluation=evaluation,
-        analyses=dict(analyses),
+        analyzes=dict(analyzes),
         facts=dict(facts),
     )
 
 
 def _view(
-    layer: QuantisedLayer,
+    layer: QuantizedLayer,
     tables: Mapping[str, CalibrationTable],
     errors: Mapping[str, Mapping[str, LayerError]],
     statistics: Statistics | None,

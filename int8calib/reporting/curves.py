@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.net.quantised import QuantisedLayer
-from int8calib.scales import LEVELS
-from int8calib.stats.activation import BINS, Histogram
+from int8calib.caffe.network.quantized import QuantizedLayer
+from int8calib.calibration.scales import LEVELS
+from int8calib.calibration.statistics.activation import BINS, Histogram
 
 BUCKETS = 128
 """Steps of a staircase: more would not be seen."""
@@ -19,7 +19,7 @@ KL_CURVES = {
     "kl-tool-v1": "kl_tool_v1_curve",
     "kl-tensorrt": "kl_tensorrt_curve",
 }
-"""The methods that minimise a divergence, and the function that gives it for every threshold."""
+"""The methods that minimize a divergence, and the function that gives it for every threshold."""
 SQUARED = "mse"
 _FLOOR = 1e-12
 
@@ -44,7 +44,7 @@ class Curve:
         return float(self.thresholds[self.costs.argmin()])
 
     def ratio(self, threshold: float) -> float:
-        """The squared error at `threshold`, between its neighbours, as a multiple of the smallest.
+        """The squared error at `threshold`, between its neighbors, as a multiple of the smallest.
 
         Beyond the last threshold nothing is clipped, and the error grows as the step's square.
         """
@@ -65,7 +65,7 @@ def cost_curve(histogram: Histogram, method: str) -> Curve | None:
 
     None for methods that try no thresholds, and where there are no values or all are equal.
     """
-    from int8calib.thresholds import error_kernels, kernels
+    from int8calib.calibration.thresholds import error_kernels, kernels
 
     # The reference tool counts positive values, and not those of the first bin.
     counts = histogram.positive[1:] if method == "kl-tool" else histogram.counts
@@ -122,14 +122,14 @@ class WeightRanges:
         return np.maximum(np.abs(self.low), np.abs(self.high)).astype(np.float64)
 
 
-def weight_ranges(layer: QuantisedLayer) -> WeightRanges:
+def weight_ranges(layer: QuantizedLayer) -> WeightRanges:
     """The ranges of the weights of `layer`."""
     rows = layer.weight_rows().astype(np.float64)
     return WeightRanges(rows.min(axis=1), rows.max(axis=1))
 
 
 def envelope(low: Array, high: Array) -> tuple[Array, Array, Array]:
-    """Edges, lows and highs of at most BUCKETS groups of neighbours: the extremes of each group."""
+    """Edges, lows and highs of at most BUCKETS groups of neighbors: the extremes of each group."""
     count = len(low)
     edges = np.unique(np.linspace(0, count, min(count, BUCKETS) + 1).round().astype(np.int64))
     starts = edges[:-1]
@@ -151,7 +151,7 @@ class ErrorBand:
 
 
 def error_band(values: Array, errors: Array, parts: int = 24) -> ErrorBand | None:
-    """The quantiles of `errors` in `parts` groups of equally many neighbouring `values`.
+    """The quantiles of `errors` in `parts` groups of equally many neighboring `values`.
 
     None for fewer than 20 values.
     """

@@ -32,7 +32,7 @@ PAPER = {
     "mark4": "#8a6d00",
     "mark5": "#00798c",
 }
-"""A colour for each role, for pictures that stand alone."""
+"""A color for each role, for pictures that stand alone."""
 _TEXT = 13
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 14, 10, 44
 
@@ -46,23 +46,23 @@ def require_matplotlib() -> None:
         raise OutputError(message) from None
 
 
-def draw_svg(plot: Plot, colours: Mapping[str, str]) -> str:
-    """The picture as an SVG document, without title and legend; `colours` has one per role.
+def draw_svg(plot: Plot, colors: Mapping[str, str]) -> str:
+    """The picture as an SVG document, without title and legend; `colors` has one per role.
 
     Each series carries its name as an id.
     """
     buffer = BytesIO()
     with _settings():
-        figure = _figure(plot, colours, title=False)
+        figure = _figure(plot, colors, title=False)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue().decode("utf-8")
 
 
-def draw_png(plot: Plot, colours: Mapping[str, str] = PAPER, *, scale: float = 2.0) -> bytes:
+def draw_png(plot: Plot, colors: Mapping[str, str] = PAPER, *, scale: float = 2.0) -> bytes:
     """The picture with title and legend as a PNG file, `scale` pixels for a unit."""
     buffer = BytesIO()
     with _settings():
-        figure = _figure(plot, colours, title=True)
+        figure = _figure(plot, colors, title=True)
         figure.savefig(buffer, format="png", dpi=72 * scale, metadata={"Software": None})
     return buffer.getvalue()
 
@@ -85,7 +85,7 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _figure(plot: Plot, colours: Mapping[str, str], *, title: bool) -> Figure:
+def _figure(plot: Plot, colors: Mapping[str, str], *, title: bool) -> Figure:
     from matplotlib.figure import Figure
 
     legend = plot.legend() if title else []
@@ -101,20 +101,18 @@ def _figure(plot: Plot, colours: Mapping[str, str], *, title: bool) -> Figure:
     axes = figure.add_axes(
         (left / width, bottom / height, 1 - (left + _RIGHT) / width, inner / height)
     )
-    _dress(figure, axes, plot, colours)
+    _dress(figure, axes, plot, colors)
     for series in plot.series:
-        _add(axes, series, colours)
+        _add(axes, series, colors)
     if title:
         figure.text(
-            left / width, 1 - 20 / height, plot.title, color=colours["ink"], parse_math=False
+            left / width, 1 - 20 / height, plot.title, color=colors["ink"], parse_math=False
         )
         for i, series in enumerate(legend):
             y = (18 * (len(legend) - i) - 12) / height
-            colour = colours[series.colour]
-            figure.text(left / width, y, "■ ", color=colour, parse_math=False)
-            figure.text(
-                (left + 18) / width, y, series.label, color=colours["ink"], parse_math=False
-            )
+            color = colors[series.color]
+            figure.text(left / width, y, "■ ", color=color, parse_math=False)
+            figure.text((left + 18) / width, y, series.label, color=colors["ink"], parse_math=False)
     return figure
 
 
@@ -122,12 +120,12 @@ def _width(plot: Plot) -> int:
     return WIDTH * (2 if plot.wide else 1)
 
 
-def _dress(figure: Figure, axes: Axes, plot: Plot, colours: Mapping[str, str]) -> None:
+def _dress(figure: Figure, axes: Axes, plot: Plot, colors: Mapping[str, str]) -> None:
     """Limits, ticks, labels and the grid."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
     from matplotlib.transforms import blended_transform_factory
 
-    ink = colours["ink"]
+    ink = colors["ink"]
     if plot.y_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
@@ -149,7 +147,7 @@ def _dress(figure: Figure, axes: Axes, plot: Plot, colours: Mapping[str, str]) -
     axes.yaxis.set_label_coords(15 / _width(plot), 0.5, edge)
     # Grid lines tell where ticks are; without marks a picture is a third shorter.
     axes.tick_params(left=False, bottom=False, labelcolor=ink)
-    axes.grid(True, color=colours["grid"], linewidth=0.7)
+    axes.grid(True, color=colors["grid"], linewidth=0.7)
     axes.set_axisbelow(True)
     axes.patch.set_visible(False)
     for side, spine in axes.spines.items():
@@ -166,40 +164,40 @@ def _short(value: float) -> str:
     return f"{0.0 if abs(value) < 1e-12 else value:.4g}".replace("-", "−")
 
 
-def _add(axes: Axes, series: Series, colours: Mapping[str, str]) -> None:
+def _add(axes: Axes, series: Series, colors: Mapping[str, str]) -> None:
     """One series; its artist gets its name as id."""
-    colour = colours[series.colour]
+    color = colors[series.color]
     if isinstance(series, Steps):
         artist: Any = axes.stairs(
             np.asarray(series.heights, np.float64),
             np.asarray(series.edges, np.float64),
             baseline=series.base,
             fill=True,
-            color=colour,
+            color=color,
             linewidth=0,
         )
     elif isinstance(series, Band):
         artist = axes.fill(
             np.concatenate([series.x, series.x[::-1]]),
             np.concatenate([series.low, series.high[::-1]]),
-            color=colour,
+            color=color,
             alpha=0.35,
             linewidth=0,
         )[0]
     elif isinstance(series, Line):
         style = "--" if series.dashed else ":" if series.dotted else "-"
-        artist = axes.plot(series.x, series.y, style, color=colour, linewidth=1.6)[0]
+        artist = axes.plot(series.x, series.y, style, color=color, linewidth=1.6)[0]
     elif isinstance(series, Dots):
-        artist = _dots(axes, series, colour)
+        artist = _dots(axes, series, color)
     elif isinstance(series, Mark):
         style = "--" if series.dashed else "-"
-        artist = axes.axvline(series.x, color=colour, linewidth=1.8, linestyle=style)
+        artist = axes.axvline(series.x, color=color, linewidth=1.8, linestyle=style)
     else:
-        artist = _interval(axes, series, colour)
+        artist = _interval(axes, series, color)
     artist.set_gid(series.name)
 
 
-def _dots(axes: Axes, series: Dots, colour: str) -> Any:
+def _dots(axes: Axes, series: Dots, color: str) -> Any:
     """All dots as one path of strokes without length, which is far shorter than one mark each."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
@@ -208,7 +206,7 @@ def _dots(axes: Axes, series: Dots, colour: str) -> Any:
     codes = np.tile(np.array([Path.MOVETO, Path.LINETO], np.uint8), len(points) // 2)
     patch = PathPatch(
         Path(points, codes),
-        edgecolor=colour,
+        edgecolor=color,
         facecolor="none",
         linewidth=series.size,
         capstyle="round",
@@ -216,10 +214,10 @@ def _dots(axes: Axes, series: Dots, colour: str) -> Any:
     return axes.add_patch(patch)
 
 
-def _interval(axes: Axes, series: Interval, colour: str) -> Any:
-    axes.plot([series.low, series.high], [series.y, series.y], color=colour, linewidth=3, alpha=0.6)
+def _interval(axes: Axes, series: Interval, color: str) -> Any:
+    axes.plot([series.low, series.high], [series.y, series.y], color=color, linewidth=3, alpha=0.6)
     return _dots(
         axes,
-        Dots(series.name, np.array([series.value]), np.array([series.y]), series.colour, size=9),
-        colour,
+        Dots(series.name, np.array([series.value]), np.array([series.y]), series.color, size=9),
+        color,
     )

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from int8calib.calibration.scales import LEVELS, WINOGRAD_LEVELS
+from int8calib.calibration.statistics.activation import Histogram
 from int8calib.reporting.content import Content, LayerView
 from int8calib.reporting.curves import (
     KL_CURVES,
@@ -19,8 +21,6 @@ from int8calib.reporting.curves import (
 )
 from int8calib.reporting.plots import Band, Dots, Line, Mark, Plot, Series, Steps
 from int8calib.reporting.samples import LayerSample
-from int8calib.scales import LEVELS, WINOGRAD_LEVELS
-from int8calib.stats.activation import Histogram
 
 HIGHEST_COST = 1000.0
 _DOTS = 120
@@ -37,12 +37,12 @@ def layer_plots(content: Content, view: LayerView) -> Iterator[Plot]:
 
 
 def _threshold_marks(content: Content, view: LayerView) -> list[Mark]:
-    colours = content.colours
+    colors = content.colors
     return [
         Mark(
             f"threshold{i}",
             view.threshold(name),
-            colours[name],
+            colors[name],
             f"threshold {view.threshold(name):.4g} · {content.short[name]}",
             dashed=i > 0,
         )
@@ -63,12 +63,12 @@ def _activations(content: Content, view: LayerView, histogram: Histogram) -> Plo
     below, beyond = split_steps(edges, counts, view.threshold(first))
     base = 0.5
     series: list[Series] = []
-    for name, (at, heights), colour, label in (
+    for name, (at, heights), color, label in (
         ("kept", below, "data", "values inside the threshold"),
         ("clipped", beyond, "tail", "the tail that is clipped"),
     ):
         if len(heights):
-            series.append(Steps(name, at, np.maximum(heights, base), base, colour, label))
+            series.append(Steps(name, at, np.maximum(heights, base), base, color, label))
     series += _threshold_marks(content, view)
     return Plot(
         "histogram",
@@ -105,10 +105,10 @@ def _costs(content: Content, view: LayerView, histogram: Histogram) -> Iterator[
             continue
         what = "squared error (mse)" if method == SQUARED else f"KL divergence ({method})"
         label = f"{what}, least at {curve.best:.4g}"
-        colour, dashed, dotted = styles[i % len(styles)]
+        color, dashed, dotted = styles[i % len(styles)]
         thin = curve.thinned()
         costs = np.clip(thin.costs / curve.smallest, 1.0, 2 * HIGHEST_COST)
-        series.append(Line(f"cost-{method}", thin.thresholds, costs, colour, label, dashed, dotted))
+        series.append(Line(f"cost-{method}", thin.thresholds, costs, color, label, dashed, dotted))
     if not series:
         return
     highest = max(float(line.y.max()) for line in series if isinstance(line, Line))
@@ -134,13 +134,13 @@ def _weights(content: Content, view: LayerView) -> Plot:
         middle = (edges[:-1] + edges[1:]) / 2
         levels = WINOGRAD_LEVELS if view.six_bit(names[0]) else LEVELS
         label = f"clip, {levels} levels · {', '.join(content.short[name] for name in names)}"
-        colour = content.colours[names[0]]
+        color = content.colors[names[0]]
         for side, sign in (("high", 1.0), ("low", -1.0)):
-            line = Line(f"clip{i}-{side}", middle, sign * limit, colour, label, dashed=i > 0)
+            line = Line(f"clip{i}-{side}", middle, sign * limit, color, label, dashed=i > 0)
             series.append(line)
         widest = max(widest, min(float(limit.max()), 3 * widest))
     what = "group" if view.ncnn_type == "ConvolutionDepthWise" else "output channel"
-    joined = " Neighbours share a step." if len(view.weights.low) > len(low) else ""
+    joined = " Neighbors share a step." if len(view.weights.low) > len(low) else ""
     return Plot(
         "weights",
         "Weights",

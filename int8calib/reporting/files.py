@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from int8calib.analysis.layer_errors import Analysis, LayerError
 from int8calib.errors import OptionError
 from int8calib.evaluation.boxes import BoxAgreement
-from int8calib.evaluation.layer_errors import Analysis, LayerError
 from int8calib.evaluation.measures import Share
 from int8calib.evaluation.results import Accuracy, BlobError, Evaluation, TableResult
 

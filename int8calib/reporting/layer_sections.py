@@ -42,8 +42,7 @@ def layer_facts(content: Content, view: LayerView) -> str:
         if any(cells)
     ]
     heads = [
-        f'<span style="color:var(--{content.colours[name]})">'
-        f"{breakable(content.short[name])}</span>"
+        f'<span style="color:var(--{content.colors[name]})">{breakable(content.short[name])}</span>'
         for name in names
     ]
     return pairs(facts) + table(("", *heads), rows, "layer-table")

@@ -14,10 +14,10 @@ from int8calib.reporting.plots import MARKS, Interval, Line, Plot
 
 def sqnr_plot(content: Content) -> Plot | None:
     """The SQNR behind every layer, in network order; None without an analysis."""
-    colours = content.colours
+    colors = content.colors
     numbers = {view.name: i for i, view in enumerate(content.layers, start=1)}
     series: list[Line] = []
-    for name, found in content.analyses.items():
+    for name, found in content.analyzes.items():
         layers = sorted(found.layers, key=lambda error: numbers[error.name])
         places = np.array([numbers[error.name] for error in layers], np.float64)
         for kind, values, dotted in (
@@ -28,7 +28,7 @@ def sqnr_plot(content: Content) -> Plot | None:
             what = "this layer alone" if kind == "own" else "all layers so far"
             label = f"{what} · {content.short[name]}"
             mark = list(content.tables).index(name)
-            series.append(Line(f"{kind}{mark}", places, y, colours[name], label, dotted=dotted))
+            series.append(Line(f"{kind}{mark}", places, y, colors[name], label, dotted=dotted))
     shown = [float(v) for line in series for v in line.y if np.isfinite(v)]
     if not shown:
         return None
@@ -57,15 +57,15 @@ def accuracy_plot(content: Content) -> Plot | None:
         what = f"top-{k} in %"
         rows.append(("float", evaluation.float_accuracy.topk[k], "data"))
         rows += [
-            (table.name, table.accuracy.topk[k], colour)
-            for table, colour in _coloured(content)
+            (table.name, table.accuracy.topk[k], color)
+            for table, color in _colored(content)
             if table.accuracy is not None
         ]
     else:
         what = "images with the float net's best class, in %"
         rows += [
-            (table.name, table.agreement, colour)
-            for table, colour in _coloured(content)
+            (table.name, table.agreement, color)
+            for table, color in _colored(content)
             if table.agreement is not None
         ]
     if not rows:
@@ -74,10 +74,10 @@ def accuracy_plot(content: Content) -> Plot | None:
     names = [short.get(name, name) for name, _, _ in rows]
     count = len(rows)
     series = []
-    for i, (_, share, colour) in enumerate(rows):
+    for i, (_, share, color) in enumerate(rows):
         low, high = share.interval
         series.append(
-            Interval(f"row{i}", count - 1 - i, 100 * low, 100 * share.value, 100 * high, colour)
+            Interval(f"row{i}", count - 1 - i, 100 * low, 100 * share.value, 100 * high, color)
         )
     least, most = min(s.low for s in series), max(s.high for s in series)
     room = max(1.0, 0.08 * (most - least))
@@ -95,8 +95,8 @@ def accuracy_plot(content: Content) -> Plot | None:
     )
 
 
-def _coloured(content: Content) -> Iterator[tuple[TableResult, str]]:
+def _colored(content: Content) -> Iterator[tuple[TableResult, str]]:
     evaluation = content.evaluation
-    colours = content.colours
+    colors = content.colors
     for i, table in enumerate(evaluation.tables if evaluation else ()):
-        yield table, colours.get(table.name, MARKS[i % len(MARKS)])
+        yield table, colors.get(table.name, MARKS[i % len(MARKS)])

@@ -58,7 +58,7 @@ def _theme() -> str:
         f'<label for="{name}">{label}</label>'
         for name, label in (("auto", "Auto"), ("light", "Light"), ("dark", "Dark"))
     )
-    return f'<fieldset class="theme" aria-label="Colours">{choices}</fieldset>'
+    return f'<fieldset class="theme" aria-label="Colors">{choices}</fieldset>'
 
 
 def figure(plot: Plot, svg: str) -> str:
@@ -74,11 +74,11 @@ def figure(plot: Plot, svg: str) -> str:
 
 def _key(series: Series) -> str:
     if not isinstance(series, Line | Mark):
-        return f'<span class="key area" style="background:var(--{series.colour})"></span>'
+        return f'<span class="key area" style="background:var(--{series.color})"></span>'
     kind = " dashed" * series.dashed
     if isinstance(series, Line):
         kind += " dotted" * series.dotted
-    return f'<span class="key{kind}" style="border-color:var(--{series.colour})"></span>'
+    return f'<span class="key{kind}" style="border-color:var(--{series.color})"></span>'
 
 
 def _accuracy(content: Content, draw: Draw) -> str:

@@ -1,6 +1,6 @@
 """What a picture shows, as plain values: figures come in as arrays, the drawing stage takes them.
 
-Colours are roles, not values: the page gives each role a colour for light and one for dark.
+Colors are roles, not values: the page gives each role a color for light and one for dark.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Steps:
     edges: Floats
     heights: Floats
     base: Floats | float
-    colour: str
+    color: str
     label: str = ""
 
 
@@ -37,7 +37,7 @@ class Line:
     name: str
     x: Floats
     y: Floats
-    colour: str
+    color: str
     label: str = ""
     dashed: bool = False
     dotted: bool = False
@@ -51,7 +51,7 @@ class Band:
     x: Floats
     low: Floats
     high: Floats
-    colour: str
+    color: str
     label: str = ""
 
 
@@ -62,7 +62,7 @@ class Dots:
     name: str
     x: Floats
     y: Floats
-    colour: str
+    color: str
     label: str = ""
     size: float = 2.5
 
@@ -73,7 +73,7 @@ class Mark:
 
     name: str
     x: float
-    colour: str
+    color: str
     label: str = ""
     dashed: bool = False
 
@@ -87,7 +87,7 @@ class Interval:
     low: float
     value: float
     high: float
-    colour: str
+    color: str
     label: str = ""
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from int8calib.engine.run import Net
-from int8calib.engine.workers import Progress
+from int8calib.analysis.layer_errors import Analysis
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.engine.workers import Progress
+from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OutputError
-from int8calib.evaluation.layer_errors import Analysis
 from int8calib.evaluation.results import Evaluation
-from int8calib.output import write_atomic
+from int8calib.files import write_atomic
 from int8calib.reporting.advice import Advice, advise
 from int8calib.reporting.content import Content, gather
 from int8calib.reporting.drawing import draw_png, draw_svg, require_matplotlib
@@ -25,7 +26,6 @@ from int8calib.reporting.plots import Plot
 from int8calib.reporting.samples import LayerSample
 from int8calib.reporting.svg import COLOURS, inline_svg
 from int8calib.simulation.build import folds
-from int8calib.stats.store import Statistics
 from int8calib.table.model import CalibrationTable
 
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -103,11 +103,11 @@ def report(
     Raises `OptionError` for an analysis or rows that belong to something else.
     """
     named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
-    analyses: Mapping[str, Analysis] = {}
+    analyzes: Mapping[str, Analysis] = {}
     if isinstance(analysis, Analysis):
-        analyses = dict.fromkeys(list(named)[:1], analysis)
+        analyzes = dict.fromkeys(list(named)[:1], analysis)
     elif analysis is not None:
-        analyses = analysis
+        analyzes = analysis
     fold = fold_bn
     if fold is None:
         fold = all(folds(table) for table in list(named.values())[:1])
@@ -118,7 +118,7 @@ def report(
         title=title,
         statistics=statistics,
         evaluation=evaluation,
-        analyses=analyses,
+        analyzes=analyzes,
         samples=samples,
         facts=facts,
     )

@@ -9,14 +9,14 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.engine.run import Net
-from int8calib.engine.workers import Progress, Runner, batch_of, single_threaded_blas
+from int8calib.analysis.side_by_side import Place, side_by_side
+from int8calib.arrays import Array
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.engine.workers import Progress, Runner, batch_of, single_threaded_blas
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError
 from int8calib.evaluation.evaluate import Labelled, LabelledFeeds
-from int8calib.evaluation.side_by_side import Place, side_by_side
-from int8calib.layers.registry import Array
-from int8calib.net.fold import fold_batch_norm
-from int8calib.net.graph import Blob
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.table.model import CalibrationTable
 
@@ -49,7 +49,7 @@ def sample_outputs(
     """
     fold = folds(table) if fold_bn is None else fold_bn
     graph = fold_batch_norm(net.graph) if fold else net.graph
-    joint = side_by_side(graph, int8_layers(graph, table, optimised=fold))
+    joint = side_by_side(graph, int8_layers(graph, table, optimized=fold))
     runner = Runner(joint.graph, [b for place in joint.places for b in (place.top, place.chain)])
     pairs: dict[str, list[LayerSample]] = {place.name: [] for place in joint.places}
     rng = np.random.default_rng(0)

@@ -126,7 +126,7 @@ def _boxes(result: TableResult) -> str:
 def ranking(content: Content) -> str:
     """The layers of the first table, the worst own SQNR first."""
     main = content.main
-    others = [name for name in content.analyses if name != main]
+    others = [name for name in content.analyzes if name != main]
     views = [view for view in content.ranking() if view.errors]
     if not views:
         return '<p class="soft">No analysis was given, so layers are in network order.</p>'

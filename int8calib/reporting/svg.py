@@ -1,6 +1,6 @@
 """An SVG document of the drawing stage comes in, a short one that fits into a page goes out.
 
-Groups, ids, metadata and fonts go; numbers keep one decimal; colours become CSS variables, so that
+Groups, ids, metadata and fonts go; numbers keep one decimal; colors become CSS variables, so that
 one picture serves light and dark.
 """
 
@@ -14,13 +14,13 @@ from xml.etree import ElementTree
 from int8calib.reporting.plots import ROLES, Plot
 
 COLOURS = {role: f"#0a0b{i:02x}" for i, role in enumerate(ROLES)}
-"""A colour for each role that stands for it until it becomes a variable."""
+"""A color for each role that stands for it until it becomes a variable."""
 _SPACE = "{http://www.w3.org/2000/svg}"
 _DECIMALS = re.compile(r"-?\d+\.\d+")
 _NUMBERS = re.compile(r"\s+")
 _FONT = re.compile(r"font-(?:size|family): [^;]*;? ?|-0(?= )")
 _COLOUR = re.compile("|".join(COLOURS.values()))
-_ROLES = {colour: f"var(--{role})" for role, colour in COLOURS.items()}
+_ROLES = {color: f"var(--{role})" for role, color in COLOURS.items()}
 
 
 def inline_svg(document: str, plot: Plot, key: str) -> str:

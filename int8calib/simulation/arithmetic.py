@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from int8calib.layers.registry import Array
+from int8calib.arrays import Array
 
 MOST = 127
 BLOCK = 1 << 15
@@ -17,7 +17,7 @@ BLOCK = 1 << 15
 _HALF = np.float32(0.5)
 
 
-def quantise(values: Array, scale: np.float32, levels: Array) -> None:
+def quantize(values: Array, scale: np.float32, levels: Array) -> None:
     """Write round(value * scale), half away from zero, clamped to -127..127, into `levels`.
 
     `values` and `levels`: float32, contiguous, of one size. 0.5 is added in float32 before the
@@ -38,7 +38,7 @@ def quantise(values: Array, scale: np.float32, levels: Array) -> None:
         np.clip(part, -MOST, MOST, out=part)
 
 
-def dequantise(sums: Array, factors: Array, bias: Array) -> None:
+def dequantize(sums: Array, factors: Array, bias: Array) -> None:
     """Replace `sums` (rows, values) by sum * factor + bias of its row, rounded once.
 
     `factors` and `bias`: float32 (rows,). ncnn's kernels use fused multiply-add there. A product

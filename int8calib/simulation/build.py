@@ -1,4 +1,4 @@
-"""A network and a calibration table to a network in which quantised layers run in INT8."""
+"""A network and a calibration table to a network in which quantized layers run in INT8."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from int8calib.engine.run import Net
+from int8calib.arrays import Array
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.graph import Graph, Layer
+from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.errors import TableError
-from int8calib.layers.registry import Array
-from int8calib.net.fold import fold_batch_norm
-from int8calib.net.graph import Graph, Layer
-from int8calib.net.quantised import QuantisedLayer, quantised_layers
-from int8calib.simulation.arithmetic import quantise
+from int8calib.simulation.arithmetic import quantize
 from int8calib.simulation.fusion import input_scales
 from int8calib.simulation.layers import PREFIX, Int8Weights
 from int8calib.table.model import CalibrationTable, LayerScales
@@ -23,7 +23,7 @@ FLOAT_TYPES = {
     "ConvolutionDepthWise": "Convolution",
     "InnerProduct": "InnerProduct",
 }
-"""The Caffe type that does the sums of each type that ncnn quantises."""
+"""The Caffe type that does the sums of each type that ncnn quantizes."""
 
 
 def simulate(net: Net, table: CalibrationTable, *, fold_bn: bool | None = None) -> Net:
@@ -31,16 +31,16 @@ def simulate(net: Net, table: CalibrationTable, *, fold_bn: bool | None = None) 
 
     Layers with rows in the table run in INT8: bottom and weights rounded half away from zero to
     -127..127, exact whole sums, then sum / (bottom scale x weight scale) + bias in float32. All
-    others stay in float. Where ncnn2int8 fuses layers by a requantise step, a bottom is rounded
+    others stay in float. Where ncnn2int8 fuses layers by a requantize step, a bottom is rounded
     with the scale that ncnn uses there. `fold_bn` says whether weights are as `ncnnoptimize`
     leaves them; None takes what the table's report says, or else True.
 
-    Raises `TableError` for rows of a layer that the net does not have or ncnn does not quantise,
+    Raises `TableError` for rows of a layer that the net does not have or ncnn does not quantize,
     and for a number of scales that does not fit the layer.
     """
     fold = folds(table) if fold_bn is None else fold_bn
     graph = fold_batch_norm(net.graph) if fold else net.graph
-    twins = int8_layers(graph, table, optimised=fold)
+    twins = int8_layers(graph, table, optimized=fold)
     layers = tuple(twins.get(layer.name, layer) for layer in graph.layers)
     return Net(replace(graph, layers=layers), net.input_shapes)
 
@@ -51,17 +51,17 @@ def folds(table: CalibrationTable) -> bool:
     return bool(options.get("fold_bn", True)) if isinstance(options, Mapping) else True
 
 
-def int8_layers(graph: Graph, table: CalibrationTable, *, optimised: bool) -> dict[str, Layer]:
+def int8_layers(graph: Graph, table: CalibrationTable, *, optimized: bool) -> dict[str, Layer]:
     """The INT8 twin of every layer of `graph` with rows in `table`, by name, in running order.
 
-    `optimised` says whether the model went through ncnnoptimize, which decides what fuses.
+    `optimized` says whether the model went through ncnnoptimize, which decides what fuses.
     """
-    known = {layer.name: layer for layer in quantised_layers(graph)}
+    known = {layer.name: layer for layer in quantized_layers(graph)}
     for rows in table.layers:
         _check(graph, known.get(rows.name), rows)
     chosen = {rows.name: rows for rows in table.layers}
     scales = {name: np.float32(rows.bottom_scale) for name, rows in chosen.items()}
-    used = input_scales(graph, scales, optimised=optimised)
+    used = input_scales(graph, scales, optimized=optimized)
     return {
         name: _twin(layer, chosen[name], used[name])
         for name, layer in known.items()
@@ -69,7 +69,7 @@ def int8_layers(graph: Graph, table: CalibrationTable, *, optimised: bool) -> di
     }
 
 
-def _check(graph: Graph, layer: QuantisedLayer | None, rows: LayerScales) -> None:
+def _check(graph: Graph, layer: QuantizedLayer | None, rows: LayerScales) -> None:
     if layer is None:
         raise TableError(
             f"{graph.source}: the table has rows for {rows.name!r}, which is no Convolution or "
@@ -87,7 +87,7 @@ def _check(graph: Graph, layer: QuantisedLayer | None, rows: LayerScales) -> Non
         raise TableError(f"layer {rows.name}: a weight scale that is no finite number")
 
 
-def _twin(found: QuantisedLayer, rows: LayerScales, scale: np.float32) -> Layer:
+def _twin(found: QuantizedLayer, rows: LayerScales, scale: np.float32) -> Layer:
     """The layer with weight levels, factors and bias in place of its weights."""
     layer, weight = found.layer, found.layer.weights[0]
     weight_scales = np.asarray(rows.weight_scales, np.float32)
@@ -107,17 +107,17 @@ def _twin(found: QuantisedLayer, rows: LayerScales, scale: np.float32) -> Layer:
     return replace(layer, type=PREFIX + FLOAT_TYPES[found.ncnn_type], weights=held.arrays())
 
 
-def _outputs(layer: QuantisedLayer) -> int:
+def _outputs(layer: QuantizedLayer) -> int:
     if layer.ncnn_type == "InnerProduct":
         return layer.rows
     return int(layer.layer.params.convolution_param.num_output)
 
 
-def _weight_levels(layer: QuantisedLayer, scales: Array) -> Array:
+def _weight_levels(layer: QuantizedLayer, scales: Array) -> Array:
     """The weights as levels, in the shape and order of the Caffe weights."""
     rows = layer.weight_rows()
     levels = np.empty(rows.shape, np.float32)
     for row, scale, out in zip(rows, scales, levels, strict=True):
-        quantise(row, scale, out)
+        quantize(row, scale, out)
     transposed = layer.ncnn_type == "InnerProduct" and layer.layer.params.inner_product_param
     return np.ascontiguousarray(levels.T) if transposed and transposed.transpose else levels

@@ -1,4 +1,4 @@
-"""Which scale a bottom is really quantised with: a graph and bottom scales to bottom scales.
+"""Which scale a bottom is really quantized with: a graph and bottom scales to bottom scales.
 
 ncnn2int8 lets a convolution give INT8 itself where only INT8 convolutions read its top. The float
 value between is the same, so this changes no result, except where the readers have different
@@ -11,28 +11,28 @@ from collections.abc import Container, Mapping
 
 import numpy as np
 
-from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.net.quantised import CONVOLUTIONS
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.quantized import CONVOLUTIONS
 
 ACTIVATIONS = frozenset(("ReLU", "ReLU6", "Clip", "Sigmoid", "Mish", "HardSwish"))
 """Activations that ncnnoptimize makes part of a convolution."""
 
 
 def input_scales(
-    graph: Graph, scales: Mapping[str, np.float32], *, optimised: bool
+    graph: Graph, scales: Mapping[str, np.float32], *, optimized: bool
 ) -> dict[str, np.float32]:
-    """The scale with which each layer's bottom is quantised, from the layers' own `scales`.
+    """The scale with which each layer's bottom is quantized, from the layers' own `scales`.
 
-    Both are keyed by layer name; those of several readers of a requantised top become one.
+    Both are keyed by layer name; those of several readers of a requantized top become one.
     """
     used = dict(scales)
-    for found in requantised(graph, scales, optimised=optimised).values():
+    for found in requantized(graph, scales, optimized=optimized).values():
         used.update({reader.name: scales[found[-1].name] for reader in found})
     return used
 
 
-def requantised(
-    graph: Graph, int8: Container[str], *, optimised: bool
+def requantized(
+    graph: Graph, int8: Container[str], *, optimized: bool
 ) -> dict[str, tuple[Layer, ...]]:
     """The convolutions that ncnn2int8 lets give INT8 themselves, each with who reads its top.
 
@@ -45,28 +45,28 @@ def requantised(
     for layer in graph.layers:
         if layer.type not in CONVOLUTIONS or layer.name not in int8:
             continue
-        found = _final_readers(layer.tops[0], readers, optimised=optimised)
+        found = _final_readers(layer.tops[0], readers, optimized=optimized)
         if found and all(r.type in CONVOLUTIONS and r.name in int8 for r in found):
             fused[layer.name] = tuple(found)
     return fused
 
 
 def _final_readers(
-    blob: Blob, readers: Mapping[Blob, list[Layer]], *, optimised: bool, activated: bool = False
+    blob: Blob, readers: Mapping[Blob, list[Layer]], *, optimized: bool, activated: bool = False
 ) -> list[Layer]:
     """Who reads a convolution's top once what ncnn fuses or drops is gone.
 
-    That is Split, and in an optimised model Dropout and one activation right behind.
+    That is Split, and in an optimized model Dropout and one activation right behind.
     """
     result: list[Layer] = []
     for reader in readers[blob]:
         alone = len(readers[blob]) == 1
         active = reader.type in ACTIVATIONS
-        if reader.type == "Split" or (optimised and reader.type == "Dropout" and alone):
+        if reader.type == "Split" or (optimized and reader.type == "Dropout" and alone):
             for top in reader.tops:
-                result += _final_readers(top, readers, optimised=optimised, activated=True)
-        elif optimised and active and alone and not activated:
-            result += _final_readers(reader.tops[0], readers, optimised=optimised, activated=True)
+                result += _final_readers(top, readers, optimized=optimized, activated=True)
+        elif optimized and active and alone and not activated:
+            result += _final_readers(reader.tops[0], readers, optimized=optimized, activated=True)
         else:
             result.append(reader)
     return result

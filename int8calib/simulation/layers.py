@@ -1,4 +1,4 @@
-"""The INT8 twins of the quantised layers: float bottoms in, levels and whole sums, floats out.
+"""The INT8 twins of the quantized layers: float bottoms in, levels and whole sums, floats out.
 
 They register as the types `Int8Convolution` and `Int8InnerProduct`, which no prototxt holds:
 `int8calib.simulation.build` puts them into a graph. Their parameters are those of the Caffe layer;
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_proto import LayerParameter
-from int8calib.layers.registry import Array, Kernel, LayerType, Shape, Take, add_type, find_type
-from int8calib.simulation.arithmetic import MOST, dequantise, quantise
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.layers.registry import Kernel, LayerType, Take, add_type, find_type
+from int8calib.simulation.arithmetic import MOST, dequantize, quantize
 
 EXACT = 1 << 24
 """Whole numbers up to here are exact in float32, and so are sums that stay below."""
@@ -88,10 +89,10 @@ class _Twin:
         """
         held = Int8Weights(*weights)
         levels = np.empty(bottoms[0].shape, np.float32)
-        quantise(np.ascontiguousarray(bottoms[0]), held.scale[0], levels)
+        quantize(np.ascontiguousarray(bottoms[0]), held.scale[0], levels)
         sums = self._wide_sums(params, held.levels, levels)
         top = np.ascontiguousarray(sums, np.float32)
-        self._dequantise(top, held)
+        self._dequantize(top, held)
         return [top]
 
     def plan(
@@ -111,14 +112,14 @@ class _Twin:
         kernel = plan(params, [held.levels], [bottoms[0]], take) if plan else None
 
         def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
-            quantise(images[0], held.scale[0], levels)
+            quantize(images[0], held.scale[0], levels)
             if kernel is None:
                 np.copyto(
                     tops[0], self._wide_sums(params, held.levels, levels), casting="same_kind"
                 )
             else:
                 kernel([levels], tops)
-            self._dequantise(tops[0], held)
+            self._dequantize(tops[0], held)
 
         return run
 
@@ -130,11 +131,11 @@ class _Twin:
         sums: Any = self._kind.run(params, wide[:1], wide[1:])[0]
         return np.asarray(sums, np.float64)
 
-    def _dequantise(self, top: Array, held: Int8Weights) -> None:
+    def _dequantize(self, top: Array, held: Int8Weights) -> None:
         """Sums to floats, in place: one row per output, or for outputs last one per value."""
         outputs = len(held.factors)
         for rows in top.reshape((-1, outputs, 1) if self._last else (len(top), outputs, -1)):
-            dequantise(rows, held.factors, held.bias)
+            dequantize(rows, held.factors, held.bias)
 
 
 for _twin in (_Twin("Convolution", outputs_last=False), _Twin("InnerProduct", outputs_last=True)):

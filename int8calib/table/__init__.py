@@ -14,7 +14,6 @@ from int8calib.table.files import (
 from int8calib.table.findings import Finding, Scan
 from int8calib.table.formats import FORMATS, Format, detect_format, get_format
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.table.ncnn_param import read_param, requirements_from_param
 from int8calib.table.requirement import Requirement
 
 __all__ = [
@@ -32,10 +31,8 @@ __all__ = [
     "detect_format",
     "diff_tables",
     "get_format",
-    "read_param",
     "read_table",
     "read_table_lenient",
     "read_text",
-    "requirements_from_param",
     "write_table",
 ]

@@ -69,7 +69,7 @@ def _check_requirements(
             "warning",
             scan.lines.get(name),
             name,
-            f"{name}: the network has no such layer that ncnn quantises, its rows do nothing",
+            f"{name}: the network has no such layer that ncnn quantizes, its rows do nothing",
         )
         for name in layers
         if name not in needed
@@ -99,7 +99,7 @@ def _check_blobs(table: CalibrationTable, requirements: Sequence[Requirement]) -
 def _check_shared_bottoms(
     layers: Mapping[str, LayerScales], requirements: Sequence[Requirement], lines: Mapping[str, int]
 ) -> list[Finding]:
-    """Requantise fusion takes the bottom scale of a blob's first consumer for all of them."""
+    """Requantize fusion takes the bottom scale of a blob's first consumer for all of them."""
     findings = []
     first: dict[str, LayerScales] = {}
     for requirement in requirements:

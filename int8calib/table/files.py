@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from int8calib.errors import TableError
-from int8calib.output import write_atomic
+from int8calib.files import write_atomic
 from int8calib.table.findings import Scan
 from int8calib.table.formats import detect_format, get_format
 from int8calib.table.model import CalibrationTable

@@ -32,7 +32,7 @@ class BottomEvidence:
 
 @dataclass(frozen=True, eq=False)
 class LayerScales:
-    """One quantised layer's two rows.
+    """One quantized layer's two rows.
 
     `weight_scales`: float32 of shape (num_output,) or, for grouped layers, (group,); float64
     only where the reference tool's digits must be kept. `bottom_scale`: one float, level count
@@ -51,7 +51,7 @@ class LayerScales:
 
 @dataclass(frozen=True, eq=False)
 class CalibrationTable:
-    """All quantised layers in network order, and blob scales for the formats keyed by blob.
+    """All quantized layers in network order, and blob scales for the formats keyed by blob.
 
     `blob_scales` maps blob names to scales (127 over threshold) where a format needs every
     blob (may be empty);
@@ -70,5 +70,5 @@ class CalibrationTable:
         raise KeyError(name)
 
     def __contains__(self, name: object) -> bool:
-        """Whether the layer `name` is quantised."""
+        """Whether the layer `name` is quantized."""
         return any(layer.name == name for layer in self.layers)

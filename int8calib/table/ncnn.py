@@ -47,5 +47,5 @@ def _weights(layer: LayerScales) -> str:
 
 
 def _digits(scale: float) -> str:
-    # ncnn computes in 32-bit floats: the text is that float's, not its 64-bit neighbour's.
+    # ncnn computes in 32-bit floats: the text is that float's, not its 64-bit neighbor's.
     return f"{float(np.float32(scale)):.9g}"

@@ -201,7 +201,7 @@ def pair_layers(rows: Rows) -> Scan:
         else:
             line = rows.blobs[name].line
             message = (
-                f"{name} has a bottom scale but no weight scales, ncnn stops quantising there "
+                f"{name} has a bottom scale but no weight scales, ncnn stops quantizing there "
                 "and every later layer of its type stays in float"
             )
         rows.report("error", line, name, message)

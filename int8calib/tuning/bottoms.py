@@ -1,7 +1,7 @@
 """Sampled columns of all layers that read one blob come in; the blob's threshold goes out.
 
 The threshold is the one with which the layers' outputs err least, each output's error weighed by
-its importance. It is one for all, since ncnn requantises a blob only once.
+its importance. It is one for all, since ncnn requantizes a blob only once.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from int8calib.layers.registry import Array
-from int8calib.scales import LEVELS
-from int8calib.simulation.arithmetic import quantise
+from int8calib.arrays import Array
+from int8calib.calibration.scales import LEVELS
+from int8calib.simulation.arithmetic import quantize
 from int8calib.tuning.importance import Weighing
 
 COARSE = tuple(float(x) for x in np.geomspace(1.5, 0.13, 15))
@@ -76,7 +76,7 @@ def some(columns: Array, wanted: int) -> Array:
 def rounded(columns: Array, scale: float) -> Array:
     """`columns` as INT8 has them, back in units of the blob."""
     levels = np.empty(columns.shape, np.float32)
-    quantise(columns, np.float32(scale), levels)
+    quantize(columns, np.float32(scale), levels)
     levels /= np.float32(scale)
     return levels
 
@@ -107,9 +107,9 @@ def best_threshold(
     return min(tried, key=tried.__getitem__)
 
 
-def weighed(outputs: Array, importance: Weighing, *, centred: bool = False) -> float:
+def weighed(outputs: Array, importance: Weighing, *, centered: bool = False) -> float:
     """The mean square over n of `outputs` (G, M, n), or their variance, times `importance`."""
     squares = np.square(outputs).mean(axis=2, dtype=np.float64)
-    if centred:
+    if centered:
         squares -= np.square(outputs.mean(axis=2, dtype=np.float64))
     return float((squares * importance).sum())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.engine.workers import Feed, Progress, batch_of
 from int8calib.calibration.pipeline import Job
-from int8calib.engine.run import Net
-from int8calib.engine.workers import Feed, Progress, batch_of
 from int8calib.errors import ImageError, OptionError
 from int8calib.evaluation.evaluate import Labelled
 from int8calib.tuning.layerwise import bytes_per_image

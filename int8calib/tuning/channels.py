@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.layers.convolution import groups
-from int8calib.layers.registry import Shape
-from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.net.quantised import CONVOLUTIONS
+from int8calib.arrays import Shape
+from int8calib.caffe.layers.convolution import groups
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.quantized import CONVOLUTIONS
 
 Ids = NDArray[np.intp]
 FIXED = 0

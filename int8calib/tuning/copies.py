@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.layers.convolution import groups
-from int8calib.layers.registry import Array
-from int8calib.net.graph import Graph, Layer
+from int8calib.arrays import Array
+from int8calib.caffe.layers.convolution import groups
+from int8calib.caffe.network.graph import Graph, Layer
 from int8calib.tuning.channels import FIXED, Channels, Ids, scales_weights
 from int8calib.tuning.importance import Weighing
 

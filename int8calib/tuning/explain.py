@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from int8calib.scales import LEVELS
+from int8calib.calibration.scales import LEVELS
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.tuning.results import Choice
 from int8calib.tuning.sequence import SettledLayer

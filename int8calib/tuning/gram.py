@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.layers.registry import Array
+from int8calib.arrays import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +42,10 @@ def gram_of(real: Array, used: Array) -> Gram:
     """The moments of `used` columns (G, K, n) and of the `real` ones they stand for."""
     count = used.shape[2]
     mean, shift = used.mean(axis=2), (real - used).mean(axis=2)
-    centred = used - mean[:, :, None]
-    turned = np.ascontiguousarray(centred.transpose(0, 2, 1))
+    centered = used - mean[:, :, None]
+    turned = np.ascontiguousarray(centered.transpose(0, 2, 1))
     cross = np.matmul(real - used - shift[:, :, None], turned) / np.float32(count)
-    return Gram(_shrunk(np.matmul(centred, turned) / np.float32(count), count), cross, mean, shift)
+    return Gram(_shrunk(np.matmul(centered, turned) / np.float32(count), count), cross, mean, shift)
 
 
 def _shrunk(spread: Array, count: int) -> Array:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.layers.registry import Shape
-from int8calib.layers.windows import pair
-from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.net.quantised import quantised_layers
+from int8calib.arrays import Shape
+from int8calib.caffe.layers.windows import pair
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.tuning.channels import scales_weights
 from int8calib.tuning.samples import problem_of
 
@@ -61,7 +61,7 @@ def _back(layer: Layer, shapes: Mapping[Blob, Shape], tops: list[Weighing]) -> l
 def _through_weights(
     layer: Layer, count: int, top: Weighing, shapes: Mapping[Blob, Shape]
 ) -> Weighing:
-    (found,) = quantised_layers(Graph("", "", (layer,), {}, ()))
+    (found,) = quantized_layers(Graph("", "", (layer,), {}, ()))
     squares = np.square(problem_of(found).weights, dtype=np.float64)
     group, outputs, _ = squares.shape
     sums = np.einsum("gm,gmk->gk", top.reshape(group, outputs), squares)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from int8calib.engine.run import Net
-from int8calib.engine.workers import Feed, Progress, Runner, batch_of
+from int8calib.arrays import Array
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.engine.workers import Feed, Progress, Runner, batch_of
+from int8calib.caffe.network.graph import Blob
 from int8calib.evaluation.evaluate import Labelled, copied_tops, run_pass
 from int8calib.evaluation.outputs import Watched, watched_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation, TableResult
-from int8calib.layers.registry import Array
-from int8calib.net.graph import Blob
 
 
 class Judge:

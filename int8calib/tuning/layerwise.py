@@ -11,11 +11,12 @@ from math import prod
 
 import numpy as np
 
-from int8calib.engine.workers import Feed, work_through
-from int8calib.layers.registry import Array, Shape, find_type
-from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.net.inputs import INPUT_TYPES
-from int8calib.net.shapes import infer_shapes
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.engine.workers import Feed, work_through
+from int8calib.caffe.layers.registry import find_type
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.shapes import infer_shapes
 
 Values = list[Array]
 """One blob: its array for each feed."""
@@ -62,12 +63,12 @@ class Layerwise:
         same = twin is layer and all(self._float[b] is self._int8[b] for b in layer.bottoms)
         count = len(self._feeds)
         real: list[list[Array]] = [[] for _ in range(count)]
-        quantised = real if same else [[] for _ in range(count)]
+        quantized = real if same else [[] for _ in range(count)]
 
         def work(kernels: tuple[OneLayer, OneLayer], i: int) -> int:
             real[i] = kernels[0].run([self._float[b][i] for b in layer.bottoms])
             if not same:
-                quantised[i] = kernels[1].run([self._int8[b][i] for b in layer.bottoms])
+                quantized[i] = kernels[1].run([self._int8[b][i] for b in layer.bottoms])
             return 1
 
         work_through(
@@ -82,7 +83,7 @@ class Layerwise:
             if same:
                 self._int8[top] = self._float[top]
             else:
-                self._int8[top] = [tops[number] for tops in quantised]
+                self._int8[top] = [tops[number] for tops in quantized]
 
 
 class OneLayer:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from int8calib.engine.run import Net
+from int8calib.caffe.engine.run import Net
 from int8calib.errors import OptionError
 from int8calib.evaluation.results import Evaluation
 from int8calib.table.model import CalibrationTable
 
-TECHNIQUES = ("equalise", "copies", "rounding", "refit", "bias")
+TECHNIQUES = ("equalize", "copies", "rounding", "refit", "bias")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class TuneOptions:
     change_model
         True lets weights and biases change too: the result is a table and a model.
     techniques
-        which changes are allowed then: `equalise` (even channels, centred class scores),
+        which changes are allowed then: `equalize` (even channels, centered class scores),
         `copies` (channels whose rounding costs most are copied, so that it is finer),
         `rounding` (weights rounded for least output error), `refit` (weights that make good what
         layers before lose), `bias` (mean errors taken back).

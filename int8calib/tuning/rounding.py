@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from int8calib.layers.registry import Array
+from int8calib.arrays import Array
 from int8calib.tuning.gram import damped, row_errors
 
 BLOCK = 64

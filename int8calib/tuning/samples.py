@@ -1,4 +1,4 @@
-"""Bottoms of a quantised layer come in; the columns that its weights multiply go out, sampled.
+"""Bottoms of a quantized layer come in; the columns that its weights multiply go out, sampled.
 
 A column is what one output position reads: (K,) values for each group, so a layer's outputs are
 weights (G, M, K) times columns (G, K, n). G is 1 but for grouped convolutions.
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.layers.convolution import groups
-from int8calib.layers.registry import Array
-from int8calib.layers.shapes import axis_index, flat_from
-from int8calib.layers.windows import Windows, convolution_windows, pad_images, window_view
-from int8calib.net.graph import Layer
-from int8calib.net.quantised import QuantisedLayer
+from int8calib.arrays import Array
+from int8calib.caffe.layers.convolution import groups
+from int8calib.caffe.layers.shapes import axis_index, flat_from
+from int8calib.caffe.layers.windows import Windows, convolution_windows, pad_images, window_view
+from int8calib.caffe.network.graph import Layer
+from int8calib.caffe.network.quantized import QuantizedLayer
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A quantised layer as a matrix product.
+    """A quantized layer as a matrix product.
 
     weights
         float32 (G, M, K): M outputs of each of G groups.
@@ -44,7 +44,7 @@ def affordable(weights: Array, least: int, most: int, work: float) -> int:
     return min(max(int(work / (group * size * max(outputs, 32))), least), most)
 
 
-def problem_of(found: QuantisedLayer) -> Problem:
+def problem_of(found: QuantizedLayer) -> Problem:
     """The matrices of a layer."""
     layer = found.layer
     weight = layer.weights[0]
@@ -60,7 +60,7 @@ def problem_of(found: QuantisedLayer) -> Problem:
     return Problem(matrix, bias.reshape(group, -1))
 
 
-def weight_blob(found: QuantisedLayer, matrix: Array) -> Array:
+def weight_blob(found: QuantizedLayer, matrix: Array) -> Array:
     """`matrix` (G, M, K) in the shape and order of the layer's Caffe weights."""
     shape = found.layer.weights[0].shape
     if found.ncnn_type == "InnerProduct" and found.layer.params.inner_product_param.transpose:

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from int8calib.analysis.sensitivity import single_layer_effects
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.engine.workers import Feed, Progress, batch_of, single_threaded_blas
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import Job, make_table, prepare, run_job
-from int8calib.engine.run import Net
-from int8calib.engine.workers import Feed, Progress, batch_of, single_threaded_blas
+from int8calib.calibration.statistics.store import Statistics
 from int8calib.evaluation.evaluate import LabelledFeeds
 from int8calib.evaluation.results import Evaluation
-from int8calib.evaluation.sensitivity import single_layer_effects
-from int8calib.net.fold import fold_batch_norm
-from int8calib.net.shapes import infer_shapes
 from int8calib.simulation.build import int8_layers, simulate
-from int8calib.stats.store import Statistics
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.tuning.budget import OutOfTimeError, check_targets, clock_of, split, taken
 from int8calib.tuning.explain import choices_of
@@ -244,7 +244,7 @@ class _Run:
         """The layers in INT8, the one that costs the outputs most first."""
         graph = fold_batch_norm(state.net.graph) if self.options.fold_bn else state.net.graph
         base = Net(graph, state.net.input_shapes)
-        twins = int8_layers(graph, state.table, optimised=self.options.fold_bn)
+        twins = int8_layers(graph, state.table, optimized=self.options.fold_bn)
         effects, _ = single_layer_effects(
             base,
             twins,

@@ -1,4 +1,4 @@
-"""A float graph and images come in; each quantised layer's rows and weights go out, in order.
+"""A float graph and images come in; each quantized layer's rows and weights go out, in order.
 
 Every layer is settled with what really arrives there: the bottoms of the INT8 net, made by the
 layers settled before it. What these lose is known then, and can be made good.
@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from int8calib.engine.workers import Feed
-from int8calib.layers.registry import Array, Shape
-from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.net.inputs import INPUT_TYPES
-from int8calib.net.quantised import QuantisedLayer, quantised_layers
-from int8calib.scales import LEVELS, Grid
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.engine.workers import Feed
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
+from int8calib.calibration.scales import LEVELS, Grid
 from int8calib.simulation.build import int8_layers
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
 from int8calib.tuning.bottoms import Consumer, best_threshold, rounded, some, unseen
-from int8calib.tuning.centre import centre_scores
+from int8calib.tuning.center import center_scores
 from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.layerwise import Layerwise, Values
 from int8calib.tuning.rounding import nearest
@@ -47,7 +47,7 @@ class SettledLayer:
 
 @dataclass(frozen=True, eq=False)
 class _Sampled:
-    """A quantised layer as a matrix product, with its columns in both nets."""
+    """A quantized layer as a matrix product, with its columns in both nets."""
 
     problem: Problem
     real: Array
@@ -73,12 +73,12 @@ def settle_layers(
     the outputs of the float net suffer least from it.
     """
     nets = Layerwise(graph, feeds, workers=workers)
-    known = {f.name: f for f in quantised_layers(graph) if f.name in start}
+    known = {f.name: f for f in quantized_layers(graph) if f.name in start}
     sharing = _sharing(graph, list(known.values()))
     # What all class scores have in common is lost in a softmax, so errors of it do not count.
-    seen = centre_scores(graph)
+    seen = center_scores(graph)
     weighing = importance(seen, shapes)
-    judged = {f.name: problem_of(f).weights for f in quantised_layers(seen) if f.name in start}
+    judged = {f.name: problem_of(f).weights for f in quantized_layers(seen) if f.name in start}
     scales: dict[Blob, float] = {}
     sampled: dict[str, _Sampled] = {}
     for done, layer in enumerate(graph.layers):
@@ -117,7 +117,7 @@ def _twin(graph: Graph, settled: SettledLayer) -> Layer:
     layer = settled.layer
     layers = tuple(layer if other.name == layer.name else other for other in graph.layers)
     table = CalibrationTable((settled.rows,))
-    return int8_layers(replace(graph, layers=layers), table, optimised=True)[layer.name]
+    return int8_layers(replace(graph, layers=layers), table, optimized=True)[layer.name]
 
 
 def _root(graph: Graph, blob: Blob) -> Blob:
@@ -126,15 +126,15 @@ def _root(graph: Graph, blob: Blob) -> Blob:
     return _root(graph, producer.bottoms[0]) if producer.type == "Split" else blob
 
 
-def _sharing(graph: Graph, layers: Sequence[QuantisedLayer]) -> dict[Blob, list[QuantisedLayer]]:
+def _sharing(graph: Graph, layers: Sequence[QuantizedLayer]) -> dict[Blob, list[QuantizedLayer]]:
     """The layers that read each blob, by the blob."""
-    table: dict[Blob, list[QuantisedLayer]] = {}
+    table: dict[Blob, list[QuantizedLayer]] = {}
     for found in layers:
         table.setdefault(_root(graph, found.bottom), []).append(found)
     return table
 
 
-def _sample(found: QuantisedLayer, real: Values, arriving: Values) -> _Sampled:
+def _sample(found: QuantizedLayer, real: Values, arriving: Values) -> _Sampled:
     problem = problem_of(found)
     wanted = min(max(COLUMNS, 4 * problem.weights.shape[2]), MOST_COLUMNS)
     wanted = max(wanted, affordable(problem.weights, *SEARCHED, WORK))
@@ -146,7 +146,7 @@ def _sample(found: QuantisedLayer, real: Values, arriving: Values) -> _Sampled:
 
 def _bottom_scale(
     graph: Graph,
-    group: Sequence[QuantisedLayer],
+    group: Sequence[QuantizedLayer],
     sampled: Mapping[str, _Sampled],
     bottom: Values,
     start: Mapping[str, LayerScales],
@@ -177,7 +177,7 @@ def _bottom_scale(
 
 
 def _settle(
-    found: QuantisedLayer,
+    found: QuantizedLayer,
     sampled: _Sampled,
     scale: float,
     start: Mapping[str, LayerScales],
@@ -220,7 +220,7 @@ def _relative_error(
     return float(np.square(got - expected).mean(dtype=np.float64)) / max(signal, 1e-30)
 
 
-def with_weights(found: QuantisedLayer, weights: Array, bias: Array) -> Layer:
+def with_weights(found: QuantizedLayer, weights: Array, bias: Array) -> Layer:
     """The layer with new weights (G, M, K) and a bias (G, M), which it may not have had."""
     layer = found.layer
     params = type(layer.params)()

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from int8calib.engine.workers import Feed, Progress
-from int8calib.layers.registry import Shape
-from int8calib.net.graph import Blob, Graph
-from int8calib.net.quantised import quantised_layers
-from int8calib.net.shapes import infer_shapes, layer_multiply_adds, multiply_adds
+from int8calib.arrays import Shape
+from int8calib.caffe.engine.workers import Feed, Progress
+from int8calib.caffe.network.graph import Blob, Graph
+from int8calib.caffe.network.quantized import quantized_layers
+from int8calib.caffe.network.shapes import infer_shapes, layer_multiply_adds, multiply_adds
 from int8calib.table.model import CalibrationTable
 from int8calib.tuning.channels import Channels, Ids, scalable_channels
 from int8calib.tuning.copies import can_be_copied, multiplies, with_copies
@@ -80,7 +80,7 @@ def split_channels(
 ) -> Split:
     """Copy channels for at most `more_work` times the multiply-adds of `graph` on top of them.
 
-    `inputs` are the shapes of the inputs, `table` has the bottom scales of the layers to quantise.
+    `inputs` are the shapes of the inputs, `table` has the bottom scales of the layers to quantize.
     `aim` says what the outputs for `feeds` should be.
     """
     shapes = infer_shapes(graph, inputs)
@@ -159,7 +159,7 @@ def _rounding(
     """A layer's loss, shared out to the channels it reads by what its weights make of them."""
     noise, steps = np.zeros(count), np.zeros(count)
     weighing = importance(graph, shapes)
-    for found in quantised_layers(graph):
+    for found in quantized_layers(graph):
         if found.name not in losses or not multiplies(found.layer):
             continue
         ids = channels.of[found.bottom]

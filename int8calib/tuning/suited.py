@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.engine.workers import Feed, Progress, batch_of, single_threaded_blas
+from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import Job, prepare, run_job
-from int8calib.engine.run import Net
-from int8calib.engine.workers import Feed, Progress, batch_of, single_threaded_blas
+from int8calib.calibration.statistics.store import Statistics
 from int8calib.evaluation.outputs import Watched
-from int8calib.net.shapes import infer_shapes
-from int8calib.stats.store import Statistics
 from int8calib.table.model import CalibrationTable
-from int8calib.tuning.centre import centre_scores
-from int8calib.tuning.equalise import equalise
+from int8calib.tuning.center import center_scores
+from int8calib.tuning.equalize import equalize
 from int8calib.tuning.results import TuneOptions
 from int8calib.tuning.splitting import split_channels
 from int8calib.tuning.tail import Aim, aim_of
@@ -31,7 +31,7 @@ class Suited:
     """A net, its job, the table that tuning starts from, and the outputs it aims at.
 
     left
-        what share of its error equalising leaves for each family of layers.
+        what share of its error equalizing leaves for each family of layers.
     grown
         num_output before and after of the layers whose channels were copied.
     work
@@ -75,7 +75,7 @@ def suit_channels(
     if tuning.change_model:
         net = Net(job.graph, net.input_shapes)
     suited = Suited(net, job, start, None)
-    if "equalise" in techniques:
+    if "equalize" in techniques:
         suited = again(_evened(suited, fitted, options, clock))
     with single_threaded_blas():
         aim = aim_of(suited.job.graph, fitted, watched, options.workers)
@@ -91,8 +91,8 @@ def _evened(suited: Suited, fitted: Sequence[Feed], options: Options, clock: Pro
     graph, inputs = suited.job.graph, suited.net.input_shapes
     grids = {layer.name: options.weights.grid(layer) for layer in suited.job.described}
     with single_threaded_blas():
-        evened = equalise(
-            centre_scores(graph),
+        evened = equalize(
+            center_scores(graph),
             infer_shapes(graph, inputs),
             fitted,
             {rows.name: grids[rows.name] for rows in suited.start.layers},

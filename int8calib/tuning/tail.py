@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from int8calib.engine.workers import Feed, Runner, batch_of, work_through
+from int8calib.analysis.side_by_side import MARK
+from int8calib.arrays import Array
+from int8calib.caffe.engine.workers import Feed, Runner, batch_of, work_through
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.shapes import multiply_adds
+from int8calib.calibration.scales import LEVELS
 from int8calib.evaluation.evaluate import copied_tops
 from int8calib.evaluation.outputs import Watched
-from int8calib.evaluation.side_by_side import MARK
-from int8calib.layers.registry import Array
-from int8calib.net.graph import Blob, Graph, Layer
-from int8calib.net.shapes import multiply_adds
-from int8calib.scales import LEVELS
 from int8calib.tuning.bottoms import rounded, strength
 
 FEWEST = 64

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from int8calib.layers.registry import Array
-from int8calib.scales import DEAD_ABSMAX, DEAD_SCALE, Grid
+from int8calib.arrays import Array
+from int8calib.calibration.scales import DEAD_ABSMAX, DEAD_SCALE, Grid
 from int8calib.tuning.gram import Gram, gram_of, refit
 from int8calib.tuning.rounding import best_levels, level_errors, nearest
 from int8calib.tuning.samples import Problem

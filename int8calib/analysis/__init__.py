@@ -1,0 +1,1 @@
+"""Where INT8 loses accuracy: the error of each layer, and what it does to the outputs."""

@@ -1,0 +1,1 @@
+"""A Caffe network, run in numpy: the only place that knows Caffe."""

@@ -1,0 +1,63 @@
+"""A network as it stands in memory comes in; a prototxt and a caffemodel go out.
+
+BatchNorm that is folded is gone, biases that were added are there; Caffe, caffe2ncnn and OpenCV
+read the files as any other model's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import caffe_proto
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.network.graph import Layer
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.errors import OutputError
+
+
+def write_model(
+    net: Net, prototxt: str | os.PathLike[str], caffemodel: str | os.PathLike[str]
+) -> None:
+    """Write `net` as a Caffe model; raises `OutputError`.
+
+    In-place layers stay in place, layers stand in running order, data layers become Input.
+    """
+    proto, weights = to_caffe(net)
+    try:
+        caffe_proto.write_caffemodel(caffemodel, proto, weights)
+        caffe_proto.write_prototxt(prototxt, proto)
+    except OSError as error:
+        raise OutputError(f"{error.filename}: cannot be written ({error.strerror})") from None
+
+
+def to_caffe(net: Net) -> tuple[caffe_proto.NetParameter, dict[str, tuple[Array, ...]]]:
+    """The structure of `net`, and the weights of each layer by name."""
+    proto = caffe_proto.NetParameter()
+    proto.name = net.graph.name
+    weights: dict[str, tuple[Array, ...]] = {}
+    for layer in net.graph.layers:
+        if layer.type in INPUT_TYPES:
+            _add_inputs(proto, layer, net.input_shapes)
+            continue
+        message = proto.layer.add()
+        message.CopyFrom(layer.params)
+        # Layers that shared weights by name have their own now.
+        for field in ("bottom", "top", "blobs", "param", "include", "exclude", "phase"):
+            message.ClearField(field)
+        message.bottom.extend(blob.name for blob in layer.bottoms)
+        message.top.extend(blob.name for blob in layer.tops)
+        if layer.weights:
+            weights[layer.name] = layer.weights
+    return proto, weights
+
+
+def _add_inputs(proto: caffe_proto.NetParameter, layer: Layer, shapes: Mapping[str, Shape]) -> None:
+    """An Input layer for each top of a data layer."""
+    for number, top in enumerate(layer.tops):
+        message = proto.layer.add()
+        message.name = layer.name if number == 0 else f"{layer.name}_{top.name}"
+        message.type = "Input"
+        message.top.append(top.name)
+        message.input_param.shape.add().dim.extend(shapes[top.name])

@@ -1,0 +1,143 @@
+"""What a person should know before a calibration: a reading of the model to warnings in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from int8calib.caffe.inspection.tolerant import Reading
+from int8calib.caffe.layers.registry import has_type
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.graph import Layer
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.quantized import QUANTIZED_TYPES, quantized_layers
+from int8calib.caffe.network.shapes import is_batchable
+from int8calib.calibration.scales import DEAD_ABSMAX
+from int8calib.table.rules import duplicates
+
+FAR_OUT = 40.0
+"""A weight this many times the root mean square of its row leaves the typical weight about 3 of
+127 levels."""
+SHOWN = 5
+"""How many names a warning gives before it only counts."""
+
+
+def find_warnings(
+    reading: Reading, blocked: Mapping[Layer, Layer], folded: Mapping[Layer, str]
+) -> Iterator[str]:
+    """All warnings of a model, those of reading it first."""
+    yield from reading.warnings
+    yield from _names(reading)
+    yield from _unsupported(reading, blocked)
+    yield from _batch_norm(reading, folded)
+    yield from _fixed_batch(reading, blocked)
+    if reading.graph.unused_weights:
+        found = reading.graph.unused_weights
+        yield f"the caffemodel holds weights of {len(found)} more layers: {_some(found)}"
+    if reading.weighed and not _repeated(reading):
+        yield from _weights(reading)
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _repeated(reading: Reading) -> list[str]:
+    """Names that layers share, data layers aside."""
+    computing = [layer for layer in reading.graph.layers if layer.type not in INPUT_TYPES]
+    return duplicates([layer.name for layer in computing])
+
+
+def _names(reading: Reading) -> Iterator[str]:
+    """Names that two layers share, and blobs made anew by a layer that does not read them."""
+    for name in _repeated(reading):
+        yield (
+            f"two layers are named {name}: weights and table rows go by name, so calibrate "
+            "refuses this network"
+        )
+    for layer in reading.graph.layers:
+        read = {bottom.name for bottom in layer.bottoms}
+        for top in layer.tops:
+            if top.version and top.name not in read:
+                yield f"layer {layer.name} makes the blob {top.name} again, without reading it"
+
+
+def _unsupported(reading: Reading, blocked: Mapping[Layer, Layer]) -> Iterator[str]:
+    """Types the engine does not run, and whether a layer to quantize waits for them."""
+    for layer in reading.graph.layers:
+        if layer.type in INPUT_TYPES or has_type(layer.type):
+            continue
+        waiting = [
+            other.name
+            for other, culprit in blocked.items()
+            if culprit is layer and other.type in QUANTIZED_TYPES
+        ]
+        yield (
+            f"{layer.label} is of a type that does not run; "
+            + (
+                f"it stands before {_some(waiting)}: leave them out (--exclude) or register "
+                "the type (int8calib.register_layer)"
+                if waiting
+                else "no layer to quantize needs it, so calibration works"
+            )
+        )
+
+
+def _batch_norm(reading: Reading, folded: Mapping[Layer, str]) -> Iterator[str]:
+    """How many BatchNorm and Scale layers folding takes up, and which BatchNorm stay."""
+    counts = Counter(layer.type for layer in folded)
+    if counts:
+        what = " and ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        yield (
+            f"{what} to be folded into the layers before them: keep --fold-bn if the model goes "
+            "through ncnnoptimize, as ncnn's guide says; give --no-fold-bn if not"
+        )
+    norms = [layer for layer in reading.graph.layers if layer.type == "BatchNorm"]
+    stay = [layer.name for layer in norms if layer not in folded]
+    if stay:
+        yield f"{len(stay)} BatchNorm with nothing before it to be folded into: {_some(stay)}"
+
+
+def _fixed_batch(reading: Reading, blocked: Mapping[Layer, Layer]) -> Iterator[str]:
+    """The first layer that mixes the images of a batch, on the way to what is quantized."""
+    graph = reading.graph
+    heavy = [layer for layer in graph.layers if layer.type in QUANTIZED_TYPES]
+    needed = graph.ancestors(
+        bottom for layer in heavy if layer not in blocked for bottom in layer.bottoms
+    )
+    inputs = {name: shape for name, shape in reading.inputs.items() if shape}
+    if not all(top in reading.shapes for layer in needed for top in layer.tops):
+        return
+    if is_batchable(graph, inputs, needed):
+        return
+    for count in range(1, len(needed) + 1):
+        if not is_batchable(graph, inputs, needed[:count]):
+            label = needed[count - 1].label
+            yield f"{label} fixes the batch or mixes its images: they run one at a time"
+            return
+
+
+def _weights(reading: Reading) -> Iterator[str]:
+    """Rows of zero weights, and weights far from the others of their row, after folding."""
+    for layer in quantized_layers(fold_batch_norm(reading.graph)):
+        if not layer.layer.weights:
+            continue
+        rows = np.abs(layer.weight_rows().astype(np.float64))
+        if not np.isfinite(rows).all():
+            yield f"{layer.name}: weights that are NaN or infinite"
+            continue
+        largest = rows.max(axis=1)
+        dead = int((largest < DEAD_ABSMAX).sum())
+        if dead:
+            yield f"{layer.name}: {dead} of {layer.rows} output channels are dead, all weights 0"
+        typical = np.sqrt(np.square(rows).mean(axis=1))
+        ratio = np.divide(largest, typical, out=np.zeros_like(largest), where=typical > 0)
+        if ratio.max(initial=0) > FAR_OUT:
+            yield (
+                f"{layer.name}: {int((ratio > FAR_OUT).sum())} of {layer.rows} output channels "
+                f"have a huge outlier, up to {ratio.max():.0f} times the typical weight; in INT8 "
+                "the others lose their digits"
+            )

@@ -1,0 +1,143 @@
+"""A model's files to an `Inspection`: every layer with its shape, size, work and part in INT8."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from int8calib.arrays import Shape
+from int8calib.caffe.inspection.findings import find_warnings
+from int8calib.caffe.inspection.results import InspectedLayer, Inspection
+from int8calib.caffe.inspection.tolerant import Reading, read_tolerantly
+from int8calib.caffe.layers.registry import find_type, has_type
+from int8calib.caffe.network.fold import fold_chains
+from int8calib.caffe.network.graph import Blob, Layer
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.quantized import QUANTIZED_TYPES, quantized_layers
+from int8calib.errors import ShapeError
+from int8calib.table.rules import name_problem
+
+
+def inspect(
+    prototxt: str | os.PathLike[str],
+    caffemodel: str | os.PathLike[str] | None = None,
+    *,
+    input_shapes: Mapping[str, Shape] | None = None,
+) -> Inspection:
+    """What the network of a prototxt is, what it costs, and what INT8 means for it.
+
+    Nothing is run. Without `caffemodel` all but the weights is told; `input_shapes` is as for
+    `load_caffe`. What does not fit becomes a warning in the result. Raises `ModelError` where a
+    file cannot be read or holds no graph, `OptionError` for a shape given to no input.
+    """
+    reading = read_tolerantly(prototxt, caffemodel, input_shapes)
+    graph = reading.graph
+    blocked = blocked_layers(reading)
+    folded = {link: layer.name for layer, chain in fold_chains(graph).items() for link in chain}
+    layers = tuple(_layer(reading, layer, blocked, folded) for layer in graph.layers)
+    kept = {layer.name for layer in graph.layers}
+    return Inspection(
+        network=graph.name,
+        prototxt=os.fspath(prototxt),
+        caffemodel=None if caffemodel is None else os.fspath(caffemodel),
+        inputs=reading.inputs,
+        outputs=tuple(top.name for top in graph.outputs),
+        layers=layers,
+        parameters=_distinct_parameters(graph.layers),
+        macs=sum(layer.macs or 0 for layer in layers),
+        quantized_macs=sum(layer.macs or 0 for layer in layers if layer.quantized),
+        complete=all(layer.macs is not None for layer in layers),
+        left_out=tuple(name for name in reading.names if name not in kept),
+        warnings=tuple(find_warnings(reading, blocked, folded)),
+    )
+
+
+def blocked_layers(reading: Reading) -> dict[Layer, Layer]:
+    """Each layer that cannot run, with the first of an unknown type on its way."""
+    blocked: dict[Layer, Layer] = {}
+    makers: dict[Blob, Layer] = {}
+    for layer in reading.graph.layers:
+        culprits = [makers[bottom] for bottom in layer.bottoms if bottom in makers]
+        if not has_type(layer.type) and layer.type not in INPUT_TYPES:
+            culprits = [*culprits, layer]
+        if culprits:
+            blocked[layer] = culprits[0]
+            makers.update(dict.fromkeys(layer.tops, culprits[0]))
+    return blocked
+
+
+def _layer(
+    reading: Reading, layer: Layer, blocked: Mapping[Layer, Layer], folded: Mapping[Layer, str]
+) -> InspectedLayer:
+    shapes = tuple(reading.shapes.get(top) for top in layer.tops)
+    known = None not in shapes and all(bottom in reading.shapes for bottom in layer.bottoms)
+    if layer.type in INPUT_TYPES:
+        parameters: int | None = 0
+    else:
+        parameters = _count(layer) if known or (reading.weighed and layer.weights) else None
+    quantized, why = _part_in_int8(reading, layer, blocked, folded)
+    return InspectedLayer(
+        name=layer.name,
+        type=layer.type,
+        bottoms=tuple(bottom.name for bottom in layer.bottoms),
+        tops=tuple(top.name for top in layer.tops),
+        shapes=shapes,
+        parameters=parameters,
+        macs=_macs(reading, layer, shapes) if known else None,
+        supported=has_type(layer.type) or layer.type in INPUT_TYPES,
+        quantized=quantized,
+        why=why,
+    )
+
+
+def _count(layer: Layer) -> int:
+    return sum(blob.size for blob in layer.weights)
+
+
+def _distinct_parameters(layers: Sequence[Layer]) -> int:
+    """The parameters of all layers; those shared by name count once."""
+    seen: set[str] = set()
+    total = 0
+    for layer in layers:
+        names = [spec.name for spec in layer.params.param]
+        for blob, name in zip(layer.weights, [*names, *[""] * len(layer.weights)], strict=False):
+            if not name or name not in seen:
+                total += blob.size
+            seen.add(name)
+    return total
+
+
+def _macs(reading: Reading, layer: Layer, shapes: Sequence[Shape | None]) -> int:
+    """Multiply-adds for one image: those of the declared batch, shared out."""
+    kind = find_type(layer.type) if has_type(layer.type) else None
+    if kind is None or kind.macs is None or not shapes:
+        return 0
+    tops = [shape for shape in shapes if shape is not None]
+    bottoms = [reading.shapes[bottom] for bottom in layer.bottoms]
+    batch = next((shape[0] for shape in reading.inputs.values() if shape), 1)
+    return kind.macs(layer.params, bottoms, tops) // batch
+
+
+def _part_in_int8(
+    reading: Reading, layer: Layer, blocked: Mapping[Layer, Layer], folded: Mapping[Layer, str]
+) -> tuple[bool, str]:
+    """Whether a table has rows for the layer, and as what or why not."""
+    if layer in folded:
+        return False, f"folded into {folded[layer]}"
+    if layer.type in INPUT_TYPES:
+        return False, "input"
+    if layer.type == "Deconvolution":
+        return False, "ncnn has no INT8 Deconvolution"
+    if layer.type not in QUANTIZED_TYPES:
+        return False, "runs in float"
+    problem = name_problem(layer.name)
+    if problem is not None:
+        return False, problem
+    if layer in blocked:
+        return False, f"behind {blocked[layer].label}, which cannot run"
+    try:
+        found = quantized_layers(replace(reading.graph, layers=(layer,)))
+    except ShapeError as error:
+        return False, str(error)
+    return (True, found[0].ncnn_type) if found else (False, "reads several blobs")

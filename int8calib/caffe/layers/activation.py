@@ -1,0 +1,161 @@
+"""Activations: one value in, one value out, the shape unchanged; PReLU, CReLU and Softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from caffe_proto import LayerParameter
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.layers.elementwise import elementwise
+from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.shapes import axis_index, same_shape
+
+
+@elementwise("ReLU")
+def relu(params: LayerParameter, x: Array, out: Array) -> None:
+    """x if x > 0, else negative_slope * x. Source: Caffe's ReLULayer."""
+    slope = np.float32(params.relu_param.negative_slope)
+    if slope:
+        np.copyto(out, np.where(x > 0, x, x * slope))
+    else:
+        np.maximum(x, 0, out=out)
+
+
+@elementwise("ReLU6")
+def relu6(params: LayerParameter, x: Array, out: Array) -> None:
+    """min(max(x, 0), 6). Source: ReLU6Layer of the MobileNet forks."""
+    np.clip(x, 0, 6, out=out)
+
+
+@elementwise("ELU")
+def elu(params: LayerParameter, x: Array, out: Array) -> None:
+    """x if x > 0, else alpha * (exp(x) - 1). Source: Caffe's ELULayer."""
+    negative = np.float32(params.elu_param.alpha) * np.expm1(np.minimum(x, 0))
+    np.copyto(out, np.where(x > 0, x, negative))
+
+
+def sigmoid_of(x: Array) -> Array:
+    """1 / (1 + exp(-x)), written as 0.5 * tanh(x / 2) + 0.5 so that no exp overflows."""
+    top: Array = np.tanh(x * np.float32(0.5))
+    top *= np.float32(0.5)
+    top += np.float32(0.5)
+    return top
+
+
+@elementwise("Sigmoid")
+def sigmoid(params: LayerParameter, x: Array, out: Array) -> None:
+    """1 / (1 + exp(-x)). Source: Caffe's SigmoidLayer."""
+    np.copyto(out, sigmoid_of(x))
+
+
+@elementwise("TanH")
+def tanh(params: LayerParameter, x: Array, out: Array) -> None:
+    """tanh(x). Source: Caffe's TanHLayer."""
+    np.tanh(x, out=out)
+
+
+@elementwise("Swish")
+def swish(params: LayerParameter, x: Array, out: Array) -> None:
+    """x / (1 + exp(-beta * x)). Source: Caffe's SwishLayer."""
+    np.multiply(x, sigmoid_of(x * np.float32(params.swish_param.beta)), out=out)
+
+
+@elementwise("HardSwish")
+def hard_swish(params: LayerParameter, x: Array, out: Array) -> None:
+    """x * min(max(x + 3, 0), 6) / 6. Source: the MobileNetV3 paper (arXiv 1905.02244)."""
+    gate = np.clip(x + np.float32(3), 0, 6)
+    gate *= np.float32(1 / 6)
+    np.multiply(x, gate, out=out)
+
+
+@elementwise("Mish")
+def mish(params: LayerParameter, x: Array, out: Array) -> None:
+    """x * tanh(log(1 + exp(x))). Source: arXiv 1908.08681, MishLayer of the YOLO v4 forks."""
+    np.multiply(x, np.tanh(np.logaddexp(x, np.float32(0))), out=out)
+
+
+@elementwise("BNLL")
+def bnll(params: LayerParameter, x: Array, out: Array) -> None:
+    """log(1 + exp(x)). Source: Caffe's BNLLLayer."""
+    np.logaddexp(x, np.float32(0), out=out)
+
+
+@elementwise("Clip")
+def clip(params: LayerParameter, x: Array, out: Array) -> None:
+    """min(max(x, `min`), `max`). Source: Caffe's ClipLayer."""
+    param = params.clip_param
+    np.clip(x, np.float32(param.min), np.float32(param.max), out=out)
+
+
+@elementwise("Threshold")
+def threshold(params: LayerParameter, x: Array, out: Array) -> None:
+    """1 if x > threshold, else 0. Source: Caffe's ThresholdLayer."""
+    np.copyto(out, x > np.float32(params.threshold_param.threshold))
+
+
+def _prelu_weights(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    return [() if params.prelu_param.channel_shared else (bottoms[0][1],)]
+
+
+def _plan_prelu(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
+) -> Kernel:
+    slope = _slopes(weights[0], len(bottoms[0]))
+    negative = take(bottoms[0][1:])
+
+    def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+        for image, top in zip(bottoms[0], tops[0], strict=True):
+            np.minimum(image, 0, out=negative)
+            np.multiply(negative, slope, out=negative)
+            np.maximum(image, 0, out=top)
+            np.add(top, negative, out=top)
+
+    return run
+
+
+def _slopes(weight: Array, ndim: int) -> Array:
+    """The slopes shaped to broadcast over blobs of `ndim` axes, channels on axis 1."""
+    return weight.reshape(-1, *(1,) * (ndim - 2))
+
+
+@layer("PReLU", shape=same_shape, weights=_prelu_weights, plan=_plan_prelu, inplace=True)
+def prelu(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """max(x, 0) + slope[channel] * min(x, 0), one slope for all if channel_shared.
+
+    Source: Caffe's PReLULayer; channels are axis 1.
+    """
+    images = bottoms[0]
+    return [np.where(images > 0, images, images * _slopes(weights[0], images.ndim))]
+
+
+def _crelu_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    axis = axis_index(1, len(bottoms[0]))
+    return [(*bottoms[0][:axis], 2 * bottoms[0][axis], *bottoms[0][axis + 1 :])]
+
+
+@layer("CReLU", shape=_crelu_shape)
+def crelu(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """max(x, 0), then max(-x, 0), joined along the channels. Source: arXiv 1603.05201."""
+    return [np.concatenate([np.maximum(bottoms[0], 0), np.maximum(-bottoms[0], 0)], axis=1)]
+
+
+def _softmax_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    axis_index(params.softmax_param.axis, len(bottoms[0]))
+    return [bottoms[0]]
+
+
+@layer("Softmax", shape=_softmax_shape)
+def softmax(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """exp(x - max) / sum of the same, over `axis` (1 by default). Source: Caffe's SoftmaxLayer."""
+    axis = axis_index(params.softmax_param.axis, bottoms[0].ndim)
+    top = np.exp(bottoms[0] - bottoms[0].max(axis=axis, keepdims=True))
+    top /= top.sum(axis=axis, keepdims=True)
+    return [top]

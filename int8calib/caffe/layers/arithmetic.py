@@ -1,0 +1,136 @@
+"""Arithmetic without weights: powers, exponentials and logarithms, value by value; reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, log, prod
+
+import numpy as np
+
+from caffe_proto import LayerParameter, caffe_pb2
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.layers.elementwise import elementwise
+from int8calib.caffe.layers.registry import layer
+from int8calib.caffe.layers.shapes import axis_index
+from int8calib.errors import ShapeError
+
+_ASUM, _SUMSQ, _MEAN = (
+    caffe_pb2.ReductionParameter.ASUM,
+    caffe_pb2.ReductionParameter.SUMSQ,
+    caffe_pb2.ReductionParameter.MEAN,
+)
+
+
+@elementwise("AbsVal")
+def absval(params: LayerParameter, x: Array, out: Array) -> None:
+    """|x|. Source: Caffe's AbsValLayer."""
+    np.abs(x, out=out)
+
+
+@elementwise("Power")
+def power(params: LayerParameter, x: Array, out: Array) -> None:
+    """(shift + scale * x)^power; 1 for power 0. Source: Caffe's PowerLayer."""
+    param = params.power_param
+    if param.power == 0 or param.scale == 0:
+        out.fill(1 if param.power == 0 else np.float32(param.shift) ** np.float32(param.power))
+        return
+    np.multiply(x, np.float32(param.scale), out=out)
+    if param.shift:
+        np.add(out, np.float32(param.shift), out=out)
+    if param.power == 2:
+        np.square(out, out=out)
+    elif param.power != 1:
+        np.power(out, np.float32(param.power), out=out)
+
+
+@elementwise("Exp")
+def exponential(params: LayerParameter, x: Array, out: Array) -> None:
+    """base^(shift + scale * x), where base -1 means e. Source: Caffe's ExpLayer."""
+    param = params.exp_param
+    rate = 1.0 if param.base == -1 else log(param.base)
+    np.multiply(x, np.float32(rate * param.scale), out=out)
+    np.exp(out, out=out)
+    if param.shift:
+        np.multiply(out, np.float32(exp(rate * param.shift)), out=out)
+
+
+@elementwise("Log")
+def logarithm(params: LayerParameter, x: Array, out: Array) -> None:
+    """Logarithm to `base` of shift + scale * x, base -1 meaning e. Source: Caffe's LogLayer."""
+    param = params.log_param
+    np.multiply(x, np.float32(param.scale), out=out)
+    np.add(out, np.float32(param.shift), out=out)
+    np.log(out, out=out)
+    if param.base != -1:
+        np.multiply(out, np.float32(1 / log(param.base)), out=out)
+
+
+def _reduction_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    axis = params.reduction_param.axis
+    return [bottoms[0][: axis_index(axis, len(bottoms[0]))]]
+
+
+@layer("Reduction", shape=_reduction_shape)
+def reduction(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """`coeff` times the sum, the sum of |x| or of x^2, or the mean, over `axis` and all after it.
+
+    Source: Caffe's ReductionLayer. The axes reduced are gone; with axis 0 a scalar is left.
+    """
+    param, shape = params.reduction_param, bottoms[0].shape
+    axis = axis_index(param.axis, len(shape))
+    x = bottoms[0].reshape(*shape[:axis], -1)
+    if param.operation == _ASUM:
+        x = np.abs(x)
+    elif param.operation == _SUMSQ:
+        x = np.square(x)
+    coeff = np.float32(param.coeff)
+    if param.operation == _MEAN:
+        coeff /= np.float32(prod(shape[axis:]))
+    return [np.asarray(x.sum(axis=-1) * coeff)]
+
+
+def _argmax_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    param, shape = params.argmax_param, bottoms[0]
+    if not param.HasField("axis"):
+        top = [1] * max(3, len(shape))
+        top[:3] = shape[0], 2 if param.out_max_val else 1, param.top_k
+        count = prod(shape[1:])
+    else:
+        axis = axis_index(param.axis, len(shape))
+        top = [*shape[:axis], param.top_k, *shape[axis + 1 :]]
+        count = shape[axis]
+    if not 1 <= param.top_k <= count:
+        raise ShapeError(f"top_k {param.top_k} is not within 1..{count}, the values to choose from")
+    return [tuple(top)]
+
+
+def _largest(x: Array, count: int) -> tuple[Array, Array]:
+    """Indices (as float32) and values of the `count` largest along the last axis, best first.
+
+    Of equal values the later comes first, as Caffe sorts pairs of value and index.
+    """
+    order = np.argsort(-x[..., ::-1], axis=-1, kind="stable")[..., :count]
+    index = x.shape[-1] - 1 - order
+    return index.astype(np.float32), np.take_along_axis(x, index, axis=-1)
+
+
+@layer("ArgMax", shape=_argmax_shape)
+def argmax(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """The indices of the `top_k` largest values along `axis`, or of each whole image.
+
+    With `out_max_val` the values themselves instead (with an axis) or beside the indices, as a
+    second channel (without). Source: Caffe's ArgMaxLayer.
+    """
+    param, x = params.argmax_param, bottoms[0]
+    if param.HasField("axis"):
+        axis = axis_index(param.axis, x.ndim)
+        index, value = _largest(np.moveaxis(x, axis, -1), param.top_k)
+        chosen = value if param.out_max_val else index
+        return [np.ascontiguousarray(np.moveaxis(chosen, -1, axis))]
+    index, value = _largest(x.reshape(x.shape[0], -1), param.top_k)
+    parts = [index, value] if param.out_max_val else [index]
+    return [np.stack(parts, axis=1).reshape(_argmax_shape(params, [x.shape])[0])]

@@ -1,0 +1,184 @@
+"""Layers that join several bottoms or hand one on to several tops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from caffe_proto import LayerParameter, caffe_pb2
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.shapes import axis_index
+from int8calib.errors import ShapeError
+
+_PROD, _SUM, _MAX = (
+    caffe_pb2.EltwiseParameter.PROD,
+    caffe_pb2.EltwiseParameter.SUM,
+    caffe_pb2.EltwiseParameter.MAX,
+)
+
+
+def _eltwise_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    param = params.eltwise_param
+    if any(shape != bottoms[0] for shape in bottoms):
+        raise ShapeError(f"bottoms have different shapes: {', '.join(map(str, bottoms))}")
+    if len(param.coeff) not in (0, len(bottoms)):
+        raise ShapeError(f"{len(param.coeff)} coefficients for {len(bottoms)} bottoms")
+    if param.coeff and param.operation == _PROD:
+        raise ShapeError("coefficients have a meaning for SUM only")
+    return [bottoms[0]]
+
+
+def _plan_eltwise(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
+) -> Kernel:
+    param = params.eltwise_param
+    coeff = [np.float32(c) for c in param.coeff]
+    if param.operation == _SUM and any(c != 1 for c in coeff):
+        return _plan_weighted_sum(coeff)
+    combine = {_PROD: np.multiply, _SUM: np.add, _MAX: np.maximum}[param.operation]
+
+    def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+        if len(bottoms) == 1:
+            np.copyto(tops[0], bottoms[0])
+            return
+        combine(bottoms[0], bottoms[1], out=tops[0])
+        for bottom in bottoms[2:]:
+            combine(tops[0], bottom, out=tops[0])
+
+    return run
+
+
+def _plan_weighted_sum(coeff: Sequence[np.float32]) -> Kernel:
+    def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+        np.multiply(bottoms[0], coeff[0], out=tops[0])
+        for bottom, factor in zip(bottoms[1:], coeff[1:], strict=True):
+            np.add(tops[0], bottom * factor, out=tops[0])
+
+    return run
+
+
+@layer("Eltwise", shape=_eltwise_shape, plan=_plan_eltwise)
+def eltwise(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """PROD, SUM (each bottom times its `coeff`) or MAX, value by value.
+
+    Source: Caffe's EltwiseLayer.
+    """
+    param = params.eltwise_param
+    if param.operation == _PROD:
+        return [np.prod(np.stack(bottoms), axis=0)]
+    if param.operation == _MAX:
+        return [np.max(np.stack(bottoms), axis=0)]
+    coeff = np.array(list(param.coeff) or [1] * len(bottoms), np.float32)
+    return [np.tensordot(coeff, np.stack(bottoms), axes=1)]
+
+
+def concat_axis(params: LayerParameter, ndim: int) -> int:
+    """The axis to join along; the older `concat_dim` counts if it is the one given."""
+    param = params.concat_param
+    return axis_index(param.concat_dim if param.HasField("concat_dim") else param.axis, ndim)
+
+
+def _concat_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    first = bottoms[0]
+    axis = concat_axis(params, len(first))
+    for shape in bottoms[1:]:
+        if len(shape) != len(first) or any(
+            a != b for i, (a, b) in enumerate(zip(first, shape, strict=True)) if i != axis
+        ):
+            raise ShapeError(f"bottoms {first} and {shape} differ beside axis {axis}")
+    return [(*first[:axis], sum(shape[axis] for shape in bottoms), *first[axis + 1 :])]
+
+
+def _plan_concat(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
+) -> Kernel:
+    axis = concat_axis(params, len(bottoms[0]))
+
+    def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+        np.concatenate(bottoms, axis=axis, out=tops[0])
+
+    return run
+
+
+@layer("Concat", shape=_concat_shape, plan=_plan_concat)
+def concat(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """The bottoms one after another along `axis`. Source: Caffe's ConcatLayer."""
+    return [np.concatenate(bottoms, axis=concat_axis(params, bottoms[0].ndim))]
+
+
+def _slice_points(params: LayerParameter, shape: Shape) -> tuple[int, list[int]]:
+    """The axis, and where it is cut, both ends included."""
+    param = params.slice_param
+    axis = axis_index(param.slice_dim if param.HasField("slice_dim") else param.axis, len(shape))
+    tops, length = len(params.top), shape[axis]
+    points = [0, *param.slice_point, length]
+    if not param.slice_point:
+        if length % tops:
+            raise ShapeError(f"{length} entries of axis {axis} do not divide among {tops} tops")
+        points = [length // tops * i for i in range(tops + 1)]
+    if len(points) != tops + 1 or any(a >= b for a, b in pairwise(points)):
+        raise ShapeError(
+            f"slice points {points[1:-1]} do not cut {length} entries into {tops} tops"
+        )
+    return axis, points
+
+
+def _slice_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    axis, points = _slice_points(params, bottoms[0])
+    return [
+        (*bottoms[0][:axis], stop - start, *bottoms[0][axis + 1 :])
+        for start, stop in pairwise(points)
+    ]
+
+
+def _plan_slice(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
+) -> Kernel:
+    axis, points = _slice_points(params, bottoms[0])
+    cuts = points[1:-1]
+
+    def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+        for part, top in zip(np.split(bottoms[0], cuts, axis=axis), tops, strict=True):
+            np.copyto(top, part)
+
+    return run
+
+
+@layer("Slice", shape=_slice_shape, plan=_plan_slice)
+def slice_(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """One bottom cut along `axis` at the slice points, or evenly. Source: Caffe's SliceLayer."""
+    axis, points = _slice_points(params, bottoms[0].shape)
+    return [part.copy() for part in np.split(bottoms[0], points[1:-1], axis=axis)]
+
+
+def _split_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    return [bottoms[0]] * len(params.top)
+
+
+@layer("Split", shape=_split_shape, view=True)
+def split(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """The same values under several names. Source: Caffe's SplitLayer."""
+    return [bottoms[0]] * len(params.top)
+
+
+def _no_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    return []
+
+
+@layer("Silence", shape=_no_shape)
+def silence(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """Nothing: it only reads its bottoms. Source: Caffe's SilenceLayer."""
+    return []

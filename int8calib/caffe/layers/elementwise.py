@@ -1,0 +1,44 @@
+"""A decorator for layers that map each value by itself: one formula gives plain run and kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from caffe_proto import LayerParameter
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.shapes import same_shape
+
+Formula: TypeAlias = Callable[[LayerParameter, Array, Array], None]
+
+
+def elementwise(*names: str) -> Callable[[Formula], Formula]:
+    """Register `formula(params, x, out)`, which writes into `out` (float32, shaped as `x`).
+
+    `out` may be `x` itself, so the formula must not read an entry of `x` after it has written it.
+    """
+
+    def add(formula: Formula) -> Formula:
+        def plan(
+            params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
+        ) -> Kernel:
+            def kernel(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+                formula(params, bottoms[0], tops[0])
+
+            return kernel
+
+        def run(
+            params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+        ) -> list[Array]:
+            top = np.empty(bottoms[0].shape, np.float32)
+            formula(params, bottoms[0], top)
+            return [top]
+
+        run.__doc__, run.__module__ = formula.__doc__, formula.__module__
+        layer(*names, shape=same_shape, plan=plan, inplace=True)(run)
+        return formula
+
+    return add

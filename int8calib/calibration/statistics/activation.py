@@ -1,0 +1,247 @@
+"""One blob's activations as they are computed in, its range and its histogram out.
+
+Two phases: `measure_range` on every batch, merged into the blob's absmax; then a
+`HistogramBuilder` with that absmax over the same batches. Only whole numbers and extremes are
+kept, so the result is the same bit for bit however the images are cut into batches, in whatever
+order they come, and whichever thread counts them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from int8calib.errors import StatisticsError
+
+BINS = 2048
+_BLOCK = 2048
+"""Values binned at a time: few enough that their slots stay in the L1 cache."""
+_LONGEST = 1 << 30
+"""Values counted by one kernel call, whose counters have 32 bits."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The extremes of one blob: float32 values, kept exactly, in units of the blob.
+
+    `minimum` and `maximum` keep their signs (a blob of positive values has a positive minimum);
+    `images` counts the images looked at.
+    """
+
+    minimum: float
+    maximum: float
+    images: int
+
+    @property
+    def absmax(self) -> float:
+        """The largest |x|."""
+        return max(abs(self.minimum), abs(self.maximum))
+
+    def merge(self, other: Range) -> Range:
+        """Return the range over the images of both."""
+        return Range(
+            minimum=min(self.minimum, other.minimum),
+            maximum=max(self.maximum, other.maximum),
+            images=self.images + other.images,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """How the values of one blob spread over BINS equal bins of |x| from 0 to `absmax`.
+
+    `positive`, `negative`: int64 (BINS,), counts of x > 0 and of x < 0, both by |x|; `zeros`:
+    exact zeros, which are in no bin; `images`: images counted. Raises StatisticsError where a
+    part has another shape or type, or a count is negative.
+    """
+
+    positive: NDArray[np.int64]
+    negative: NDArray[np.int64]
+    absmax: float
+    zeros: int
+    images: int
+
+    def __post_init__(self) -> None:
+        """Refuse parts that are no histogram."""
+        for side, counts in (("positive", self.positive), ("negative", self.negative)):
+            if counts.shape != (BINS,) or counts.dtype != np.int64:
+                raise StatisticsError(
+                    f"{side} counts have shape {counts.shape} and type {counts.dtype},"
+                    f" expected ({BINS},) and int64"
+                )
+            if counts.min() < 0:
+                raise StatisticsError(f"{side} counts go down to {counts.min()}, expected >= 0")
+        if not (0 <= self.absmax < np.inf) or self.zeros < 0 or self.images < 0:
+            raise StatisticsError(
+                f"absmax {self.absmax}, zeros {self.zeros}, images {self.images}:"
+                " expected finite values >= 0"
+            )
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Counts of the non-zero values by |x|, as a new array of shape (BINS,)."""
+        return self.positive + self.negative
+
+    @property
+    def nonzero(self) -> int:
+        """How many values are in the bins."""
+        return int(self.positive.sum()) + int(self.negative.sum())
+
+    @property
+    def observed(self) -> int:
+        """How many values were looked at, exact zeros included."""
+        return self.nonzero + self.zeros
+
+    @property
+    def per_image(self) -> int:
+        """Values of the blob for one image; 0 before the first image."""
+        return self.observed // self.images if self.images else 0
+
+    def merge(self, other: Histogram) -> Histogram:
+        """Return the histogram over the images of both; StatisticsError if the bins differ."""
+        if self.absmax != other.absmax:
+            raise StatisticsError(
+                f"histograms up to absmax {self.absmax:.9g} and {other.absmax:.9g} have different"
+                " bins: merge the ranges first, then count both with the common absmax"
+            )
+        return Histogram(
+            positive=self.positive + other.positive,
+            negative=self.negative + other.negative,
+            absmax=self.absmax,
+            zeros=self.zeros + other.zeros,
+            images=self.images + other.images,
+        )
+
+    def value_at(self, place: float) -> float:
+        """Return the float32 value of |x| at `place` bins from 0, as ncnn rounds a threshold."""
+        return float(np.float32(place * self.absmax / BINS))
+
+    def clipped(self, threshold: float) -> float:
+        """Return the share (0..1) of the non-zero values with |x| beyond `threshold`.
+
+        Inside the bin that the threshold cuts, values count as spread evenly.
+        """
+        total = self.nonzero
+        if total == 0 or threshold >= self.absmax:
+            return 0.0
+        place = max(threshold, 0.0) / self.absmax * BINS
+        cut = min(int(place), BINS - 1)
+        counts = self.counts
+        beyond = int(counts[cut + 1 :].sum()) + float(counts[cut]) * (cut + 1 - place)
+        return beyond / total
+
+
+class HistogramBuilder:
+    """Counts batches of one blob into a `Histogram`; `add` may be called from many threads."""
+
+    def __init__(self, absmax: float, name: str = "") -> None:
+        """Start empty, with bins up to `absmax` (0 for a dead blob); `name` is for errors."""
+        if not 0 <= absmax < np.inf:
+            raise StatisticsError(f"{_blob(name)}: absmax {absmax}, expected a finite value >= 0")
+        self._absmax = float(np.float32(absmax))
+        self._name = name
+        self._slots: NDArray[np.int64] | None = None
+        self._images = 0
+        self._lock = threading.Lock()
+
+    def add(self, x: NDArray[np.float32]) -> None:
+        """Count every value of `x`: float32, first axis over images, |x| clamped to the last bin.
+
+        Raises StatisticsError, and counts nothing, where `x` holds NaN or infinity, has another
+        type or no values, or holds values although the absmax is 0.
+        """
+        self.add_values(checked_values(x, self._name), zeros=0, images=len(x))
+
+    def add_values(self, values: NDArray[np.float32], *, zeros: int, images: int) -> None:
+        """`add` for the values of some images in any order, of which `zeros` are left out.
+
+        `values`: float32 (n,), contiguous; the values left out are exact zeros.
+        """
+        from int8calib.calibration.statistics import kernels
+
+        block = np.empty(_BLOCK, np.uint16)
+        total = np.zeros(kernels.SLOTS, np.int64)
+        for start in range(0, values.size, _LONGEST):
+            counts = np.empty(kernels.SLOTS, np.int64)
+            partial = np.zeros((4, kernels.SLOTS), np.int32)
+            piece = values[start : start + _LONGEST]
+            if kernels.count_slots(piece, self._absmax, block, partial, counts):
+                raise _not_finite(values, self._name)
+            total += counts
+        if self._absmax == 0 and total[: 2 * BINS].any():
+            raise StatisticsError(f"{_blob(self._name)}: non-zero values although its absmax is 0")
+        total[-1] += zeros
+        with self._lock:
+            self._slots = total if self._slots is None else self._slots + total
+            self._images += images
+
+    def result(self) -> Histogram:
+        """Return what has been counted so far."""
+        with self._lock:
+            slots = np.zeros(2 * BINS, np.int64) if self._slots is None else self._slots
+            images = self._images
+        return Histogram(
+            positive=slots[:BINS].copy(),
+            negative=slots[BINS : 2 * BINS].copy(),
+            absmax=self._absmax,
+            zeros=int(slots[2 * BINS :].sum()),
+            images=images,
+        )
+
+
+def measure_range(x: NDArray[np.float32], name: str = "") -> Range:
+    """Return the range of `x`: float32, first axis over images; `name` of the blob for errors.
+
+    Raises StatisticsError where `x` holds NaN or infinity, has another type or no values.
+    """
+    return range_of_values(checked_values(x, name), zeros=0, images=len(x), name=name)
+
+
+def range_of_values(
+    values: NDArray[np.float32], *, zeros: int, images: int, name: str = ""
+) -> Range:
+    """`measure_range` for the values of some images in any order, `zeros` of them left out."""
+    smallest, largest = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
+        raise _not_finite(values, name)
+    if zeros:
+        smallest, largest = min(smallest, 0.0), max(largest, 0.0)
+    # Adding 0.0 turns -0.0, which ReLU can leave behind, into 0.0.
+    return Range(smallest + 0.0, largest + 0.0, images)
+
+
+def copy_nonzero(values: NDArray[np.float32], room: NDArray[np.float32]) -> int:
+    """Copy the values that are not 0 to the front of `room`; return how many there are.
+
+    Both float32, contiguous, one axis; `room` as long as `values` or longer.
+    """
+    from int8calib.calibration.statistics import kernels
+
+    return int(kernels.copy_nonzero(values, room))
+
+
+def checked_values(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    """Return the values of `x` as a vector; StatisticsError for another type or no values."""
+    if x.dtype != np.float32 or x.ndim == 0 or x.size == 0:
+        raise StatisticsError(
+            f"{_blob(name)}: an array of type {x.dtype} and shape {x.shape},"
+            " expected float32 with at least one value and images along the first axis"
+        )
+    return np.ascontiguousarray(x).reshape(-1)
+
+
+def _not_finite(values: NDArray[np.float32], name: str) -> StatisticsError:
+    nan = int(np.isnan(values).sum())
+    infinite = int(np.isinf(values).sum())
+    return StatisticsError(
+        f"{_blob(name)}: {nan} NaN and {infinite} infinite values among {values.size},"
+        " expected finite activations; check the model and the preprocessing"
+    )
+
+
+def _blob(name: str) -> str:
+    return f"blob '{name}'" if name else "blob"

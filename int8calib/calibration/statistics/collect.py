@@ -1,0 +1,202 @@
+"""Batches through a network to the statistics of its blobs: ranges first, then histograms.
+
+Both need every activation, and the bins need the range over all images. Activations of the first
+pass are kept as far as a memory budget allows; images that did not fit run a second time. The
+result is the same bit for bit for any budget, batch size and number of workers: every worker
+runs the same single-threaded matrix products on one image at a time, and only whole numbers and
+extremes are added up. Which half of the images an image belongs to follows from its pixels, so
+that too depends on nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+
+from int8calib.arrays import Array
+from int8calib.caffe.engine.workers import (
+    Feed,
+    Feeds,
+    Progress,
+    Runner,
+    batch_of,
+    single_threaded_blas,
+    work_through,
+)
+from int8calib.caffe.network.graph import Blob, Graph
+from int8calib.calibration.statistics.activation import Range, measure_range
+from int8calib.calibration.statistics.counters import Counters, Gate, by_half
+from int8calib.calibration.statistics.kept import Kept, Shelf
+from int8calib.calibration.statistics.store import Statistics
+from int8calib.calibration.statistics.tally import Checkpoint, Codes, Tally
+from int8calib.errors import ImageError
+
+
+def collect_statistics(
+    graph: Graph,
+    feeds: Feeds,
+    blobs: Iterable[Blob],
+    *,
+    workers: int = 1,
+    cache_bytes: int = 0,
+    total: int = 0,
+    progress: Progress | None = None,
+    ranges: Mapping[str, Range] | None = None,
+    ranges_only: bool = False,
+    checkpoint: Checkpoint | None = None,
+) -> Statistics:
+    """The range and histogram of each of `blobs` over all feeds.
+
+    `feeds()` starts a pass over the images; each feed maps input blobs to float32 arrays
+    (N, ...). It is called once if `cache_bytes` holds all observed activations, twice otherwise.
+    `ranges`: those of all images, where they are known already, by blob version; then only
+    histograms are counted. `ranges_only`: stop after the first phase. `checkpoint`: where to go on
+    from, and to write to now and then.
+
+    Raises `StatisticsError` that names a blob with NaN or infinity or without a range,
+    `ImageError` for no feeds.
+    """
+    tally = (checkpoint.load() if checkpoint else None) or Tally()
+    if ranges is not None:
+        tally.ranges, tally.ranges_known = dict(ranges), True
+    wanted = tuple(dict.fromkeys(blobs))
+    collector = _Collector(graph, wanted, workers, cache_bytes if not ranges_only else 0)
+    collector.go_on(tally, checkpoint, ranges_given=ranges is not None)
+    report = progress or (lambda stage, done, of: None)
+    with single_threaded_blas():
+        if not tally.ranges_known:
+            collector.measure(feeds, lambda done: report("ranges", done, total))
+        if not ranges_only:
+            collector.count(feeds, lambda done: report("histograms", done, total))
+    return collector.result.statistics(str(blob) for blob in wanted)
+
+
+class _Collector:
+    """The state of one run: what is counted, and the activations kept between the phases."""
+
+    def __init__(
+        self, graph: Graph, blobs: tuple[Blob, ...], workers: int, cache_bytes: int
+    ) -> None:
+        self._graph = graph
+        self._blobs = frozenset(blobs)
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._gate = Gate()
+        self._tally = Tally()
+        self.result = self._tally
+        self._checkpoint: Checkpoint | None = None
+        self._shelf = Shelf(cache_bytes)
+        self._feed_count = -1
+        self._ranges_given = False
+
+    def go_on(self, tally: Tally, checkpoint: Checkpoint | None, *, ranges_given: bool) -> None:
+        """Add to `tally`, which an earlier run may have begun; write to `checkpoint`."""
+        self._tally, self._checkpoint, self.result = tally, checkpoint, tally
+        self._ranges_given = ranges_given
+
+    def measure(self, feeds: Feeds, progress: Callable[[int], None]) -> None:
+        """First pass: ranges of all blobs, activations kept while the budget lasts."""
+        before = dict(self._tally.measured)
+
+        def work(runner: Runner, item: tuple[int, Feed]) -> int:
+            index, feed = item
+            if index in before:
+                return batch_of(feed)
+            found: list[tuple[str, Range]] = []
+            kept: list[Kept] = []
+            keeping = self._shelf.open
+            codes = image_codes(feed)
+
+            def listen(blob: Blob, top: Array) -> None:
+                if not keeping:
+                    found.append((str(blob), measure_range(top, str(blob))))
+                    return
+                for code, rows in by_half(codes, top):
+                    for part in self._shelf.copies(blob, code, rows):
+                        kept.append(part)
+                        found.append((str(blob), part.range))
+
+            runner.run(feed, listen)
+            with self._gate.working(), self._lock:
+                self._tally.add_ranges(index, codes, found)
+            self._save_if_due(Tally.snapshot)
+            if keeping:
+                self._shelf.put(index, codes, kept)
+            return batch_of(feed)
+
+        self._feed_count = self._each(enumerate(feeds()), work, progress)
+        if not self._feed_count:
+            raise ImageError("there are no images to calibrate with")
+        self._tally.ranges_known = True
+
+    def count(self, feeds: Feeds, progress: Callable[[int], None]) -> None:
+        """Second pass: histograms, from kept activations or by running the image again."""
+        before = dict(self._tally.counted)
+        counters = Counters(self._tally.ranges, self._ranges_given)
+
+        def work(runner: Runner, item: tuple[int, Feed | None]) -> int:
+            index, feed = item
+            if index in before:
+                return len(before[index])
+            kept = self._shelf.pop(index)
+            if kept is None and feed is None:
+                return 0
+            codes = image_codes(feed or {}) if kept is None else kept[0]
+            with self._gate.working():
+                if kept is not None:
+                    for part in kept[1]:
+                        counters.add_kept(part)
+                elif feed is not None:
+                    runner.run(feed, lambda blob, top: counters.add(codes, blob, top))
+                with self._lock:
+                    self._tally.counted[index] = codes
+            self._save_if_due(counters.add_to)
+            return len(codes)
+
+        if not self._each(self._second_pass(feeds), work, progress):
+            raise ImageError("there are no images to calibrate with")
+        self.result = counters.add_to(self._tally)
+        if self._checkpoint is not None:
+            self._checkpoint.save(self.result)
+
+    def _second_pass(self, feeds: Feeds) -> Iterator[tuple[int, Feed | None]]:
+        """What to count: the feeds again where some were not kept, else the kept ones alone."""
+        if self._feed_count == len(self._shelf):
+            return ((index, None) for index in self._shelf)
+        return enumerate(feeds())
+
+    def _save_if_due(self, finish: Callable[[Tally], Tally]) -> None:
+        """Write the checkpoint if it is time: what `finish` makes of the tally."""
+        if self._checkpoint is None or not self._checkpoint.due():
+            return
+        with self._gate.alone():
+            state = None if self._gate.broken else finish(self._tally)
+        if state is not None:
+            self._checkpoint.save(state)
+
+    def _each(
+        self,
+        items: Iterable[tuple[int, Feed]] | Iterable[tuple[int, Feed | None]],
+        work: Callable[..., int],
+        progress: Callable[[int], None],
+    ) -> int:
+        """Do `work` on all items in the workers; returns how many there were."""
+        return work_through(
+            items,
+            lambda: Runner(self._graph, self._blobs),
+            work,
+            workers=self._workers,
+            progress=progress,
+        )
+
+
+def image_codes(feed: Feed) -> Codes:
+    """A checksum of each image of a feed, over all its inputs: 32 bits, whatever the batch."""
+    codes = [0] * batch_of(feed)
+    for name in sorted(feed):
+        for i, image in enumerate(feed[name]):
+            codes[i] = zlib.crc32(np.ascontiguousarray(image).data, codes[i])
+    return tuple(codes)

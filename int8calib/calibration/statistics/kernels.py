@@ -1,0 +1,74 @@
+"""Compiled loops of the statistics stage: float32 values in, non-zero ones and bin counts out.
+
+Imported inside the functions that need it, so that importing the package does not load numba.
+Arrays in, arrays out; nothing is shared, so the kernels run beside each other in threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from int8calib.compiled import kernel
+
+BINS = 2048
+ZERO_SLOTS = 16
+"""Slots for exact zeros; neighbors use different ones, so no add waits for the one before it."""
+SLOTS = 2 * BINS + ZERO_SLOTS
+"""Slots of one histogram: bins of positive values, bins of negative values, exact zeros."""
+LARGEST = np.float32(np.finfo(np.float32).max)
+
+
+@kernel("float32[:], float32[:] -> int64")
+def copy_nonzero(values: Any, room: Any) -> Any:
+    """Copy the values that are not exact zeros to the front of `room`; return how many there are.
+
+    `values`: float32 (n,); `room`: float32, n or more; what lies beyond the copies is undefined.
+    There is no branch to mispredict: each value is written, and only the next place to write to
+    depends on it.
+    """
+    count = 0
+    for i in range(values.shape[0]):
+        room[count] = values[i]
+        count += values[i] != 0
+    return count
+
+
+@kernel("float32[:], float32, uint16[:], int32[:, :], int64[:] -> int32")
+def count_slots(values: Any, absmax: Any, slots: Any, partial: Any, counts: Any) -> Any:
+    """Write the number of `values` in each slot to `counts`; return 1 if one was NaN or infinite.
+
+    A value's slot is its bin, `int(|v| / absmax * BINS)` in float32 and at most BINS - 1, as in
+    ncnn's tools/quantize/ncnn2table.cpp; plus BINS for a negative value; exact zeros have their
+    own. The slots of a block are computed by SIMD, then counted into four histograms in turn, so
+    that equal neighbors do not wait for each other's store.
+
+    `values`: float32 (n,), n < 2**31; `counts`: int64 (SLOTS,). Scratch: `slots` uint16 (block
+    size,) of any content, `partial` int32 (4, SLOTS) of zeros.
+    """
+    bad = np.int32(0)
+    for start in range(0, values.shape[0], slots.shape[0]):
+        block = values[start : start + slots.shape[0]]
+        n = block.shape[0]
+        for i in range(n):
+            size = abs(block[i])
+            place = size / absmax * np.float32(BINS)
+            slot = np.int32(place if place < np.float32(BINS - 1) else np.float32(BINS - 1))
+            if block[i] < np.float32(0):
+                slot = np.int32(slot + BINS)
+            if size == np.float32(0):
+                slot = np.int32(2 * BINS + (i & (ZERO_SLOTS - 1)))
+            slots[i] = slot
+            if not size <= LARGEST:
+                bad = np.int32(1)
+        for i in range(n // 4):
+            partial[0, slots[4 * i]] += 1
+            partial[1, slots[4 * i + 1]] += 1
+            partial[2, slots[4 * i + 2]] += 1
+            partial[3, slots[4 * i + 3]] += 1
+        for i in range(n - n % 4, n):
+            partial[0, slots[i]] += 1
+    for k in range(counts.shape[0]):
+        counts[k] = np.int64(partial[0, k]) + partial[1, k] + partial[2, k] + partial[3, k]
+    return bad

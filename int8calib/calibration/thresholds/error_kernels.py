@@ -1,0 +1,94 @@
+"""Compiled loops that search the clip of least squared error: counts or weights in, costs out.
+
+As in `kernels`, numpy makes running sums over the bins and the kernel takes differences of them;
+entry k of a running sum is the sum of the bins before bin k.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from int8calib.calibration.thresholds.kernels import Array, running
+from int8calib.compiled import kernel
+
+
+def mse_curve(counts: Array, levels: int) -> Array:
+    """Return the summed squared error, in bin widths squared, for each threshold t = 1 .. bins.
+
+    `levels`: the largest level, 127 for 8 bits. Formula: see `mse.py`.
+    """
+    middles = np.arange(counts.size) + 0.5
+    # Squared error of clipping at t: the counts times (middle - t)**2, plus 1/12 for their spread.
+    squares = counts * (middles * middles + 1 / 12)
+    curve = np.empty(counts.size)
+    mse_costs(counts, running(counts), running(counts * middles), running(squares), levels, curve)
+    return curve
+
+
+@kernel("float64[:], float64[:], float64[:], float64[:], int64, float64[:] ->")
+def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, curve: Any) -> None:
+    """Fill `curve` from the counts and the running sums of their moments 0, 1 and 2.
+
+    Level n takes the values from (n - 1/2) steps to (n + 1/2) steps. Of the bins that lie wholly
+    between these edges the running sums tell the error; cut bins are integrated.
+    """
+    for t in range(1, 1 + curve.shape[0]):
+        clipped = count[-1] - count[t]
+        error = second[-1] - second[t] - 2 * t * (first[-1] - first[t]) + t * t * clipped
+        step = t / levels
+        start, begin = 0.0, 0
+        for n in range(levels + 1):
+            value = n * step
+            stop = (n + 0.5) * step if n < levels else float(t)
+            end = int(stop)
+            if begin == end:
+                right, left = stop - value, start - value
+                error += counts[begin] * (right * right * right - left * left * left) / 3
+            else:
+                right, left = begin + 1 - value, start - value
+                error += counts[begin] * (right * right * right - left * left * left) / 3
+                inner = begin + 1
+                error += (
+                    second[end]
+                    - second[inner]
+                    - 2 * value * (first[end] - first[inner])
+                    + value * value * (count[end] - count[inner])
+                )
+                right, left = stop - value, end - value
+                if end < t:
+                    error += counts[end] * (right * right * right - left * left * left) / 3
+            start, begin = stop, end
+        curve[t - 1] = error
+
+
+@kernel("float32[:], int64, float32[:], float32[:] ->")
+def row_clips(weights: Any, levels: Any, shares: Any, clips: Any) -> None:
+    """Fill `clips` with the clip of each row of weights that has the least squared error.
+
+    `weights`: the rows one after the other, `clips.shape[0]` of them. The candidates are `shares`
+    of the row's largest |w|; the first of equals wins. With s = clip / levels a weight becomes
+    s min(round(|w| / s), levels) with its sign, halves rounded to even. A row of zeros keeps 0.
+    """
+    size = weights.shape[0] // clips.shape[0]
+    for r in range(clips.shape[0]):
+        row = weights[r * size : (r + 1) * size]
+        absmax = np.float32(0)
+        for i in range(size):
+            absmax = max(absmax, abs(row[i]))
+        clips[r] = absmax
+        if absmax == 0:
+            continue
+        best = math.inf
+        for share in shares:
+            step = absmax * share / np.float32(levels)
+            error = 0.0
+            for i in range(size):
+                level = min(np.rint(abs(row[i]) / step), np.float32(levels))
+                off = np.float64(abs(row[i]) - level * step)
+                error += off * off
+            if error < best:
+                best = error
+                clips[r] = absmax * share

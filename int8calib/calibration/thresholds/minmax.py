@@ -1,0 +1,16 @@
+"""A blob's histogram in, its absmax out (method `minmax`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from int8calib.calibration.thresholds.registry import MethodOptions, Threshold, register_method
+
+if TYPE_CHECKING:
+    from int8calib.calibration.statistics.activation import Histogram
+
+
+@register_method("minmax", summary="the largest |x|: nothing is clipped")
+def minmax(histogram: Histogram, options: MethodOptions) -> Threshold:
+    """Return the absmax, as the min-max calibrations of TensorRT and onnxruntime do."""
+    return Threshold(histogram.absmax, None)

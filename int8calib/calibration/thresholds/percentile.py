@@ -1,0 +1,32 @@
+"""A blob's histogram in, a percentile of |x| out (method `percentile`)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from int8calib.calibration.thresholds.cuts import whole_range
+from int8calib.calibration.thresholds.registry import MethodOptions, Threshold, register_method
+
+if TYPE_CHECKING:
+    from int8calib.calibration.statistics.activation import Histogram
+
+
+@register_method("percentile", summary="keeps a share of the non-zero values, 99.99 % by default")
+def percentile(histogram: Histogram, options: MethodOptions) -> Threshold:
+    """Return the value below which `options.percentile` percent of the non-zero |x| lie.
+
+    Values count as spread evenly over their bin, so the share clipped is what was asked for.
+    Exact zeros, which no threshold harms, are left out: a blob that is nearly all zeros still has
+    a threshold above 0. (TensorRT and onnxruntime count them, and so clip more values behind a
+    ReLU.) Where all values lie in the last bin nothing is clipped.
+    """
+    counts = histogram.counts
+    if not counts[:-1].any():
+        return whole_range(histogram)
+    running = counts.cumsum()
+    wanted = min(int(running[-1]) * options.percentile / 100, int(running[-1]))
+    cut = int(running.searchsorted(wanted))
+    before = int(running[cut]) - int(counts[cut])
+    place = cut + (wanted - before) / int(counts[cut])
+    return Threshold(histogram.value_at(place), math.ceil(place))

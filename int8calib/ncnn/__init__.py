@@ -1,0 +1,1 @@
+"""ncnn's models: the only place that knows ncnn's own files."""

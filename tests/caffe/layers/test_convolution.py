@@ -1,0 +1,184 @@
+"""Convolution, Deconvolution, InnerProduct and Embed against OpenCV and naive loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from int8calib.caffe.layers.registry import find_type
+from int8calib.errors import ModelError, ShapeError
+from tests.layer_cases import Case, check
+
+ODD = (
+    "kernel_h: 3 kernel_w: 5 pad_h: 2 pad_w: 1 stride_h: 1 stride_w: 2",
+    "kernel_size: 3 pad: 1 dilation: 2",
+    "kernel_size: 3 pad: 1 stride: 5",
+    "kernel_size: 2 stride: 3",
+    "kernel_size: 1 stride: 2",
+    "kernel_size: 3 bias_term: false",
+)
+
+
+def per_axis(params, weights, bottoms):
+    """Convolution by its definition: every window of every image, tap by tap."""
+    param = params.convolution_param
+    kernel, stride, pad, dilation = (
+        list(values) * (3 - len(values)) if values else [default] * 2
+        for values, default in (
+            (param.kernel_size, 0), (param.stride, 1), (param.pad, 0), (param.dilation, 1)
+        )
+    )  # fmt: skip
+    x, weight = np.asarray(bottoms[0], np.float64), np.asarray(weights[0], np.float64)
+    group = param.num_output if params.type != "Convolution" else param.group
+    n, channels, height, width = x.shape
+    inputs, outputs = channels // group, param.num_output // group
+    size = [
+        (length + 2 * p - (d * (k - 1) + 1)) // s + 1
+        for length, p, d, k, s in zip((height, width), pad, dilation, kernel, stride, strict=True)
+    ]
+    top = np.zeros((n, param.num_output, *size))
+    for o, i, j, a, b, c in np.ndindex(*top.shape[1:], *kernel, inputs):
+        y = i * stride[0] - pad[0] + a * dilation[0]
+        z = j * stride[1] - pad[1] + b * dilation[1]
+        if 0 <= y < height and 0 <= z < width:
+            top[:, o, i, j] += weight[o, c, a, b] * x[:, o // outputs * inputs + c, y, z]
+    if param.bias_term:
+        top += np.asarray(weights[1]).reshape(-1, 1, 1)
+    return [top]
+
+
+def deconvolution(params, weights, bottoms):
+    """Deconvolution by its definition: every pixel adds its window to the padded top."""
+    param = params.convolution_param
+    x, weight = np.asarray(bottoms[0], np.float64), np.asarray(weights[0], np.float64)
+    kernel = weight.shape[2:]
+    stride, dilation, pad = (
+        [values[0] if values else default] * 2
+        for values, default in ((param.stride, 1), (param.dilation, 1), (param.pad, 0))
+    )
+    if param.stride_h:
+        stride = [param.stride_h, param.stride_w]
+    if param.pad_h or param.pad_w:
+        pad = [param.pad_h, param.pad_w]
+    n, channels, height, width = x.shape
+    inputs, outputs = channels // param.group, param.num_output // param.group
+    full = [
+        (length - 1) * s + d * (k - 1) + 1
+        for length, s, d, k in zip((height, width), stride, dilation, kernel, strict=True)
+    ]
+    top = np.zeros((n, param.num_output, *full))
+    for c, o, i, j, a, b in np.ndindex(channels, outputs, height, width, *kernel):
+        y, z = i * stride[0] + a * dilation[0], j * stride[1] + b * dilation[1]
+        top[:, c // inputs * outputs + o, y, z] += weight[c, o, a, b] * x[:, c, i, j]
+    top = top[:, :, pad[0] : full[0] - pad[0], pad[1] : full[1] - pad[1]]
+    return [top + np.asarray(weights[1]).reshape(-1, 1, 1) if param.bias_term else top]
+
+
+def embed(params, weights, bottoms):
+    index = bottoms[0].astype(int)
+    top = np.empty((*index.shape, params.embed_param.num_output))
+    for place in np.ndindex(*index.shape):
+        top[place] = weights[0][index[place]] + (weights[1] if len(weights) > 1 else 0)
+    return [top]
+
+
+def indices(rng, shape):
+    return rng.integers(0, 11, shape)
+
+
+CONVOLUTIONS = (
+    *(Case("Convolution", f"convolution_param {{ num_output: 5 {o} }}", ((2, 3, 11, 13),))
+      for o in (*ODD, "kernel_size: 1")),
+    *(Case("Convolution", f"convolution_param {{ num_output: 10 group: 2 {o} }}", ((2, 6, 11, 13),))
+      for o in (*ODD, "kernel_size: 1")),
+    # OpenCV 4.14 takes a dilated depthwise convolution wrong.
+    *(Case("Convolution", f"convolution_param {{ num_output: 7 group: 7 {o} }}", ((2, 7, 11, 13),),
+           oracle=per_axis if "dilation" in o else None) for o in ODD),
+    Case("Convolution", "convolution_param { num_output: 14 group: 7 kernel_size: 3 pad: 1 }",
+         ((2, 7, 11, 13),)),
+    Case("Convolution", "convolution_param { num_output: 5 kernel_size: 3 kernel_size: 2 "
+         "stride: 2 stride: 3 pad: 0 pad: 1 dilation: 2 dilation: 1 }", ((2, 3, 11, 13),),
+         oracle=per_axis),
+    Case("Convolution", "convolution_param { num_output: 5 kernel_size: 3 pad: 4 }",
+         ((2, 3, 2, 1),), oracle=per_axis, label="larger than the image"),
+    Case("Convolution", "convolution_param { num_output: 3 group: 3 kernel_size: 5 pad: 7 }",
+         ((2, 3, 2, 1),), oracle=per_axis, label="depthwise taps beyond the image"),
+    Case("ConvolutionDepthwise", "convolution_param { num_output: 7 kernel_size: 3 pad: 1 }",
+         ((2, 7, 11, 13),), oracle=per_axis),
+    Case("DepthwiseConvolution",
+         "convolution_param { num_output: 7 kernel_size: 3 stride: 2 bias_term: false }",
+         ((2, 7, 11, 13),), oracle=per_axis),
+)  # fmt: skip
+
+DECONVOLUTIONS = (
+    Case("Deconvolution", "convolution_param { num_output: 5 kernel_size: 4 stride: 2 pad: 1 }",
+         ((2, 3, 7, 11),)),
+    Case("Deconvolution", "convolution_param { num_output: 10 group: 2 kernel_size: 3 }",
+         ((2, 6, 7, 11),)),
+    Case("Deconvolution", "convolution_param { num_output: 7 group: 7 kernel_size: 4 stride: 2 "
+         "pad: 1 bias_term: false }", ((2, 7, 5, 11),)),
+    *(Case("Deconvolution", f"convolution_param {{ num_output: 10 {o} }}", ((2, 6, 5, 7),),
+           oracle=deconvolution)
+      for o in ("group: 2 kernel_h: 3 kernel_w: 2 stride_h: 2 stride_w: 5 pad_h: 0 pad_w: 1",
+                "kernel_size: 3 dilation: 2 stride: 3 pad: 2",
+                "group: 2 kernel_size: 2 stride: 3 bias_term: false")),
+)  # fmt: skip
+
+INNER_PRODUCTS = (
+    Case("InnerProduct", "inner_product_param { num_output: 13 }", ((3, 5, 2, 7),)),
+    Case("InnerProduct", "inner_product_param { num_output: 13 bias_term: false }", ((3, 11),)),
+    Case("InnerProduct", "inner_product_param { num_output: 13 axis: 2 }", ((3, 5, 2, 7),)),
+    Case("InnerProduct", "inner_product_param { num_output: 13 axis: -1 }", ((3, 5, 2, 7),)),
+    Case("InnerProduct", "inner_product_param { num_output: 13 transpose: true }", ((3, 5, 2, 7),),
+         oracle=lambda p, w, b: [np.einsum("nk,ko->no", b[0].reshape(3, 70), w[0]) + w[1]]),
+    Case("Embed", "embed_param { num_output: 7 input_dim: 11 }", ((2, 5),), oracle=embed,
+         makers=(indices,)),
+    Case("Embed", "embed_param { num_output: 7 input_dim: 11 bias_term: false }", ((2, 5, 3),),
+         oracle=embed, makers=(indices,)),
+    Case("Parameter", "parameter_param { shape { dim: 3 dim: 5 } }", (),
+         oracle=lambda p, w, b: [w[0]]),
+)  # fmt: skip
+
+CASES = (*CONVOLUTIONS, *DECONVOLUTIONS, *INNER_PRODUCTS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layer(case: Case) -> None:
+    check(case)
+
+
+def test_several_bottoms_share_the_weights() -> None:
+    options = "convolution_param { num_output: 5 kernel_size: 3 }"
+    for name in ("Convolution", "Deconvolution"):
+        single = Case(name, options, ((2, 3, 7, 5),))
+        double = Case(name, options, ((2, 3, 7, 5), (2, 3, 11, 13)), tops=2,
+                      oracle=lambda p, w, b: find_type(p.type).run(p, w, b))  # fmt: skip
+        check(double)
+        weights, bottoms = double.arrays(seed=7)
+        run = double.kind.run
+        alone = [run(single.message(), weights, [bottom])[0] for bottom in bottoms]
+        for top, expected in zip(run(double.message(), weights, bottoms), alone, strict=True):
+            np.testing.assert_array_equal(top, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "found"),
+    [
+        ("Convolution", "num_output: 5 kernel_size: 3 group: 2", "groups"),
+        ("Convolution", "num_output: 5 kernel_size: 13", "smaller than"),
+        ("Convolution", "num_output: 5", "at least 1"),
+        ("Deconvolution", "num_output: 5 kernel_size: 3 group: 2", "groups"),
+        ("Deconvolution", "num_output: 5 kernel_size: 3 pad: 9", "leaves nothing"),
+    ],
+)
+def test_impossible_geometry(name: str, options: str, found: str) -> None:
+    case = Case(name, f"convolution_param {{ {options} }}", ((2, 3, 7, 5),))
+    with pytest.raises(ShapeError, match=found):
+        case.kind.shape(case.message(), case.bottoms)
+
+
+def test_embed_names_an_index_outside_its_weight() -> None:
+    case = Case("Embed", "embed_param { num_output: 7 input_dim: 5 }", ((2, 3),))
+    weights, _ = case.arrays(seed=1)
+    with pytest.raises(ModelError, match=r"'op'.*0 to 4"):
+        case.kind.run(case.message(), weights, [np.full((2, 3), 5, np.float32)])

@@ -1,0 +1,187 @@
+"""Runs that are killed and go on: nothing lost, nothing counted twice, the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import int8calib
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.network.quantized import quantized_layers
+from int8calib.calibration.statistics.collect import collect_statistics, image_codes
+from int8calib.calibration.statistics.store import Statistics
+from int8calib.calibration.statistics.tally import Checkpoint
+from int8calib.errors import ImageError, OptionError, StatisticsError
+from tests.caffe.engine.test_engine import NET
+from tests.generated import make_model
+
+ROOT = Path(__file__).resolve().parents[3]
+IMAGES = np.random.default_rng(23).normal(0, 60, (13, 3, 37, 29)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    make_model(folder, NET)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def net(folder: Path) -> Net:
+    return int8calib.load_caffe(folder / "net.prototxt", folder / "net.caffemodel")
+
+
+class AccidentError(Exception):
+    """The accident."""
+
+
+class Feeds:
+    """Images one by one; the accident happens before item `stop`, counted over all passes."""
+
+    def __init__(self, batch: int, stop: int | None = None) -> None:
+        self.batch, self.stop, self.given = batch, stop, 0
+
+    def __call__(self) -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, len(IMAGES), self.batch):
+            if self.given == self.stop:
+                raise AccidentError
+            self.given += 1
+            yield {"data": IMAGES[start : start + self.batch]}
+
+
+def collect(net: Net, feeds: Feeds, checkpoint: Checkpoint | None, **options: int) -> Statistics:
+    blobs = [layer.bottom for layer in quantized_layers(net.graph)]
+    return collect_statistics(net.graph, feeds, blobs, checkpoint=checkpoint, **options)  # type: ignore[arg-type]
+
+
+def assert_same(a: Statistics, b: Statistics) -> None:
+    assert a.ranges == b.ranges
+    np.testing.assert_array_equal(a.seen, b.seen)
+    for x, y in ((a.histograms, b.histograms), (a.halves, b.halves)):
+        assert list(x) == list(y)
+        for blob in x:
+            np.testing.assert_array_equal(x[blob].positive, y[blob].positive)
+            np.testing.assert_array_equal(x[blob].negative, y[blob].negative)
+            assert (x[blob].zeros, x[blob].images) == (y[blob].zeros, y[blob].images)
+
+
+@pytest.mark.parametrize("cache", [0, 150_000, 1 << 30])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("stops", [(2,), (4, 7), (9, 3, 1)])
+def test_a_run_goes_on_where_it_was(
+    net: Net, tmp_path: Path, cache: int, batch: int, stops: tuple[int, ...]
+) -> None:
+    whole = collect(net, Feeds(batch), None)
+    path, accidents = tmp_path / "run.npz", 0
+    for stop in stops:
+        # A later stop is reached in the second pass, or with a large cache not at all.
+        try:
+            checkpoint = Checkpoint(path, {"job": 1}, every=0)
+            collect(net, Feeds(batch, stop), checkpoint, cache_bytes=cache)
+        except AccidentError:
+            accidents += 1
+    assert accidents
+    checkpoint = Checkpoint(path, {"job": 1}, every=0)
+    left = checkpoint.load()
+    assert left is not None
+    assert left.measured
+    found = collect(net, Feeds(batch), checkpoint, cache_bytes=cache, workers=2)
+    assert_same(found, whole)
+    assert found.images == len(IMAGES)
+    checkpoint.remove()
+    assert not path.exists()
+
+
+def test_a_finished_checkpoint_gives_the_same_again(net: Net, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "run.npz", {}, every=0)
+    first = collect(net, Feeds(2), checkpoint)
+    assert_same(collect(net, Feeds(2), checkpoint), first)
+
+
+def test_halves_follow_from_the_pixels(net: Net) -> None:
+    found = collect(net, Feeds(1), None)
+    codes = [image_codes({"data": image[None]})[0] for image in IMAGES]
+    half = IMAGES[[code % 2 == 0 for code in codes]]
+    assert 0 < len(half) < len(IMAGES)
+    part = found.halves["data"]
+    assert part.images == len(half)
+    assert part.nonzero == np.count_nonzero(half)
+    assert part.positive.sum() == (half > 0).sum()
+    both = {"data": IMAGES[:2], "extra": IMAGES[3:5]}
+    assert image_codes(both) != image_codes({"data": IMAGES[:2]})
+
+
+def test_another_jobs_checkpoint_is_refused(net: Net, tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    collect(net, Feeds(1), Checkpoint(path, {"model": "a", "batch": 1}, every=0))
+    with pytest.raises(OptionError, match=r"run\.npz: is the checkpoint of another job .*model"):
+        collect(net, Feeds(1), Checkpoint(path, {"model": "b", "batch": 1}))
+    from int8calib.calibration.statistics.file import save_statistics
+
+    save_statistics(path, collect(net, Feeds(1), None))
+    with pytest.raises(StatisticsError, match="no checkpoint"):
+        Checkpoint(path, {}).load()
+
+
+def test_ranges_that_do_not_cover_the_images_are_refused(net: Net) -> None:
+    blobs = [layer.bottom for layer in quantized_layers(net.graph)]
+
+    def few() -> list[dict[str, np.ndarray]]:
+        return [{"data": IMAGES[:3] * np.float32(0.1)}]
+
+    known = collect_statistics(net.graph, few, blobs, ranges_only=True)
+    assert not known.histograms
+    assert known.images == 3
+    with pytest.raises(StatisticsError, match="beyond the range given"):
+        collect_statistics(net.graph, Feeds(1), blobs, ranges=known.ranges)
+    with pytest.raises(StatisticsError, match="ranges given do not have it"):
+        collect_statistics(net.graph, Feeds(1), blobs, ranges={})
+    with pytest.raises(ImageError, match="no images"):
+        collect_statistics(net.graph, lambda: [], blobs, ranges=known.ranges)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("phase", ["ranges", "histograms"])
+def test_sigkill_and_resume_give_the_same_table(folder: Path, tmp_path: Path, phase: str) -> None:
+    many = np.random.default_rng(29).normal(0, 60, (400, 3, 37, 29)).astype(np.float32)
+    np.save(tmp_path / "many.npy", many)
+    words = [
+        *("calibrate", "--proto", str(folder / "net.prototxt"), "--quiet", "--cache", "0"),
+        *("--model", str(folder / "net.caffemodel"), "--images", str(tmp_path / "many.npy")),
+        *("--checkpoint-every", "0", "--workers", "2"),
+    ]
+    checkpoint = tmp_path / "run.npz"
+    command = [sys.executable, "-m", "int8calib.cli.main", *words]
+    resumable = ["--output", str(tmp_path / "b.table"), "--checkpoint", str(checkpoint)]
+    process = subprocess.Popen([*command, *resumable], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not _reached(checkpoint, phase) and time.monotonic() < deadline:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "b.table").exists()
+    assert _reached(checkpoint, phase)
+    subprocess.run([*command, *resumable], cwd=ROOT, check=True)
+    assert not checkpoint.exists()
+    subprocess.run([*command, "--output", str(tmp_path / "a.table")], cwd=ROOT, check=True)
+    assert (tmp_path / "a.table").read_bytes() == (tmp_path / "b.table").read_bytes()
+
+
+def _reached(path: Path, phase: str) -> bool:
+    """Whether a checkpoint holds some images of the phase; reading it never fails half-way."""
+    if not path.exists():
+        return False
+    with np.load(path) as archive:
+        done = archive["extra/measured" if phase == "ranges" else "extra/counted"]
+    return len(done) >= 20

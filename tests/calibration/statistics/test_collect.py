@@ -1,0 +1,122 @@
+"""Statistics of a run: against numpy, and the same bit for bit however the work is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import int8calib
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.network.quantized import quantized_layers
+from int8calib.calibration.statistics.collect import collect_statistics
+from int8calib.calibration.statistics.store import Statistics
+from int8calib.errors import ImageError, StatisticsError
+from tests.caffe.engine.test_engine import NET
+from tests.generated import make_model
+
+IMAGES = np.random.default_rng(11).normal(0, 60, (13, 3, 37, 29)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Net:
+    return int8calib.load_caffe(*make_model(tmp_path_factory.mktemp("odd"), NET))
+
+
+class Feeds:
+    """Images in batches, and how often a pass was started."""
+
+    def __init__(self, images: np.ndarray, batch: int) -> None:
+        self.images, self.batch, self.passes = images, batch, 0
+
+    def __call__(self) -> Iterator[dict[str, np.ndarray]]:
+        self.passes += 1
+        for start in range(0, len(self.images), self.batch):
+            yield {"data": self.images[start : start + self.batch]}
+
+
+def collect(net: Net, feeds: Feeds, workers: int = 1, cache: int = 0) -> Statistics:
+    blobs = [layer.bottom for layer in quantized_layers(net.graph)]
+    return collect_statistics(net.graph, feeds, blobs, workers=workers, cache_bytes=cache)
+
+
+@pytest.fixture(scope="module")
+def plain(net: Net) -> Statistics:
+    return collect(net, Feeds(IMAGES, 1))
+
+
+def test_statistics_are_what_numpy_counts(net: Net, plain: Statistics) -> None:
+    tops: dict[str, np.ndarray] = {}
+    net.forward({"data": IMAGES}, on_top=lambda layer, blob, top: tops.update({blob: top.copy()}))
+    names = {"data": "data", "pool1": "pool1", "dw": "dw", "sum#1": "sum", "flat": "flat"}
+    assert set(plain.histograms) == set(names)
+    for key, blob in names.items():
+        values, found = tops[blob], plain.histograms[key]
+        absmax = np.abs(values).max()
+        assert found.absmax == absmax
+        bins = np.minimum((np.abs(values) / absmax * np.float32(2048)).astype(np.int64), 2047)
+        expected = np.bincount(bins[values != 0], minlength=2048)
+        np.testing.assert_array_equal(found.counts, expected, err_msg=key)
+        assert found.zeros == np.count_nonzero(values == 0)
+        assert found.images == len(IMAGES)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("cache", [0, 100_000, 1 << 30])
+def test_nothing_depends_on_how_the_work_is_cut(
+    net: Net, plain: Statistics, workers: int, batch: int, cache: int
+) -> None:
+    feeds = Feeds(IMAGES, batch)
+    found = collect(net, feeds, workers, cache)
+    assert feeds.passes == (1 if cache == 1 << 30 else 2)
+    assert list(found.histograms) == list(plain.histograms)
+    for name, histogram in plain.histograms.items():
+        assert found.ranges[name] == plain.ranges[name]
+        np.testing.assert_array_equal(found.histograms[name].positive, histogram.positive)
+        np.testing.assert_array_equal(found.histograms[name].negative, histogram.negative)
+        assert found.histograms[name].zeros == histogram.zeros
+
+
+def test_order_of_images_does_not_matter(net: Net, plain: Statistics) -> None:
+    found = collect(net, Feeds(IMAGES[::-1], 2))
+    for name, histogram in plain.histograms.items():
+        np.testing.assert_array_equal(found.histograms[name].counts, histogram.counts)
+
+
+def test_nan_names_the_blob(net: Net) -> None:
+    images = IMAGES[:2].copy()
+    images[1, 0, 3, 3] = np.nan
+    with pytest.raises(StatisticsError, match="blob 'data': 1 NaN"):
+        collect(net, Feeds(images, 1), workers=2)
+
+
+def test_no_images_is_an_error(net: Net) -> None:
+    with pytest.raises(ImageError, match="no images"):
+        collect(net, Feeds(IMAGES[:0], 1))
+
+
+def test_an_error_in_the_feeds_reaches_the_caller(net: Net) -> None:
+    def feeds() -> Iterator[dict[str, np.ndarray]]:
+        yield {"data": IMAGES[:1]}
+        raise ImageError("broken.jpg: cannot be read")
+
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        collect_statistics(
+            net.graph, feeds, [layer.bottom for layer in quantized_layers(net.graph)], workers=2
+        )
+
+
+def test_progress_counts_images(net: Net, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    collect_statistics(
+        net.graph,
+        Feeds(IMAGES, 4),
+        [quantized_layers(net.graph)[0].bottom],
+        total=13,
+        progress=lambda *state: told.append(state),
+    )
+    assert [state for state in told if state[0] == "ranges"][-1] == ("ranges", 13, 13)
+    assert [state for state in told if state[0] == "histograms"][-1] == ("histograms", 13, 13)

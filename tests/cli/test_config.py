@@ -1,0 +1,141 @@
+"""Options in TOML files: a run repeated from its own, mixed with the command line, mistaken."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from int8calib.cli import calibrate
+from int8calib.cli.config import ConfigParser, _toml
+from int8calib.cli.main import main
+from tests.caffe.engine.test_engine import NET
+from tests.generated import make_model
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    make_model(folder, NET)
+    images = np.random.default_rng(41).normal(0, 60, (9, 3, 37, 29)).astype(np.float32)
+    np.save(folder / "images.npy", images)
+    return folder
+
+
+def words(folder: Path, output: Path) -> list[str]:
+    return [
+        *("--proto", str(folder / "net.prototxt"), "--model", str(folder / "net.caffemodel")),
+        *("--images", str(folder / "images.npy"), "--output", str(output), "--quiet"),
+    ]
+
+
+MANY = [
+    *("--exclude", "dw", "pw", "--method", "percentile", "--percentile", "99.5"),
+    *("--layer-method", "fc=mse", "conv1=kl", "--no-winograd", "--no-fold-bn"),
+    *("--limit", "7", "--shuffle", "--seed", "3", "--batch", "2", "--weight-method", "mse"),
+    *("--mean", "1.5", "-2", "1e-3", "--norm", "0.017", "--format", "json", "--six-bit", "left"),
+]
+
+
+def parsed(*words: str) -> dict[str, object]:
+    parser = ConfigParser()
+    calibrate.add_arguments(parser)
+    return {k: v for k, v in vars(parser.parse_args(words)).items() if k != "config"}
+
+
+def test_a_run_is_repeated_from_its_own_options(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a.table"
+    assert main(["calibrate", *words(folder, output), *MANY]) == 0
+    first = output.read_bytes()
+    config = tmp_path / "a.table.toml"
+    kept = config.read_bytes()
+    given_words = [*words(folder, output)[:-1], *MANY]
+    assert parsed("--config", str(config)) == parsed(*given_words)
+    (tmp_path / "kept.toml").write_bytes(kept)
+    output.unlink()
+    assert main(["calibrate", "--config", str(tmp_path / "kept.toml"), "--quiet"]) == 0
+    assert output.read_bytes() == first
+    assert config.read_bytes() == kept
+
+
+def test_the_command_line_goes_before_the_file(folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(
+        'proto = "p"\nmodel = "m"\nimages = ["x"]\noutput = "o"\nmean = [1, 2, 3]\n'
+        'exclude = ["a", "b"]\nwinograd = false\nnorm = 2\nshuffle = true\n'
+    )
+    found = parsed("--config", str(config))
+    assert (found["mean"], found["exclude"]) == (["1", "2", "3"], ["a", "b"])
+    assert (found["winograd"], found["shuffle"], found["norm"]) == (False, True, [2.0])
+    found = parsed(
+        *("--exclude", "c", "--winograd", "--images=y", f"--config={config}", "--mean", "5")
+    )
+    assert (found["mean"], found["exclude"], found["images"]) == (["5"], ["c"], ["y"])
+    assert found["winograd"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('methd = "kl"', "there is no option 'methd'; near keys are method"),
+        ("[table]\nmethod = 1", "there is no option 'table'"),
+        ('config = "x"', "there is no option 'config'"),
+        ("no-winograd = true", "there is no option 'no-winograd'"),
+        ('winograd = "no"', "winograd = 'no'; expected true or false"),
+        ("method = true", "method = True; expected one text or number"),
+        ("method = ['kl']", "expected one text or number"),
+        ("exclude = []", "expected a list of text or numbers"),
+        ("exclude = [[1]]", "expected a list of text or numbers"),
+        ("limit = 1.5", "argument --limit: invalid int value: '1.5'"),
+        ('format = "xml"', "argument --format: invalid choice"),
+        ("method = ", "no TOML file"),
+        ('method = "kl"\nmethod = "mse"', "no TOML file"),
+    ],
+)
+def test_mistakes_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["calibrate", *words(folder, tmp_path / "t"), "--config", str(config)])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_and_missing_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["calibrate", "--config", str(tmp_path / "gone.toml")])
+    assert "gone.toml: cannot be read" in capsys.readouterr().err
+    (tmp_path / "c.toml").write_text('proto = "x"')
+    with pytest.raises(SystemExit):
+        main(["collect", "--config", str(tmp_path / "c.toml")])
+    assert "--model, --images, --output" in capsys.readouterr().err
+
+
+@given(
+    st.one_of(
+        st.booleans(),
+        st.integers(-(2**63), 2**63 - 1),
+        st.floats(allow_nan=False),
+        st.lists(st.floats(allow_nan=False), max_size=3),
+    )
+)
+def test_values_are_read_back_by_the_standard_reader(value: object) -> None:
+    assert tomllib.loads(f"x = {_toml(value)}")["x"] == value
+
+
+@given(st.text(st.characters(codec="utf-8")) | st.from_regex(r"-?[0-9]{1,4}(\.[0-9]{1,3})?"))
+def test_text_is_read_back_or_as_the_number_it_spells(text: str) -> None:
+    assert str(tomllib.loads(f"x = {_toml(text)}")["x"]) == text

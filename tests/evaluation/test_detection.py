@@ -1,0 +1,73 @@
+"""Detectors: boxes of the float and the INT8 net are paired, and what they are made of compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import int8calib
+from int8calib.evaluation.boxes import match_boxes
+from tests.evaluation_cases import coarse_table, feeds_of
+from tests.generated import make_model
+
+SSD = """
+layer { name: "data" type: "Input" top: "data"
+  input_param { shape { dim: 1 dim: 3 dim: 29 dim: 37 } } }
+layer { name: "c" type: "Convolution" bottom: "data" top: "c"
+  convolution_param { num_output: 7 kernel_size: 3 stride: 4 } }
+layer { name: "c/relu" type: "ReLU" bottom: "c" top: "c" }
+layer { name: "loc" type: "Convolution" bottom: "c" top: "loc"
+  convolution_param { num_output: 8 kernel_size: 1 } }
+layer { name: "loc/power" type: "Power" bottom: "loc" top: "loc/power" power_param { scale: 0.01 } }
+layer { name: "loc/perm" type: "Permute" bottom: "loc/power" top: "loc/perm"
+  permute_param { order: 0 order: 2 order: 3 order: 1 } }
+layer { name: "loc/flat" type: "Flatten" bottom: "loc/perm" top: "loc/flat" }
+layer { name: "conf" type: "Convolution" bottom: "c" top: "conf"
+  convolution_param { num_output: 6 kernel_size: 1 } }
+layer { name: "conf/perm" type: "Permute" bottom: "conf" top: "conf/perm"
+  permute_param { order: 0 order: 2 order: 3 order: 1 } }
+layer { name: "conf/rows" type: "Reshape" bottom: "conf/perm" top: "conf/rows"
+  reshape_param { shape { dim: 0 dim: -1 dim: 3 } } }
+layer { name: "conf/prob" type: "Softmax" bottom: "conf/rows" top: "conf/prob" softmax_param { axis: 2 } }
+layer { name: "conf/flat" type: "Flatten" bottom: "conf/prob" top: "conf/flat" }
+layer { name: "prior" type: "PriorBox" bottom: "c" bottom: "data" top: "prior"
+  prior_box_param { min_size: 9 max_size: 15 clip: false variance: 0.1 } }
+layer { name: "out" type: "DetectionOutput" bottom: "loc/flat" bottom: "conf/flat" bottom: "prior"
+  top: "out" detection_output_param { num_classes: 3 keep_top_k: 50 confidence_threshold: 0.05
+    nms_param { nms_threshold: 0.45 } code_type: CENTER_SIZE } }
+"""
+
+
+def test_boxes_and_what_they_are_made_of(tmp_path: Path) -> None:
+    net = int8calib.load_caffe(*make_model(tmp_path, SSD))
+    x = np.random.default_rng(5).normal(0, 60, (4, 3, 29, 37)).astype(np.float32)
+    table = coarse_table(net, 0.3)
+    (result,) = int8calib.evaluate(net, table, feeds_of(x, batch=1)).tables
+    simulated = int8calib.simulate(net, table)
+    pairs = []
+    for image in x:
+        tops = [each.forward({"data": image[None]})["out"] for each in (net, simulated)]
+        pairs.append(match_boxes(*tops))
+    assert result.boxes is not None
+    assert result.boxes.matched == sum(pair.matched for pair in pairs)
+    assert result.boxes.float_boxes == sum(pair.float_boxes for pair in pairs) > 10
+    assert result.boxes.int8_boxes == sum(pair.int8_boxes for pair in pairs)
+    assert 0.3 < result.boxes.value < 1
+    assert [blob.blob for blob in result.blobs] == ["loc/flat", "conf/flat"]
+    assert result.agreement is None
+    strict = int8calib.evaluate(net, table, feeds_of(x, batch=1), box_score=0.9).tables[0].boxes
+    assert strict is not None
+    assert strict.float_boxes < result.boxes.float_boxes
+
+
+@pytest.mark.parametrize("bottom_scale", [0.3])
+def test_each_layer_of_a_detector_has_its_error(bottom_scale: float, tmp_path: Path) -> None:
+    net = int8calib.load_caffe(*make_model(tmp_path, SSD))
+    x = np.random.default_rng(5).normal(0, 60, (2, 3, 29, 37)).astype(np.float32)
+    found = int8calib.analyze(net, coarse_table(net, bottom_scale), feeds_of(x, batch=1))
+    effects = {layer.name: layer.output_sqnr for layer in found.layers}
+    assert set(effects) == {"c", "loc", "conf"}
+    assert all(layer.agreement is None for layer in found.layers)
+    assert all(value is not None and 0 < value < 100 for value in effects.values())

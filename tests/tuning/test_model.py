@@ -1,0 +1,153 @@
+"""Changed models: equalized and centered nets compute the same, written ones load elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from int8calib.caffe.engine.run import Net, load_caffe
+from int8calib.caffe.export import write_model
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.graph import Blob
+from int8calib.caffe.network.quantized import quantized_layers
+from int8calib.caffe.network.shapes import infer_shapes
+from int8calib.calibration.options import Options
+from int8calib.calibration.pipeline import prepare, run_job
+from int8calib.calibration.requirements import requirements_from_graph
+from int8calib.calibration.scales import Grid, WeightOptions
+from int8calib.simulation.build import simulate
+from int8calib.table import check_table
+from int8calib.tuning.center import center_scores
+from int8calib.tuning.channels import FIXED, scalable_channels
+from int8calib.tuning.equalize import equalize
+from int8calib.tuning.layerwise import Layerwise
+from int8calib.tuning.samples import Places, problem_of, weight_blob
+from tests.opencv import deviation, opencv_tops
+from tests.tuning_nets import chain, feeds
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory) -> Net:
+    return chain(tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture(scope="module")
+def folded(net) -> Net:
+    return Net(fold_batch_norm(net.graph), net.input_shapes)
+
+
+def grids_of(net: Net) -> dict[str, Grid]:
+    return {f.name: WeightOptions().grid(f) for f in quantized_layers(net.graph)}
+
+
+def evened(net: Net) -> Net:
+    shapes = infer_shapes(net.graph, net.input_shapes)
+    found = equalize(net.graph, shapes, feeds(7), grids_of(net), workers=1)
+    assert any(share < 0.9 for share in found.left.values())
+    return Net(found.graph, net.input_shapes)
+
+
+def test_channels_that_may_be_scaled(folded) -> None:
+    of = scalable_channels(folded.graph, infer_shapes(folded.graph, folded.input_shapes)).of
+    last = {blob.name: ids for blob, ids in of.items()}
+    assert (last["data"] == FIXED).all()
+    assert (last["fc"] == FIXED).all()
+    assert (last["prob"] == FIXED).all()
+    assert np.array_equal(np.concatenate([last["a"], last["b"]]), last["pool"])
+    assert np.array_equal(last["pool"], last["d"])  # a sum needs one factor on both sides
+    assert np.array_equal(last["e"], last["gap"])
+    free = [last[name] for name in ("c1", "dw", "a", "b", "e")]
+    assert len(set(np.concatenate(free).tolist()) - {FIXED}) == 11 + 11 + 7 + 5 + 13
+
+
+def test_an_equalized_net_computes_the_same(folded, tmp_path) -> None:
+    found = evened(folded)
+    changed = [
+        a.name
+        for a, b in zip(folded.graph.layers, found.graph.layers, strict=True)
+        if a.weights and not np.array_equal(a.weights[0], b.weights[0])
+    ]
+    assert len(changed) >= 3
+    write_model(found, tmp_path / "n.prototxt", tmp_path / "n.caffemodel")
+    image = feeds(1, seed=99)[0]
+    other = opencv_tops(tmp_path / "n.prototxt", tmp_path / "n.caffemodel", image)
+    assert deviation(other["prob"], folded.forward(image)["prob"]) < 1e-4
+
+
+def test_centered_scores_keep_the_probabilities(folded, tmp_path) -> None:
+    found = Net(center_scores(folded.graph), folded.input_shapes)
+    fc = {layer.name: layer for layer in found.graph.layers}["fc"]
+    assert np.abs(fc.weights[0].mean(axis=0)).max() < 1e-6
+    assert abs(float(fc.weights[1].mean())) < 1e-6
+    write_model(found, tmp_path / "n.prototxt", tmp_path / "n.caffemodel")
+    image = feeds(1, seed=17)[0]
+    other = opencv_tops(tmp_path / "n.prototxt", tmp_path / "n.caffemodel", image)
+    assert deviation(other["prob"], folded.forward(image)["prob"]) < 1e-4
+    scores = folded.forward(image, outputs=["fc"])["fc"]
+    assert deviation(other["fc"], scores - scores.mean()) < 1e-4
+
+
+def test_scores_that_are_an_output_are_not_centered(folded) -> None:
+    layers = tuple(layer for layer in folded.graph.layers if layer.type != "Softmax")
+    graph = replace(folded.graph, layers=layers, outputs=(Blob("fc"),))
+    assert center_scores(graph).layers[-1].weights[0] is graph.layers[-1].weights[0]
+
+
+def test_a_written_model_is_read_by_opencv_and_by_this_package(net, folded, tmp_path) -> None:
+    proto, model = tmp_path / "w.prototxt", tmp_path / "w.caffemodel"
+    write_model(folded, proto, model)
+    image = feeds(1, seed=23)[0]
+    expected = net.forward(image)["prob"]
+    assert deviation(opencv_tops(proto, model, image)["prob"], expected) < 1e-4
+    again = load_caffe(proto, model)
+    assert np.array_equal(again.forward(image)["prob"], folded.forward(image)["prob"])
+    assert not {"BatchNorm", "Scale"} & {layer.type for layer in again.graph.layers}
+    assert "BatchNorm" not in proto.read_text()
+    assert again.input_shapes == net.input_shapes
+
+
+def test_the_table_of_a_written_model_fits_it_folded_or_not(folded, tmp_path) -> None:
+    write_model(folded, tmp_path / "w.prototxt", tmp_path / "w.caffemodel")
+    again = load_caffe(tmp_path / "w.prototxt", tmp_path / "w.caffemodel")
+    options = Options(fold_bn=False)
+    table = run_job(prepare(again, options), lambda: feeds(5), options).table
+    for fold in (True, False):
+        assert (
+            check_table(table, requirements=requirements_from_graph(again.graph, fold_bn=fold))
+            == []
+        )
+
+
+def test_layer_by_layer_is_the_whole_net(folded) -> None:
+    options = Options(method="minmax", fold_bn=False)
+    given = feeds(3)
+    table = run_job(prepare(folded, options), lambda: given, options).table
+    int8 = simulate(folded, table)
+    nets = Layerwise(folded.graph, given, workers=2)
+    found = {}
+    for layer, twin in zip(folded.graph.layers, int8.graph.layers, strict=True):
+        if layer.name == "prob":
+            found = dict(zip(("float", "int8"), nets.bottoms(layer.bottoms[0]), strict=True))
+        nets.step(layer, twin)
+    for i, feed in enumerate(given):
+        assert np.array_equal(found["float"][i], folded.forward(feed, outputs=["fc"])["fc"])
+        assert np.array_equal(found["int8"][i], int8.forward(feed, outputs=["fc"])["fc"])
+    with pytest.raises(KeyError):
+        nets.bottoms(Blob("pool"))  # nothing reads it any more
+
+
+@pytest.mark.parametrize("name", ["c1", "dw", "b", "e", "fc"])
+def test_weights_times_all_columns_are_the_layers_outputs(folded, name) -> None:
+    (found,) = (f for f in quantized_layers(folded.graph) if f.name == name)
+    feed = feeds(1)[0]
+    tops: dict[str, np.ndarray] = {}
+    folded.forward(feed, on_top=lambda layer, blob, top: tops.update({layer: top.copy()}))
+    producer = folded.graph.producer(found.bottom)
+    bottom = tops[producer.name]
+    problem = problem_of(found)
+    columns = Places(found.layer, [bottom], 10**6).columns([bottom])
+    outputs = problem.weights @ columns + problem.bias[:, :, None]
+    assert deviation(outputs.reshape(-1), tops[name].reshape(-1)) < 1e-5
+    assert np.array_equal(weight_blob(found, problem.weights), found.layer.weights[0])

@@ -1,0 +1,95 @@
+"""Thresholds judged by the outputs: against a plain loop over all layers, and for being better."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.network.fold import fold_batch_norm
+from int8calib.caffe.network.graph import Blob
+from int8calib.evaluation.outputs import Watched
+from int8calib.simulation.build import simulate
+from int8calib.tuning.layerwise import Layerwise
+from int8calib.tuning.search import tune
+from int8calib.tuning.tail import FEWEST, Tail, aim_of, best_by_outputs
+from tests.tuning_nets import chain, demo_feeds, demo_net, feeds, loss_of, sqnr
+
+SCORES = Blob("fc")
+
+
+@pytest.fixture(autouse=True)
+def any_number_of_images(monkeypatch) -> None:
+    monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 1)
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory) -> Net:
+    net = chain(tmp_path_factory.mktemp("chain"))
+    return Net(fold_batch_norm(net.graph), net.input_shapes)
+
+
+def loss(net: Net, given: list, readers: set[str], threshold: float) -> float:
+    """What is lost where `readers` take their bottom rounded and clipped, by plain functions."""
+    step = threshold / 127
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return np.sign(x) * np.minimum(np.floor(np.abs(x) / step + 0.5), 127) * step
+
+    return loss_of(net, given, SCORES.name, dict.fromkeys(readers, rounded))
+
+
+CASES = {"a and b share it": {"a", "b"}, "a sum reads it too": {"d"}, "first": {"c1"}}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("factor", [1.4, 0.5])
+def test_threshold_is_near_the_best_of_a_plain_search(net, case, factor) -> None:
+    readers = CASES[case]
+    given = feeds(24)
+    layers = net.graph.layers
+    done = next(i for i, layer in enumerate(layers) if layer.name in readers)
+    blob = layers[done].bottoms[0]
+    nets = Layerwise(net.graph, given, workers=1)
+    for layer in layers[:done]:
+        nets.step(layer, layer)
+    aim = aim_of(net.graph, given, Watched(SCORES, (SCORES,), ()), workers=2)
+    absmax = max(float(np.abs(x).max()) for x in nets.live[blob])
+    start = factor * absmax
+    tail = Tail(net.graph, done, nets.live, blob, readers, aim, workers=2)
+    found = best_by_outputs(tail, start, 5 * absmax, headroom=False)
+    losses = [loss(net, given, readers, t) for t in absmax * np.geomspace(0.2, 4, 40)]
+    mine = loss(net, given, readers, found)
+    assert mine <= loss(net, given, readers, start)
+    assert mine < 3 * min(losses)  # the loss of so small a net is no smooth curve
+
+
+def test_outputs_that_do_not_follow_leave_the_threshold(net) -> None:
+    given = feeds(2)
+    layers = net.graph.layers
+    done = next(i for i, layer in enumerate(layers) if layer.name == "fc")
+    nets = Layerwise(net.graph, given, workers=1)
+    for layer in layers[:done]:
+        nets.step(layer, layer)
+    aim = aim_of(net.graph, given, Watched(None, (Blob("a", 1),), ()), workers=1)
+    blob = layers[done].bottoms[0]
+    tail = Tail(net.graph, done, nets.live, blob, {"fc"}, aim, workers=1)
+    assert best_by_outputs(tail, 3.0, 9.0, headroom=True) == 3
+
+
+def test_few_images_have_no_say(net, monkeypatch) -> None:
+    watched = Watched(SCORES, (SCORES,), ())
+    assert aim_of(net.graph, feeds(2), watched, workers=1) is not None
+    monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 3)
+    assert aim_of(net.graph, feeds(2), watched, workers=1) is None
+    assert aim_of(net.graph, feeds(3), Watched(None, (), ()), workers=1) is None
+
+
+def test_thresholds_by_the_outputs_are_worth_it(monkeypatch) -> None:
+    net, fresh = demo_net(), demo_feeds(60, seed=71)
+    found = {}
+    for fewest in (FEWEST, 10**6):
+        monkeypatch.setattr("int8calib.tuning.tail.FEWEST", fewest)
+        done = tune(net, lambda: demo_feeds(90))
+        found[fewest] = sqnr(net, simulate(net, done.table), fresh)
+    assert found[FEWEST] > found[10**6]
