@@ -57,17 +57,17 @@ def measure(name: str, images: Sequence[Path]) -> None:
     half = len(images) // 2
     used, held_out = (open_source(list(part)) for part in (images[:half], images[half:]))
 
-    def feeds() -> list[dict[str, object]]:
+    def loader() -> list[dict[str, object]]:
         return [batch.blobs for batch in batches(used, preprocess)]
 
     nets = {}
     for method in METHODS:
-        made = int8calib.calibrate(net, feeds, int8calib.Options(method=method))
+        made = int8calib.calibrate(net, loader, int8calib.Options(method=method))
         nets[method] = int8calib.simulate(net, made.table)
     for label, more_work in (("tuned, as wide", 0.0), ("tuned", int8calib.TuneOptions.more_work)):
         options = int8calib.TuneOptions(change_model=True, more_work=more_work)
         started = time.perf_counter()
-        tuned = int8calib.tune(net, feeds, int8calib.Options(), options)
+        tuned = int8calib.tune(net, loader, int8calib.Options(), options)
         seconds = time.perf_counter() - started
         nets[label] = int8calib.simulate(tuned.net, tuned.table)
         print(f"{label}: {seconds:.0f} s; {'; '.join(tuned.notes)}", file=sys.stderr)

@@ -64,9 +64,9 @@ def engine_forward(network: Network, inputs: Mapping[str, Array], settings: Sett
     plans = [make_plan(graph, shapes, blobs, keep=False) for _ in range(THREADS)]
 
     def work(number: int, times: int) -> None:
-        feed = {name: inputs[name] for name in plans[number].inputs}
+        batch = {name: inputs[name] for name in plans[number].inputs}
         for _ in range(times):
-            run_plan(plans[number], feed, lambda layer, blob, top: None)
+            run_plan(plans[number], batch, lambda layer, blob, top: None)
 
     def side_by_side(each: int) -> None:
         threads = [threading.Thread(target=work, args=(i, each)) for i in range(THREADS)]

@@ -74,11 +74,11 @@ class Reader:
     """Images one at a time, as onnxruntime asks for them."""
 
     def __init__(self, name: str, images: Any) -> None:
-        self._feeds: Iterator[dict[str, Any]] = ({name: image[None]} for image in images)
+        self._batches: Iterator[dict[str, Any]] = ({name: image[None]} for image in images)
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next feed, None at the end."""
-        return next(self._feeds, None)
+        """The next batch, None at the end."""
+        return next(self._batches, None)
 
 
 def work(proto: str, model: str, images: str, folder: str) -> None:

@@ -41,7 +41,7 @@ def make_plain(folder: Path) -> tuple[Path, Path, str]:
     return proto, model, by_library(folder, proto, model, shape=False)
 
 
-def feeds() -> list[dict[str, np.ndarray]]:
+def batches() -> list[dict[str, np.ndarray]]:
     return [{"data": image[None]} for image in IMAGES]
 
 
@@ -61,7 +61,7 @@ def by_command(
 def by_library(folder: Path, proto: Path, model: Path, *, shape: bool) -> str:
     shapes = {"data": SHAPE} if shape else None
     net = int8calib.load_caffe(proto, model, input_shapes=shapes)
-    write_table(folder / "library.table", int8calib.calibrate(net, feeds).table)
+    write_table(folder / "library.table", int8calib.calibrate(net, batches).table)
     return (folder / "library.table").read_text(encoding="utf-8")
 
 

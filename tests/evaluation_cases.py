@@ -1,4 +1,4 @@
-"""Tables and feeds that the tests of evaluation share."""
+"""Tables and batches that the tests of evaluation share."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def coarse_table(net: int8calib.Net, bottom_scale: float) -> CalibrationTable:
     )
 
 
-def feeds_of(images: np.ndarray, labels: np.ndarray | None = None, batch: int = 5):  # type: ignore[no-untyped-def]
-    def feeds() -> Iterator:
+def loader_of(images: np.ndarray, labels: np.ndarray | None = None, batch: int = 5):  # type: ignore[no-untyped-def]
+    def batches() -> Iterator:
         for start in range(0, len(images), batch):
-            feed = {"data": images[start : start + batch]}
+            part = {"data": images[start : start + batch]}
             if labels is None:
-                yield feed
+                yield part
             else:
-                yield int8calib.Labelled(feed, labels[start : start + batch])
+                yield int8calib.Labelled(part, labels[start : start + batch])
 
-    return feeds
+    return batches

@@ -80,7 +80,7 @@ def case() -> Case:
     net = int8calib.load_caffe(proto, model)
     images = pixels()
 
-    def feeds() -> Any:
+    def batches() -> Any:
         return (Labelled({"data": images[i : i + 1]}, [i % 5]) for i in range(IMAGES))
 
     made = {
@@ -93,7 +93,7 @@ def case() -> Case:
     }
     tables = {name: found.table for name, found in made.items()}
     analyzes = {
-        name: int8calib.analyze(net, table, feeds, sensitivity_images=2)
+        name: int8calib.analyze(net, table, batches, sensitivity_images=2)
         for name, table in tables.items()
     }
     return Case(
@@ -103,8 +103,8 @@ def case() -> Case:
         tables,
         made[TABLES[0]].statistics,
         analyzes,
-        int8calib.evaluate(net, tables, feeds),
-        sample_outputs(net, tables[TABLES[0]], feeds),
+        int8calib.evaluate(net, tables, batches),
+        sample_outputs(net, tables[TABLES[0]], batches),
     )
 
 

@@ -21,9 +21,9 @@ from tests.dialects import (
     PLAIN,
     SHAPE,
     STEM,
+    batches,
     by_command,
     data_layer,
-    feeds,
     make_plain,
     write,
 )
@@ -136,7 +136,7 @@ def test_an_unknown_type_on_the_path_is_named_with_its_layer(
     proto = write(tmp_path, data(*SHAPE) + STEM + between + FC)
     net = int8calib.load_caffe(proto, plain[1])
     with pytest.raises(UnsupportedLayerError, match=r"spelled\.prototxt: layer 'warp' \(Python\)"):
-        int8calib.calibrate(net, feeds)
+        int8calib.calibrate(net, batches)
     # What stands before it can be had.
     table = by_command(tmp_path, proto, plain[1], "--only", "conv1")
     assert [line.split()[0] for line in table.splitlines()] == ["conv1_param_0", "conv1"]

@@ -56,7 +56,7 @@ def chain(folder: Path) -> Net:
     return load_caffe(*make_model(folder, CHAIN))
 
 
-def feeds(
+def batches(
     count: int, seed: int = 3, shape: tuple[int, int, int] = SHAPE
 ) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def feeds(
 
 
 def plain_scores(
-    net: Net, feed: dict[str, np.ndarray], scores: str, changed: dict[str, Callable] | None = None
+    net: Net, batch: dict[str, np.ndarray], scores: str, changed: dict[str, Callable] | None = None
 ) -> np.ndarray:
     """A blob without its mean, all layers in order by their plain functions.
 
@@ -73,7 +73,7 @@ def plain_scores(
     values = {}
     for layer in net.graph.layers:
         if layer.type in INPUT_TYPES:
-            values.update({top: feed[top.name] for top in layer.tops})
+            values.update({top: batch[top.name] for top in layer.tops})
             continue
         bottoms = [values[bottom] for bottom in layer.bottoms]
         if changed and layer.name in changed:
@@ -89,9 +89,9 @@ def loss_of(
 ) -> float:
     """The mean share of error energy that `changed` makes in a blob."""
     shares = []
-    for feed in given:
-        expected = plain_scores(net, feed, scores)
-        error = plain_scores(net, feed, scores, changed) - expected
+    for batch in given:
+        expected = plain_scores(net, batch, scores)
+        error = plain_scores(net, batch, scores, changed) - expected
         shares.append(np.square(error).sum() / np.square(expected).sum())
     return float(np.mean(shares))
 
@@ -100,7 +100,7 @@ def demo_net() -> Net:
     return load_caffe(PROTOTXT, CAFFEMODEL)
 
 
-def demo_feeds(count: int, seed: int = 7) -> list[Labelled]:
+def demo_loader(count: int, seed: int = 7) -> list[Labelled]:
     """Drawn pictures as the demo net wants them, each with its class."""
     net = demo_net()
     ((name, shape),) = net.input_shapes.items()
@@ -120,7 +120,7 @@ def sqnr(reference: Net, found: Net, images: list[Labelled]) -> float:
     signal_, error = 0.0, 0.0
     for given in images:
         a, b = (
-            n.forward(given.feed, outputs=[score_blob(n)])[score_blob(n)].reshape(-1)
+            n.forward(given.batch, outputs=[score_blob(n)])[score_blob(n)].reshape(-1)
             for n in (reference, found)
         )
         a, b = a - a.mean(), b - b.mean()

@@ -17,11 +17,11 @@ from int8calib.analysis.sensitivity import Effect, single_layer_effects
 from int8calib.analysis.side_by_side import Place, SideBySide, side_by_side
 from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Feed, Progress, Runner, batch_of
+from int8calib.caffe.engine.workers import Batch, Progress, Runner, batch_of
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Layer
 from int8calib.errors import ModelError
-from int8calib.evaluation.evaluate import Labelled, LabelledFeeds, run_pass
+from int8calib.evaluation.evaluate import Labelled, LabelledLoader, run_pass
 from int8calib.evaluation.measures import Energy, energy, total_energy
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.simulation.layers import Int8Weights
@@ -33,7 +33,7 @@ SENSITIVITY_IMAGES = 10
 def analyze(
     net: Net,
     table: CalibrationTable,
-    feeds: LabelledFeeds,
+    batches: LabelledLoader,
     *,
     sensitivity_images: int = SENSITIVITY_IMAGES,
     scores: str | None = None,
@@ -42,11 +42,11 @@ def analyze(
     total: int = 0,
     progress: Progress | None = None,
 ) -> Analysis:
-    """The error of every layer of `net` that `table` quantizes, over all feeds.
+    """The error of every layer of `net` that `table` quantizes, over all batches.
 
     `sensitivity_images` of them (the first ones; 0 for none) tell what each layer alone does to
     the outputs. The other arguments are those of `evaluate`. Raises `ModelError` for a table
-    without layers, `ImageError` for no feeds, and what `simulate` raises.
+    without layers, `ImageError` for no batches, and what `simulate` raises.
     """
     fold = folds(table) if fold_bn is None else fold_bn
     graph = fold_batch_norm(net.graph) if fold else net.graph
@@ -56,15 +56,15 @@ def analyze(
     joint = side_by_side(graph, twins)
     records: dict[int, list[_LayerRecord]] = {}
 
-    def work(runners: list[Runner], item: tuple[int, Feed | Labelled]) -> int:
+    def work(runners: list[Runner], item: tuple[int, Batch | Labelled]) -> int:
         index, given = item
-        feed = given.feed if isinstance(given, Labelled) else given
-        records[index] = _measure(runners[0], joint, twins, feed)
-        return batch_of(feed)
+        batch = given.batch if isinstance(given, Labelled) else given
+        records[index] = _measure(runners[0], joint, twins, batch)
+        return batch_of(batch)
 
     wanted = [blob for p in joint.places for blob in (p.bottom, p.top, p.probe, p.chain)]
     run_pass(
-        feeds(),
+        batches(),
         lambda: [Runner(joint.graph, wanted)],
         work,
         stage="layers",
@@ -79,7 +79,7 @@ def analyze(
         effects, used = single_layer_effects(
             Net(graph, net.input_shapes),
             twins,
-            feeds,
+            batches,
             images=sensitivity_images,
             scores=scores,
             workers=workers,
@@ -97,7 +97,7 @@ def analyze(
 
 @dataclass(frozen=True)
 class _LayerRecord:
-    """One layer, one feed: energies of its top, and sums over its bottom (`bottom_errors`)."""
+    """One layer, one batch: energies of its top, and sums over its bottom (`bottom_errors`)."""
 
     own: Energy
     arriving: Energy
@@ -108,7 +108,7 @@ class _LayerRecord:
 
 
 def _measure(
-    runner: Runner, joint: SideBySide, twins: Mapping[str, Layer], feed: Feed
+    runner: Runner, joint: SideBySide, twins: Mapping[str, Layer], batch: Batch
 ) -> list[_LayerRecord]:
     """Run the joint graph once; each layer's blobs are compared while the engine holds them."""
     from int8calib.evaluation import kernels
@@ -137,7 +137,7 @@ def _measure(
         else:
             tops[blob] = top
 
-    runner.run(feed, hear)
+    runner.run(batch, hear)
     return [records[place.name] for place in joint.places]
 
 

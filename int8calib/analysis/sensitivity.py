@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.engine.workers import (
-    Feed,
+    Batch,
     Progress,
     Runner,
     batch_of,
@@ -19,7 +19,7 @@ from int8calib.caffe.engine.workers import (
     work_through,
 )
 from int8calib.caffe.network.graph import Blob, Graph, Layer
-from int8calib.evaluation.evaluate import Labelled, LabelledFeeds, copied_tops
+from int8calib.evaluation.evaluate import Labelled, LabelledLoader, copied_tops
 from int8calib.evaluation.measures import Share, total_energy
 from int8calib.evaluation.outputs import Watched, watched_blobs
 from int8calib.evaluation.records import Record, agreement, compare
@@ -36,7 +36,7 @@ class Effect:
 def single_layer_effects(
     net: Net,
     twins: Mapping[str, Layer],
-    feeds: LabelledFeeds,
+    batches: LabelledLoader,
     *,
     images: int,
     scores: str | None,
@@ -45,16 +45,16 @@ def single_layer_effects(
 ) -> tuple[dict[str, Effect], int]:
     """The effect of each layer of `twins` over the first `images` images, and how many these were.
 
-    Whole feeds are taken, so a batch may bring some more.
+    Whole batches are taken, so a batch may bring some more.
     """
-    few = list(_first(feeds(), images))
-    used = sum(batch_of(feed) for feed in few)
+    few = list(_first(batches(), images))
+    used = sum(batch_of(batch) for batch in few)
     watched = watched_blobs(net, scores)
     effects: dict[str, Effect] = {}
     report = progress or (lambda stage, done, of: None)
     with single_threaded_blas():
         runner = Runner(net.graph, watched.blobs)
-        expected = [copied_tops(runner, feed) for feed in few]
+        expected = [copied_tops(runner, batch) for batch in few]
 
         def work(state: None, name: str) -> int:
             graph = _with_one(net.graph, twins[name])
@@ -71,12 +71,12 @@ def single_layer_effects(
     return effects, used
 
 
-def _first(feeds: Iterable[Feed | Labelled], images: int) -> Iterator[Feed]:
+def _first(batches: Iterable[Batch | Labelled], images: int) -> Iterator[Batch]:
     taken = 0
-    for given in feeds:
-        feed = given.feed if isinstance(given, Labelled) else given
-        yield feed
-        taken += batch_of(feed)
+    for given in batches:
+        batch = given.batch if isinstance(given, Labelled) else given
+        yield batch
+        taken += batch_of(batch)
         if taken >= images:
             return
 
@@ -90,13 +90,13 @@ def _with_one(graph: Graph, twin: Layer) -> Graph:
 def _effect(
     graph: Graph,
     watched: Watched,
-    feeds: Sequence[Feed],
+    batches: Sequence[Batch],
     expected: Sequence[Mapping[Blob, Array]],
 ) -> Effect:
     runner = Runner(graph, watched.blobs)
     records: list[Record] = []
-    for feed, tops in zip(feeds, expected, strict=True):
-        pair = (tops, copied_tops(runner, feed))
-        records.append(compare(watched, pair, None, batch_of(feed)))
+    for batch, tops in zip(batches, expected, strict=True):
+        pair = (tops, copied_tops(runner, batch))
+        records.append(compare(watched, pair, None, batch_of(batch)))
     per_blob = zip(*(record.energies[0] for record in records), strict=True)
     return Effect(min(total_energy(parts).sqnr for parts in per_blob), agreement(records, 1))

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Feeds, Progress
+from int8calib.caffe.engine.workers import Loader, Progress
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.caffe.network.inputs import INPUT_TYPES
@@ -29,7 +29,7 @@ class Job:
     """What a calibration will do.
 
     `graph` is what runs; `layers` are those that get rows, `described` all that could; `inputs`
-    names the input blobs to feed, `blobs` those to observe, `named` every blob of the graph.
+    names the input blobs to batch, `blobs` those to observe, `named` every blob of the graph.
     """
 
     graph: Graph
@@ -76,28 +76,28 @@ def _named(graph: Graph) -> Blobs:
 
 def calibrate(
     net: Net,
-    feeds: Feeds,
+    batches: Loader,
     options: Options | None = None,
     *,
     total: int = 0,
     progress: Progress | None = None,
     meta: Mapping[str, Any] = MappingProxyType({}),
 ) -> Calibration:
-    """Calibrate `net` over the images of `feeds`.
+    """Calibrate `net` over the images of `batches`.
 
-    `feeds()` starts a pass: an iterable of `{input blob: float32 (N, ...)}`, preprocessed. It may
+    `batches()` starts a pass: an iterable of `{input blob: float32 (N, ...)}`, preprocessed. It may
     be called twice and must give the same each time. `total` is the number of images, for
     `progress(stage, done, total)`; `meta` goes into the report. Raises `ModelError` for a network
     without layers to quantize, `StatisticsError` for NaN or infinite activations.
     """
     options = options or Options()
     job = prepare(net, options)
-    return run_job(job, feeds, options, total=total, progress=progress, meta=meta)
+    return run_job(job, batches, options, total=total, progress=progress, meta=meta)
 
 
 def run_job(
     job: Job,
-    feeds: Feeds,
+    batches: Loader,
     options: Options,
     *,
     total: int = 0,
@@ -108,7 +108,7 @@ def run_job(
     """`calibrate` for a job that is prepared already; it may go on from a `checkpoint`."""
     statistics = collect_statistics(
         job.graph,
-        feeds,
+        batches,
         job.blobs,
         workers=options.workers,
         cache_bytes=options.cache_bytes,

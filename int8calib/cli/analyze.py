@@ -24,7 +24,6 @@ from int8calib.cli.evaluate import (
     output_inputs,
     share_text,
 )
-from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.inputs import (
     add_image_arguments,
     add_model_arguments,
@@ -32,6 +31,7 @@ from int8calib.cli.inputs import (
     load_net,
     worker_count,
 )
+from int8calib.cli.loader import ImageLoader
 from int8calib.cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen(args)
     table = read_table(args.table)
     net = load_net(args)
-    images = ImageFeeds(args, net, output_inputs(net))
+    images = ImageLoader(args, net, output_inputs(net))
     with screen.progress() as progress:
         found = analyze(
             net,

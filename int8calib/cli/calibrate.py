@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.config import add_config_argument, write_config
-from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.identity import job_identity
 from int8calib.cli.inputs import (
     add_image_arguments,
@@ -28,6 +27,7 @@ from int8calib.cli.inputs import (
     load_net,
     worker_count,
 )
+from int8calib.cli.loader import ImageLoader
 from int8calib.cli.screen import Screen, add_output_arguments
 from int8calib.cli.table_options import add_table_arguments, laid_out, options_of
 from int8calib.errors import OutputError
@@ -97,20 +97,20 @@ def run(args: argparse.Namespace) -> int:
     job = prepare(net, options)
     if net.graph.unused_weights:
         screen.detail(f"{args.model}: {len(net.graph.unused_weights)} layers are not used")
-    feeds = ImageFeeds(args, net, job.inputs, job.blobs)
-    identity = job_identity(args, net, feeds, [str(blob) for blob in job.blobs])
-    checkpoint = open_checkpoint(args, {**identity, **feeds.order()})
+    batches = ImageLoader(args, net, job.inputs, job.blobs)
+    identity = job_identity(args, net, batches, [str(blob) for blob in job.blobs])
+    checkpoint = open_checkpoint(args, {**identity, **batches.order()})
     with screen.progress() as progress:
         done = run_job(
             job,
-            feeds,
+            batches,
             options,
-            total=len(feeds),
+            total=len(batches),
             progress=progress,
             meta=_meta(args, identity),
             checkpoint=checkpoint,
         )
-    feeds.tell(screen)
+    batches.tell(screen)
     write_results(args, done, job.described, options)
     write_config(beside(args.output, ".toml"), args, add_arguments)
     if checkpoint is not None:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from int8calib.cli.calibrate import add_checkpoint_arguments, check_output, open_checkpoint
 from int8calib.cli.config import add_config_argument
 from int8calib.cli.digest import file_sha256
-from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.identity import job_identity
 from int8calib.cli.inputs import (
     add_image_arguments,
@@ -29,6 +28,7 @@ from int8calib.cli.inputs import (
     load_net,
     worker_count,
 )
+from int8calib.cli.loader import ImageLoader
 from int8calib.cli.screen import Screen
 from int8calib.cli.table_options import add_fold_arguments
 
@@ -75,25 +75,25 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output)
     net = load_net(args)
     job = prepare(net, Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs))
-    feeds = ImageFeeds(args, net, job.inputs, job.blobs)
-    identity = job_identity(args, net, feeds, [str(blob) for blob in job.blobs])
+    batches = ImageLoader(args, net, job.inputs, job.blobs)
+    identity = job_identity(args, net, batches, [str(blob) for blob in job.blobs])
     ranges = _known_ranges(args, identity)
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}
-    checkpoint = open_checkpoint(args, {**identity, **feeds.order(), **phase})
+    checkpoint = open_checkpoint(args, {**identity, **batches.order(), **phase})
     with screen.progress() as progress:
         statistics = collect_statistics(
             job.graph,
-            feeds,
+            batches,
             job.blobs,
             workers=worker_count(args),
             cache_bytes=cache_size(args),
-            total=len(feeds),
+            total=len(batches),
             progress=progress,
             ranges=ranges,
             ranges_only=args.ranges_only,
             checkpoint=checkpoint,
         )
-    feeds.tell(screen)
+    batches.tell(screen)
     collected = Collected(statistics, job.described, job.named, args.proto, identity)
     save_collected(args.output, collected)
     if checkpoint is not None:

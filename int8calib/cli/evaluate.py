@@ -22,7 +22,6 @@ from int8calib.cli.compare_options import (
     add_table_fold_arguments,
     add_topk_argument,
 )
-from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.inputs import (
     add_image_arguments,
     add_model_arguments,
@@ -31,6 +30,7 @@ from int8calib.cli.inputs import (
     worker_count,
 )
 from int8calib.cli.labels import LabelledImages
+from int8calib.cli.loader import ImageLoader
 from int8calib.cli.screen import Screen
 from int8calib.errors import OptionError
 
@@ -75,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen(args)
     tables = read_tables(args.table)
     net = load_net(args)
-    images = ImageFeeds(args, net, output_inputs(net))
-    feeds = images if args.labels is None else LabelledImages(images, args.labels)
+    images = ImageLoader(args, net, output_inputs(net))
+    batches = images if args.labels is None else LabelledImages(images, args.labels)
     with screen.progress() as progress:
         found = evaluate(
             net,
             tables,
-            feeds,
+            batches,
             topk=args.topk,
             scores=args.scores,
             box_score=args.box_score,

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from int8calib.caffe.engine.run import Net
-    from int8calib.cli.feeds import ImageFeeds
+    from int8calib.cli.loader import ImageLoader
 
 
 def job_identity(
-    args: argparse.Namespace, net: Net, feeds: ImageFeeds, blobs: Sequence[str]
+    args: argparse.Namespace, net: Net, batches: ImageLoader, blobs: Sequence[str]
 ) -> dict[str, Any]:
     """What must be the same for two collections to belong together, as JSON values."""
     identity = {
         "prototxt": file_sha256(args.proto),
         "caffemodel": file_sha256(args.model),
         "input shapes": {name: list(shape[1:]) for name, shape in net.input_shapes.items()},
-        "preprocessing": feeds.preprocessing(),
+        "preprocessing": batches.preprocessing(),
         "fold-bn": args.fold_bn,
         "blobs": list(blobs),
     }

@@ -1,4 +1,4 @@
-"""`--labels` and the batches of a pass come in; feeds with the class of each image go out."""
+"""`--labels` and the batches of a pass come in; batches with the class of each image go out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from int8calib.cli.feeds import ImageFeeds
+from int8calib.cli.loader import ImageLoader
 from int8calib.errors import ImageError
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ LabelOf = Callable[[str], int]
 
 
 class LabelledImages:
-    """The feeds of `images` with labels: call it to start a pass."""
+    """The batches of `images` with labels: call it to start a pass."""
 
-    def __init__(self, images: ImageFeeds, where: str) -> None:
+    def __init__(self, images: ImageLoader, where: str) -> None:
         """Read the labels; raises `ImageError` where they cannot be read."""
         self._images = images
         self._label_of = read_labels(where)

@@ -25,7 +25,6 @@ from int8calib.cli.compare_options import (
 )
 from int8calib.cli.digest import file_sha256
 from int8calib.cli.evaluate import output_inputs, read_tables
-from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.inputs import (
     add_image_arguments,
     add_model_arguments,
@@ -35,6 +34,7 @@ from int8calib.cli.inputs import (
     worker_count,
 )
 from int8calib.cli.labels import LabelledImages
+from int8calib.cli.loader import ImageLoader
 from int8calib.cli.screen import Progress, Screen
 from int8calib.errors import OptionError
 
@@ -109,17 +109,17 @@ def run(args: argparse.Namespace) -> int:
     first = next(iter(tables.values()))
     fold = folds(first) if args.fold_bn is None else bool(args.fold_bn)
     net = load_net(args)
-    feeds = ImageFeeds(args, net, output_inputs(net))
+    batches = ImageLoader(args, net, output_inputs(net))
     with screen.progress() as progress:
-        statistics = _statistics(args, net, feeds, fold, progress)
-        evaluation = _evaluation(args, net, feeds, tables, progress)
-        analyzes = _analyzes(args, net, feeds, tables, progress)
+        statistics = _statistics(args, net, batches, fold, progress)
+        evaluation = _evaluation(args, net, batches, tables, progress)
+        analyzes = _analyzes(args, net, batches, tables, progress)
         samples = {}
         if args.samples > 0:
             samples = sample_outputs(
-                net, first, feeds, count=args.samples, fold_bn=fold, progress=progress
+                net, first, batches, count=args.samples, fold_bn=fold, progress=progress
             )
-    feeds.tell(screen)
+    batches.tell(screen)
     title = args.title or Path(args.proto).resolve().parent.name or args.proto
     facts = {"weights": args.model, "images": ", ".join(args.images)}
     made = report(
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _statistics(
-    args: argparse.Namespace, net: Net, feeds: ImageFeeds, fold: bool, progress: Progress
+    args: argparse.Namespace, net: Net, batches: ImageLoader, fold: bool, progress: Progress
 ) -> Statistics:
     """The histograms of `--stats`, checked for being of this network, or new ones."""
     from int8calib.calibration.collected import check_identity, load_collected
@@ -169,11 +169,11 @@ def _statistics(
     job = prepare(net, Options(fold_bn=fold))
     return collect_statistics(
         job.graph,
-        feeds,
+        batches,
         job.blobs,
         workers=worker_count(args),
         cache_bytes=cache_size(args),
-        total=len(feeds),
+        total=len(batches),
         progress=progress,
     )
 
@@ -181,7 +181,7 @@ def _statistics(
 def _evaluation(
     args: argparse.Namespace,
     net: Net,
-    feeds: ImageFeeds,
+    batches: ImageLoader,
     tables: Tables,
     progress: Progress,
 ) -> Evaluation:
@@ -194,12 +194,12 @@ def _evaluation(
     return evaluate(
         net,
         tables,
-        feeds if args.labels is None else LabelledImages(feeds, args.labels),
+        batches if args.labels is None else LabelledImages(batches, args.labels),
         topk=args.topk,
         scores=args.scores,
         fold_bn=args.fold_bn,
         workers=worker_count(args),
-        total=len(feeds),
+        total=len(batches),
         progress=progress,
     )
 
@@ -207,7 +207,7 @@ def _evaluation(
 def _analyzes(
     args: argparse.Namespace,
     net: Net,
-    feeds: ImageFeeds,
+    batches: ImageLoader,
     tables: Tables,
     progress: Progress,
 ) -> dict[str, Analysis]:
@@ -224,13 +224,13 @@ def _analyzes(
         found[name] = analyze(
             net,
             table,
-            feeds,
+            batches,
             # One table's effects at the outputs are enough; they cost most.
             sensitivity_images=args.sensitivity if i == 0 else 0,
             scores=args.scores,
             fold_bn=args.fold_bn,
             workers=worker_count(args),
-            total=len(feeds),
+            total=len(batches),
             progress=progress,
         )
     return found

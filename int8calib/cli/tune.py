@@ -21,7 +21,6 @@ from int8calib.cli.calibrate import beside, check_output
 from int8calib.cli.compare_options import add_labels_argument, add_scores_argument
 from int8calib.cli.config import add_config_argument, write_config
 from int8calib.cli.evaluate import decibels, output_inputs, share_text
-from int8calib.cli.feeds import ImageFeeds
 from int8calib.cli.inputs import (
     add_image_arguments,
     add_model_arguments,
@@ -31,6 +30,7 @@ from int8calib.cli.inputs import (
     worker_count,
 )
 from int8calib.cli.labels import LabelledImages
+from int8calib.cli.loader import ImageLoader
 from int8calib.cli.screen import Screen
 from int8calib.cli.table_options import add_fold_arguments
 from int8calib.errors import OptionError
@@ -152,10 +152,10 @@ def run(args: argparse.Namespace) -> int:
         check_output(path)
     options, tuning = _options(args), _tune_options(args)
     net = load_net(args)
-    images = ImageFeeds(args, net, output_inputs(net))
-    feeds = images if args.labels is None else LabelledImages(images, args.labels)
+    images = ImageLoader(args, net, output_inputs(net))
+    batches = images if args.labels is None else LabelledImages(images, args.labels)
     with screen.progress() as progress:
-        found = tune(net, feeds, options, tuning, progress=progress)
+        found = tune(net, batches, options, tuning, progress=progress)
     images.tell(screen)
     _write(args, found)
     _show(screen, found)

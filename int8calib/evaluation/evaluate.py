@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.engine.workers import (
-    Feed,
+    Batch,
     Progress,
     Runner,
     batch_of,
@@ -29,19 +29,19 @@ from int8calib.table.model import CalibrationTable
 
 
 class Labelled(NamedTuple):
-    """A feed and the class index of each of its images."""
+    """A batch and the class index of each of its images."""
 
-    feed: Feed
+    batch: Batch
     labels: Sequence[int]
 
 
-LabelledFeeds: TypeAlias = Callable[[], Iterable[Feed | Labelled]]
+LabelledLoader: TypeAlias = Callable[[], Iterable[Batch | Labelled]]
 
 
 def evaluate(
     net: Net,
     tables: CalibrationTable | Mapping[str, CalibrationTable],
-    feeds: LabelledFeeds,
+    batches: LabelledLoader,
     *,
     topk: Sequence[int] = (1, 5),
     scores: str | None = None,
@@ -53,10 +53,10 @@ def evaluate(
 ) -> Evaluation:
     """Compare `net` in float with itself in INT8 for each of `tables` (by name, or one alone).
 
-    `feeds()` gives `{input blob: float32 (N, ...)}`, or such a feed with its labels as
+    `batches()` gives `{input blob: float32 (N, ...)}`, or such a batch with its labels as
     `Labelled`. `scores` names the blob of class scores, by default the only output if that is a
     vector; `box_score` is the score from which detections count; `fold_bn` is as in `simulate`.
-    Raises `OptionError` where it is unclear what labels mean, `ImageError` for no feeds or wrong
+    Raises `OptionError` where it is unclear what labels mean, `ImageError` for no batches or wrong
     labels, and what `simulate` raises.
     """
     if not topk or min(topk) < 1:
@@ -66,17 +66,17 @@ def evaluate(
     watched = watched_blobs(net, scores)
     records: dict[int, Record] = {}
 
-    def work(runners: list[Runner], item: tuple[int, Feed | Labelled]) -> int:
+    def work(runners: list[Runner], item: tuple[int, Batch | Labelled]) -> int:
         index, given = item
-        feed, labels = given if isinstance(given, Labelled) else (given, None)
+        batch, labels = given if isinstance(given, Labelled) else (given, None)
         if labels is not None and watched.scores is None:
             watched_blobs(net, scores, labelled=True)
-        tops = [copied_tops(runner, feed) for runner in runners]
-        records[index] = compare(watched, tops, labels, batch_of(feed), box_score)
-        return batch_of(feed)
+        tops = [copied_tops(runner, batch) for runner in runners]
+        records[index] = compare(watched, tops, labels, batch_of(batch), box_score)
+        return batch_of(batch)
 
     run_pass(
-        feeds(),
+        batches(),
         lambda: [Runner(each.graph, watched.blobs) for each in nets],
         work,
         stage="evaluation",
@@ -88,28 +88,28 @@ def evaluate(
     return sum_up(ordered, list(named), watched, topk)
 
 
-def copied_tops(runner: Runner, feed: Feed) -> dict[Blob, Array]:
-    """The wanted tops of one feed, as copies."""
+def copied_tops(runner: Runner, batch: Batch) -> dict[Blob, Array]:
+    """The wanted tops of one batch, as copies."""
     tops: dict[Blob, Array] = {}
-    runner.run(feed, lambda blob, top: tops.__setitem__(blob, top.copy()))
+    runner.run(batch, lambda blob, top: tops.__setitem__(blob, top.copy()))
     return tops
 
 
 def run_pass(
-    feeds: Iterable[Feed | Labelled],
+    batches: Iterable[Batch | Labelled],
     prepare: Callable[[], list[Runner]],
-    work: Callable[[list[Runner], tuple[int, Feed | Labelled]], int],
+    work: Callable[[list[Runner], tuple[int, Batch | Labelled]], int],
     *,
     stage: str,
     workers: int,
     total: int,
     progress: Progress | None,
 ) -> None:
-    """`work(runners, (index, feed))` for every feed; raises `ImageError` where there are none."""
+    """`work(runners, (index, batch))` for every batch; raises `ImageError` where there are none."""
     report = progress or (lambda stage, done, of: None)
     with single_threaded_blas():
         count = work_through(
-            enumerate(feeds),
+            enumerate(batches),
             prepare,
             work,
             workers=workers,

@@ -1,4 +1,4 @@
-"""One feed's tops of the float net and of each INT8 net to a `Record`, and records to results."""
+"""One batch's tops of the float net and of each INT8 net to a `Record`, and records to results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_CLASSES = 20
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What one feed of N images gave.
+    """What one batch of N images gave.
 
     best
         int64 (nets, N): each image's best class, the float net first; None without scores.
@@ -52,7 +52,7 @@ def compare(
     images: int,
     box_score: float = SCORE,
 ) -> Record:
-    """The record of one feed; `tops` are the watched blobs of each net, the float net first.
+    """The record of one batch; `tops` are the watched blobs of each net, the float net first.
 
     Raises `ImageError` for labels that are not one class index per image.
     """
@@ -100,7 +100,7 @@ def _ranks(scores: Array, labels: NDArray[np.int64]) -> NDArray[np.int64]:
 def sum_up(
     records: Sequence[Record], names: Sequence[str], watched: Watched, topk: Sequence[int]
 ) -> Evaluation:
-    """All records of a run, in the order of its feeds, as its result."""
+    """All records of a run, in the order of its batches, as its result."""
     tables = []
     for i, name in enumerate(names):
         energies = [record.energies[i] for record in records]

@@ -94,20 +94,20 @@ def batches_of_inputs(
         raise OptionError("no input blob is given any images")
     if batch_size < 1 or threads < 1:
         raise OptionError(f"batch size {batch_size} and threads {threads}: both must be positive")
-    feeds = [_feed(name, *given) for name, given in inputs.items()]
-    first = feeds[0]
-    for feed in feeds[1:]:
-        if len(feed.source) != len(first.source):
+    batches = [_batch(name, *given) for name, given in inputs.items()]
+    first = batches[0]
+    for batch in batches[1:]:
+        if len(batch.source) != len(first.source):
             raise ImageError(
-                f"input {first.blob} has {len(first.source)} items, input {feed.blob} has "
-                f"{len(feed.source)}; a net with several inputs needs as many of each"
+                f"input {first.blob} has {len(first.source)} items, input {batch.blob} has "
+                f"{len(batch.source)}; a net with several inputs needs as many of each"
             )
     if not 0 <= start <= len(first.source):
         raise OptionError(f"cannot start at {start}: there are {len(first.source)} items")
-    return _run(feeds, batch_size, threads, start, report or _warn)
+    return _run(batches, batch_size, threads, start, report or _warn)
 
 
-class _Feed(NamedTuple):
+class _Batch(NamedTuple):
     """One input blob and where its values come from."""
 
     blob: str
@@ -134,16 +134,16 @@ class _Feed(NamedTuple):
             raise UnreadableImageError(f"{self.source.names[index]}: {error}") from error
 
 
-def _feed(blob: str, source: ImageSource, preprocess: Preprocess | Sequence[int]) -> _Feed:
+def _batch(blob: str, source: ImageSource, preprocess: Preprocess | Sequence[int]) -> _Batch:
     if isinstance(preprocess, Preprocess):
-        return _Feed(blob, source, preprocess.shape, preprocess)
+        return _Batch(blob, source, preprocess.shape, preprocess)
     shape = tuple(int(size) for size in preprocess)
     if not source.preprocessed:
         raise ImageError(
             f"input {blob} of shape {shape} is given images without saying how they are "
             "preprocessed; supply that, or .npy arrays"
         )
-    return _Feed(blob, source, shape, None)
+    return _Batch(blob, source, shape, None)
 
 
 class _Pending(NamedTuple):
@@ -155,15 +155,15 @@ class _Pending(NamedTuple):
 
 
 def _run(
-    feeds: list[_Feed], batch_size: int, threads: int, start: int, report: Report
+    batches: list[_Batch], batch_size: int, threads: int, start: int, report: Report
 ) -> Iterator[Batch]:
-    source = feeds[0].source
+    source = batches[0].source
     total = len(source)
     given, failures = 0, 0
     pool = ThreadPoolExecutor(threads, thread_name_prefix="int8calib-images")
     try:
         submitted = (
-            _submit(pool, feeds, range(begin, min(begin + batch_size, total)))
+            _submit(pool, batches, range(begin, min(begin + batch_size, total)))
             for begin in range(start, total, batch_size)
         )
         # Taking one from the generator sets the threads to work on it.
@@ -181,20 +181,22 @@ def _run(
         raise ImageError(f"not one of the {failures} images could be read")
 
 
-def _submit(pool: ThreadPoolExecutor, feeds: list[_Feed], indices: range) -> _Pending:
-    blobs = {feed.blob: np.empty((len(indices), *feed.shape), np.float32) for feed in feeds}
+def _submit(pool: ThreadPoolExecutor, batches: list[_Batch], indices: range) -> _Pending:
+    blobs = {batch.blob: np.empty((len(indices), *batch.shape), np.float32) for batch in batches}
     filled = [
-        pool.submit(_fill, feeds, index, {name: blob[slot] for name, blob in blobs.items()})
+        pool.submit(_fill, batches, index, {name: blob[slot] for name, blob in blobs.items()})
         for slot, index in enumerate(indices)
     ]
     return _Pending(indices, blobs, filled)
 
 
-def _fill(feeds: list[_Feed], index: int, slots: Mapping[str, Any]) -> UnreadableImageError | None:
+def _fill(
+    batches: list[_Batch], index: int, slots: Mapping[str, Any]
+) -> UnreadableImageError | None:
     """Fill one slot of every input's batch; the reason where the item cannot be read."""
     try:
-        for feed in feeds:
-            feed.fill(index, slots[feed.blob])
+        for batch in batches:
+            batch.fill(index, slots[batch.blob])
     except UnreadableImageError as error:
         return error
     return None

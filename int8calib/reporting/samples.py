@@ -16,11 +16,11 @@ from int8calib.caffe.engine.workers import Progress, Runner, batch_of, single_th
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError
-from int8calib.evaluation.evaluate import Labelled, LabelledFeeds
+from int8calib.evaluation.evaluate import Labelled, LabelledLoader
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.table.model import CalibrationTable
 
-SAMPLE_FEEDS = 4
+SAMPLE_BATCHES = 4
 SAMPLE_VALUES = 1000
 
 
@@ -35,17 +35,17 @@ class LayerSample:
 def sample_outputs(
     net: Net,
     table: CalibrationTable,
-    feeds: LabelledFeeds,
+    batches: LabelledLoader,
     *,
-    count: int = SAMPLE_FEEDS,
+    count: int = SAMPLE_BATCHES,
     values: int = SAMPLE_VALUES,
     fold_bn: bool | None = None,
     progress: Progress | None = None,
 ) -> dict[str, LayerSample]:
-    """Before and after for every layer of `table`, by name, from the first `count` feeds.
+    """Before and after for every layer of `table`, by name, from the first `count` batches.
 
-    Of each feed and layer at most `values` values are kept, at places drawn with a fixed seed.
-    Raises `ImageError` for no feeds, and what `simulate` raises.
+    Of each batch and layer at most `values` values are kept, at places drawn with a fixed seed.
+    Raises `ImageError` for no batches, and what `simulate` raises.
     """
     fold = folds(table) if fold_bn is None else fold_bn
     graph = fold_batch_norm(net.graph) if fold else net.graph
@@ -55,11 +55,11 @@ def sample_outputs(
     rng = np.random.default_rng(0)
     done = 0
     with single_threaded_blas():
-        for given in islice(feeds(), count):
-            feed = given.feed if isinstance(given, Labelled) else given
+        for given in islice(batches(), count):
+            batch = given.batch if isinstance(given, Labelled) else given
             listener = _Listener(joint.places, pairs, rng, values)
-            runner.run(feed, listener)
-            done += batch_of(feed)
+            runner.run(batch, listener)
+            done += batch_of(batch)
             if progress is not None:
                 progress("samples", done, 0)
     if not done:
@@ -74,7 +74,7 @@ def sample_outputs(
 
 
 class _Listener:
-    """Hears the blobs of one feed; keeps each float top until its INT8 twin has run."""
+    """Hears the blobs of one batch; keeps each float top until its INT8 twin has run."""
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Feed, Progress, batch_of
+from int8calib.caffe.engine.workers import Batch, Progress, batch_of
 from int8calib.calibration.pipeline import Job
 from int8calib.errors import ImageError, OptionError
 from int8calib.evaluation.evaluate import Labelled
@@ -18,47 +18,47 @@ class OutOfTimeError(Exception):
     """The time is over; never leaves this package."""
 
 
-def taken(given: Iterable[Feed | Labelled], images: int) -> list[Feed | Labelled]:
-    """The first feeds, with about so many images."""
-    found: list[Feed | Labelled] = []
+def taken(given: Iterable[Batch | Labelled], images: int) -> list[Batch | Labelled]:
+    """The first batches, with about so many images."""
+    found: list[Batch | Labelled] = []
     count = 0
     for each in given:
         found.append(each)
-        count += batch_of(_feed(each))
+        count += batch_of(_batch(each))
         if count >= images:
             break
     if len(found) < 2:
         raise ImageError(
-            f"{len(found)} feeds of images: tuning needs two at least, one to tune and one to "
+            f"{len(found)} batches of images: tuning needs two at least, one to tune and one to "
             "validate; give more images, or smaller batches"
         )
     return found
 
 
-def _feed(given: Feed | Labelled) -> Feed:
-    return given.feed if isinstance(given, Labelled) else given
+def _batch(given: Batch | Labelled) -> Batch:
+    return given.batch if isinstance(given, Labelled) else given
 
 
 def split(
-    given: Sequence[Feed | Labelled], tuning: TuneOptions, job: Job, net: Net
-) -> tuple[list[Feed], list[Feed | Labelled]]:
-    """The feeds to tune on, and those to validate with, spread evenly; memory limits the first."""
-    fitted: list[Feed] = []
-    held: list[Feed | Labelled] = []
+    given: Sequence[Batch | Labelled], tuning: TuneOptions, job: Job, net: Net
+) -> tuple[list[Batch], list[Batch | Labelled]]:
+    """The batches to tune on, and those to validate with, spread evenly, within the memory."""
+    fitted: list[Batch] = []
+    held: list[Batch | Labelled] = []
     for i, each in enumerate(given):
         if int((i + 1) * tuning.validation) > int(i * tuning.validation):
             held.append(each)
         else:
-            fitted.append(_feed(each))
+            fitted.append(_batch(each))
     if not held:
         held = [fitted.pop()]
     elif not fitted:
-        fitted = [_feed(held.pop())]
+        fitted = [_batch(held.pop())]
     size = bytes_per_image(job.graph, net.input_shapes) * batch_of(fitted[0])
     return fitted[: max(1, tuning.memory // max(size, 1))], held
 
 
-def check_targets(tuning: TuneOptions, held: Sequence[Feed | Labelled]) -> None:
+def check_targets(tuning: TuneOptions, held: Sequence[Batch | Labelled]) -> None:
     """Raise `OptionError` for a target that the images to validate with cannot tell."""
     if tuning.max_drop is not None and not all(isinstance(each, Labelled) for each in held):
         raise OptionError("a largest drop of top-1 needs labels; give them, or a least agreement")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.engine.workers import Feed, Progress, Runner, work_through
+from int8calib.caffe.engine.workers import Batch, Progress, Runner, work_through
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.calibration.scales import LEVELS, Grid
@@ -61,7 +61,7 @@ class Equalized:
 def equalize(
     graph: Graph,
     shapes: Mapping[Blob, Shape],
-    feeds: Sequence[Feed],
+    batches: Sequence[Batch],
     grids: Mapping[str, Grid],
     *,
     workers: int,
@@ -78,7 +78,7 @@ def equalize(
     if not wanted:
         return Equalized(graph, {})
     weighing = importance(graph, shapes)
-    readers = _observe(graph, feeds, wanted, channels, weighing, grids, workers, progress)
+    readers = _observe(graph, batches, wanted, channels, weighing, grids, workers, progress)
     with ThreadPoolExecutor(workers) as pool:
         chosen = list(pool.map(lambda names: _choose([readers[n] for n in names]), families))
     factors = np.ones(1 + max(int(ids.max(initial=0)) for ids in channels.of.values()))
@@ -93,7 +93,7 @@ def equalize(
 
 def _observe(
     graph: Graph,
-    feeds: Sequence[Feed],
+    batches: Sequence[Batch],
     wanted: Mapping[str, QuantizedLayer],
     channels: Channels,
     weighing: Mapping[Blob, Weighing],
@@ -105,7 +105,7 @@ def _observe(
     by_blob: dict[Blob, list[QuantizedLayer]] = {}
     for found in wanted.values():
         by_blob.setdefault(found.bottom, []).append(found)
-    images = sum(len(next(iter(feed.values()))) for feed in feeds)
+    images = sum(len(next(iter(batch.values()))) for batch in batches)
     counts = {
         name: affordable(problem_of(found).weights, *COLUMNS, WORK)
         for name, found in wanted.items()
@@ -116,8 +116,8 @@ def _observe(
     lock = threading.Lock()
     report = progress or (lambda stage, done, total: None)
 
-    def work(runner: Runner, item: tuple[int, Feed]) -> int:
-        index, feed = item
+    def work(runner: Runner, item: tuple[int, Batch]) -> int:
+        index, batch = item
 
         def hear(blob: Blob, top: Array) -> None:
             flat = np.moveaxis(top, 1, 0).reshape(top.shape[1], -1)
@@ -132,15 +132,15 @@ def _observe(
                 for name, part in taken.items():
                     columns[name][index] = part
 
-        runner.run(feed, hear)
+        runner.run(batch, hear)
         return 1
 
     work_through(
-        enumerate(feeds),
+        enumerate(batches),
         lambda: Runner(graph, by_blob),
         work,
         workers=workers,
-        progress=lambda done: report("equalize", done, len(feeds)),
+        progress=lambda done: report("equalize", done, len(batches)),
     )
     return {
         name: _Reader(

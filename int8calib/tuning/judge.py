@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Feed, Progress, Runner, batch_of
+from int8calib.caffe.engine.workers import Batch, Progress, Runner, batch_of
 from int8calib.caffe.network.graph import Blob
 from int8calib.evaluation.evaluate import Labelled, copied_tops, run_pass
 from int8calib.evaluation.outputs import Watched, watched_blobs
@@ -19,7 +19,7 @@ class Judge:
     """Compares INT8 nets with one float net over the same images; that net runs only once."""
 
     def __init__(
-        self, net: Net, given: Sequence[Feed | Labelled], *, scores: str | None, workers: int
+        self, net: Net, given: Sequence[Batch | Labelled], *, scores: str | None, workers: int
     ) -> None:
         """`given` are the images, with their labels or without."""
         labelled = any(isinstance(each, Labelled) for each in given)
@@ -28,20 +28,20 @@ class Judge:
         self._given = given
         self._workers = workers
         self._expected: dict[int, dict[Blob, Array]] = {}
-        self.images = sum(batch_of(_feed(each)) for each in given)
+        self.images = sum(batch_of(_batch(each)) for each in given)
 
     def __call__(self, nets: Mapping[str, Net], progress: Progress | None = None) -> Evaluation:
         """Each of `nets`, by name, beside the float net."""
         records: dict[int, Record] = {}
 
-        def work(runners: list[Runner], item: tuple[int, Feed | Labelled]) -> int:
+        def work(runners: list[Runner], item: tuple[int, Batch | Labelled]) -> int:
             index, given = item
-            feed, labels = given if isinstance(given, Labelled) else (given, None)
+            batch, labels = given if isinstance(given, Labelled) else (given, None)
             if index not in self._expected:
-                self._expected[index] = self._tops(runners[0], feed)
-            tops = [self._expected[index], *(self._tops(r, feed) for r in runners[1:])]
-            records[index] = compare(self.watched, tops, labels, batch_of(feed))
-            return batch_of(feed)
+                self._expected[index] = self._tops(runners[0], batch)
+            tops = [self._expected[index], *(self._tops(r, batch) for r in runners[1:])]
+            records[index] = compare(self.watched, tops, labels, batch_of(batch))
+            return batch_of(batch)
 
         run_pass(
             self._given,
@@ -54,9 +54,9 @@ class Judge:
         )
         return sum_up([records[i] for i in sorted(records)], list(nets), self.watched, (1, 5))
 
-    def _tops(self, runner: Runner, feed: Feed) -> dict[Blob, Array]:
+    def _tops(self, runner: Runner, batch: Batch) -> dict[Blob, Array]:
         """The blobs to compare; class scores without what they have in common."""
-        tops = copied_tops(runner, feed)
+        tops = copied_tops(runner, batch)
         if self.watched.scores in self.watched.tensors:
             scores = tops[self.watched.scores]
             scores -= scores.mean(axis=1, keepdims=True)
@@ -76,8 +76,8 @@ def _before_softmax(net: Net, watched: Watched) -> Watched:
     return Watched(before, tensors, watched.detections)
 
 
-def _feed(given: Feed | Labelled) -> Feed:
-    return given.feed if isinstance(given, Labelled) else given
+def _batch(given: Batch | Labelled) -> Batch:
+    return given.batch if isinstance(given, Labelled) else given
 
 
 def nearness(result: TableResult) -> float:

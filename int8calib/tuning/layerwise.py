@@ -12,25 +12,25 @@ from math import prod
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.engine.workers import Feed, work_through
+from int8calib.caffe.engine.workers import Batch, work_through
 from int8calib.caffe.layers.registry import find_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.shapes import infer_shapes
 
 Values = list[Array]
-"""One blob: its array for each feed."""
+"""One blob: its array for each batch."""
 
 
 class Layerwise:
-    """The blobs of both nets that layers still to come need, for all feeds.
+    """The blobs of both nets that layers still to come need, for all batches.
 
     Where no INT8 layer stands before a blob, both nets share its arrays.
     """
 
-    def __init__(self, graph: Graph, feeds: Sequence[Feed], *, workers: int) -> None:
+    def __init__(self, graph: Graph, batches: Sequence[Batch], *, workers: int) -> None:
         self.graph = graph
-        self._feeds = feeds
+        self._batches = batches
         self._workers = workers
         self._float: dict[Blob, Values] = {}
         self._int8: dict[Blob, Values] = {}
@@ -50,7 +50,7 @@ class Layerwise:
         """Run the next layer: `layer` in the float net, `twin` (maybe the same) in the other."""
         if layer.type in INPUT_TYPES:
             for top in layer.tops:
-                self._float[top] = self._int8[top] = [feed[top.name] for feed in self._feeds]
+                self._float[top] = self._int8[top] = [batch[top.name] for batch in self._batches]
         else:
             self._run(layer, twin)
         for blob in (*layer.bottoms, *layer.tops):
@@ -61,7 +61,7 @@ class Layerwise:
 
     def _run(self, layer: Layer, twin: Layer) -> None:
         same = twin is layer and all(self._float[b] is self._int8[b] for b in layer.bottoms)
-        count = len(self._feeds)
+        count = len(self._batches)
         real: list[list[Array]] = [[] for _ in range(count)]
         quantized = real if same else [[] for _ in range(count)]
 

@@ -101,7 +101,7 @@ class Places:
         return whole.reshape(group, len(whole) // group, -1)
 
     def _of(self, bottom: Array, chosen: Sequence[NDArray[np.intp]]) -> Array:
-        """float32 (all K of all groups, n) of one feed."""
+        """float32 (all K of all groups, n) of one batch."""
         if self._windows is None:
             axis = axis_index(self._layer.params.inner_product_param.axis, bottom.ndim)
             return np.ascontiguousarray(bottom.reshape(-1, flat_from(bottom.shape, axis)).T)

@@ -12,13 +12,13 @@ from typing import Any
 
 from int8calib.analysis.sensitivity import single_layer_effects
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Feed, Progress, batch_of, single_threaded_blas
+from int8calib.caffe.engine.workers import Batch, Progress, batch_of, single_threaded_blas
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import Job, make_table, prepare, run_job
 from int8calib.calibration.statistics.store import Statistics
-from int8calib.evaluation.evaluate import LabelledFeeds
+from int8calib.evaluation.evaluate import LabelledLoader
 from int8calib.evaluation.results import Evaluation
 from int8calib.simulation.build import int8_layers, simulate
 from int8calib.table.model import CalibrationTable, LayerScales
@@ -60,7 +60,7 @@ class _State:
 
 def tune(
     net: Net,
-    feeds: LabelledFeeds,
+    batches: LabelledLoader,
     options: Options | None = None,
     tuning: TuneOptions | None = None,
     *,
@@ -69,19 +69,19 @@ def tune(
 ) -> Tuning:
     """Search the table (and with `change_model` the weights) that loses least in INT8.
 
-    `feeds()` gives the images as in `evaluate`, with labels or without; the first `images` of
+    `batches()` gives the images as in `evaluate`, with labels or without; the first `images` of
     them are used. `options` say what `calibrate` would do: which layers, which weights. Ctrl-C
     and the time limit end the search early, with the best result so far; before there is one,
     Ctrl-C is raised. Raises `OptionError` for a target that cannot be told, `ImageError` for
-    fewer than two feeds, and what `calibrate` and `evaluate` raise.
+    fewer than two batches, and what `calibrate` and `evaluate` raise.
     """
     options, tuning = options or Options(), tuning or TuneOptions()
     job = prepare(net, options)
-    fitted, held = split(taken(feeds(), tuning.images), tuning, job, net)
+    fitted, held = split(taken(batches(), tuning.images), tuning, job, net)
     judge = Judge(net, held, scores=tuning.scores, workers=options.workers)
     check_targets(tuning, held)
     clock = clock_of(progress, tuning.seconds)
-    images = sum(batch_of(feed) for feed in fitted)
+    images = sum(batch_of(batch) for batch in fitted)
     run = _Run(net, job, options, tuning, fitted, images, judge, clock, meta)
     statistics = run_job(job, lambda: fitted, options, total=images, progress=progress).statistics
     plain = {m: _plain_table(job, statistics, options, m, meta) for m in PLAIN}
@@ -112,7 +112,7 @@ class _Run:
     job: Job
     options: Options
     tuning: TuneOptions
-    fitted: Sequence[Feed]
+    fitted: Sequence[Batch]
     images: int
     judge: Judge
     clock: Progress

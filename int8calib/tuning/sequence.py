@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.engine.workers import Feed
+from int8calib.caffe.engine.workers import Batch
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
@@ -57,7 +57,7 @@ class _Sampled:
 def settle_layers(
     graph: Graph,
     shapes: Mapping[Blob, Shape],
-    feeds: Sequence[Feed],
+    batches: Sequence[Batch],
     start: Mapping[str, LayerScales],
     grids: Mapping[str, Grid],
     changes: Changes,
@@ -72,7 +72,7 @@ def settle_layers(
     false; `grids` say what a layer's weights may become. With `aim` a threshold is improved until
     the outputs of the float net suffer least from it.
     """
-    nets = Layerwise(graph, feeds, workers=workers)
+    nets = Layerwise(graph, batches, workers=workers)
     known = {f.name: f for f in quantized_layers(graph) if f.name in start}
     sharing = _sharing(graph, list(known.values()))
     # What all class scores have in common is lost in a softmax, so errors of it do not count.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from int8calib.arrays import Shape
-from int8calib.caffe.engine.workers import Feed, Progress
+from int8calib.caffe.engine.workers import Batch, Progress
 from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.caffe.network.shapes import infer_shapes, layer_multiply_adds, multiply_adds
@@ -28,8 +28,8 @@ from int8calib.tuning.tail import Aim, Tail
 MOST_COPIES = 4
 PACKS = (8, 4)
 """ncnn computes so many channels at once where their number allows it: it should do so still."""
-FEEDS = 8
-"""How many feeds tell what rounding costs: each has many values."""
+BATCHES = 8
+"""How many batches tell what rounding costs: each has many values."""
 WORTH = 1.0
 """Percent of what all rounding costs that must go away for one percent of work."""
 
@@ -70,7 +70,7 @@ class _Rounding:
 def split_channels(
     graph: Graph,
     inputs: Mapping[str, Shape],
-    feeds: Sequence[Feed],
+    batches: Sequence[Batch],
     table: CalibrationTable,
     aim: Aim,
     more_work: float,
@@ -81,7 +81,7 @@ def split_channels(
     """Copy channels for at most `more_work` times the multiply-adds of `graph` on top of them.
 
     `inputs` are the shapes of the inputs, `table` has the bottom scales of the layers to quantize.
-    `aim` says what the outputs for `feeds` should be.
+    `aim` says what the outputs for `batches` should be.
     """
     shapes = infer_shapes(graph, inputs)
     channels = scalable_channels(graph, shapes)
@@ -100,7 +100,7 @@ def split_channels(
         return Split(graph, {}, 0.0)
     everything = multiply_adds(graph, inputs)
     scales = {rows.name: rows.bottom_scale for rows in table.layers}
-    losses = _losses(graph, feeds, scales, aim, workers, progress)
+    losses = _losses(graph, batches, scales, aim, workers, progress)
     rounding = _rounding(graph, shapes, channels, scales, losses, len(free))
     least = WORTH * sum(losses.values()) / everything
     copies = _choose(products, makers, rounding.noise, more_work * everything, least)
@@ -126,15 +126,15 @@ def split_channels(
 
 def _losses(
     graph: Graph,
-    feeds: Sequence[Feed],
+    batches: Sequence[Batch],
     scales: Mapping[str, float],
     aim: Aim,
     workers: int,
     progress: Progress,
 ) -> dict[str, float]:
     """What the outputs lose where one layer's bottom alone is rounded, but not clipped."""
-    few = range(0, len(aim.chosen), max(1, len(aim.chosen) // FEEDS))
-    nets = Layerwise(graph, [feeds[aim.chosen[i]] for i in few], workers=workers)
+    few = range(0, len(aim.chosen), max(1, len(aim.chosen) // BATCHES))
+    nets = Layerwise(graph, [batches[aim.chosen[i]] for i in few], workers=workers)
     aim = replace(aim, chosen=tuple(range(len(few))), expected=tuple(aim.expected[i] for i in few))
     losses: dict[str, float] = {}
     for done, layer in enumerate(graph.layers):

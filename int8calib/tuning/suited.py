@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Feed, Progress, batch_of, single_threaded_blas
+from int8calib.caffe.engine.workers import Batch, Progress, batch_of, single_threaded_blas
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import Job, prepare, run_job
@@ -51,7 +51,7 @@ def suit_channels(
     net: Net,
     job: Job,
     start: CalibrationTable,
-    fitted: Sequence[Feed],
+    fitted: Sequence[Batch],
     watched: Watched,
     options: Options,
     tuning: TuneOptions,
@@ -68,7 +68,7 @@ def suit_channels(
     def again(suited: Suited) -> Suited:
         """With the job and the table of its new net."""
         job = prepare(suited.net, replace(options, fold_bn=False))
-        total = sum(batch_of(feed) for feed in fitted)
+        total = sum(batch_of(batch) for batch in fitted)
         found = run_job(job, lambda: fitted, options, total=total, progress=clock)
         return replace(suited, job=job, start=table_of(job, found.statistics))
 
@@ -86,7 +86,7 @@ def suit_channels(
     return suited
 
 
-def _evened(suited: Suited, fitted: Sequence[Feed], options: Options, clock: Progress) -> Suited:
+def _evened(suited: Suited, fitted: Sequence[Batch], options: Options, clock: Progress) -> Suited:
     """With even channels, and class scores that have no common part."""
     graph, inputs = suited.job.graph, suited.net.input_shapes
     grids = {layer.name: options.weights.grid(layer) for layer in suited.job.described}
@@ -105,7 +105,7 @@ def _evened(suited: Suited, fitted: Sequence[Feed], options: Options, clock: Pro
 def _copied(
     suited: Suited,
     aim: Aim,
-    fitted: Sequence[Feed],
+    fitted: Sequence[Batch],
     options: Options,
     more_work: float,
     clock: Progress,

@@ -14,7 +14,7 @@ import numpy as np
 
 from int8calib.analysis.side_by_side import MARK
 from int8calib.arrays import Array
-from int8calib.caffe.engine.workers import Feed, Runner, batch_of, work_through
+from int8calib.caffe.engine.workers import Batch, Runner, batch_of, work_through
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.shapes import multiply_adds
 from int8calib.calibration.scales import LEVELS
@@ -25,9 +25,9 @@ from int8calib.tuning.bottoms import rounded, strength
 FEWEST = 64
 """Images from which on thresholds are fitted to the outputs."""
 IMAGES = 24
-"""Fewest feeds by which a threshold is judged."""
+"""Fewest batches by which a threshold is judged."""
 WORK = 6e9
-"""Multiply-adds that one look at a whole net may take: small nets look at more feeds."""
+"""Multiply-adds that one look at a whole net may take: small nets look at more batches."""
 STEP = 1.25
 FINE = (0.89, 1.12)
 MOST_STEPS = 6
@@ -39,12 +39,12 @@ Outputs = Mapping[Blob, Array]
 
 @dataclass(frozen=True, eq=False)
 class Aim:
-    """What the outputs of a float net are, for some feeds.
+    """What the outputs of a float net are, for some batches.
 
     chosen
-        the numbers of those feeds.
+        the numbers of those batches.
     expected
-        the tops that count, feed by feed.
+        the tops that count, batch by batch.
     scores
         the blob of class scores, whose mean does not count, or None.
     """
@@ -54,9 +54,9 @@ class Aim:
     scores: Blob | None
 
     def loss(self, found: Sequence[Outputs]) -> float:
-        """Error energy over signal energy: the mean over the tops and feeds.
+        """Error energy over signal energy: the mean over the tops and batches.
 
-        Each feed counts alike, so that a few images of large values do not decide for all.
+        Each batch counts alike, so that a few images of large values do not decide for all.
         """
         shares = [
             self._energy(blob, b[blob] - a[blob]) / max(self._energy(blob, a[blob]), 1e-30)
@@ -71,18 +71,18 @@ class Aim:
         return float(np.square(values).sum(dtype=np.float64))
 
 
-def aim_of(graph: Graph, feeds: Sequence[Feed], watched: Watched, workers: int) -> Aim | None:
-    """What `graph` gives for some of `feeds`, evenly spread; None where nothing is compared.
+def aim_of(graph: Graph, batches: Sequence[Batch], watched: Watched, workers: int) -> Aim | None:
+    """What `graph` gives for some of `batches`, evenly spread; None where nothing is compared.
 
     None for few images as well: these do not show how large the values of others become.
     """
     wanted = watched.tensors
-    if not wanted or sum(batch_of(feed) for feed in feeds) < FEWEST:
+    if not wanted or sum(batch_of(batch) for batch in batches) < FEWEST:
         return None
-    shapes = {name: array.shape for name, array in feeds[0].items()}
-    count = min(max(IMAGES, int(WORK / max(multiply_adds(graph, shapes), 1))), len(feeds))
-    chosen = tuple(int(i) for i in np.arange(count) * (len(feeds) / count))
-    found = _run_all(_runners(graph, wanted, workers), [feeds[i] for i in chosen])
+    shapes = {name: array.shape for name, array in batches[0].items()}
+    count = min(max(IMAGES, int(WORK / max(multiply_adds(graph, shapes), 1))), len(batches))
+    chosen = tuple(int(i) for i in np.arange(count) * (len(batches) / count))
+    found = _run_all(_runners(graph, wanted, workers), [batches[i] for i in chosen])
     return Aim(chosen, tuple(found), watched.scores)
 
 
@@ -105,16 +105,16 @@ class Tail:
         self.whole = set(wanted) <= {top for layer in tail.layers for top in layer.tops}
         """Whether all outputs come behind; without this there is no loss."""
         self.bottoms = [live[bottom][i] for i in aim.chosen]
-        """`bottom` as it is, for the feeds of `aim`."""
+        """`bottom` as it is, for the batches of `aim`."""
         self._aim = aim
-        self._feeds = [{name: live[blob][i] for blob, name in names.items()} for i in aim.chosen]
+        self._batches = [{name: live[blob][i] for blob, name in names.items()} for i in aim.chosen]
         self._runners = _runners(tail, wanted, workers) if self.whole else []
 
     def loss(self, bottoms: Iterable[Array]) -> float:
-        """What the outputs lose where the readers take these arrays, one for each feed."""
-        pairs = zip(self._feeds, bottoms, strict=True)
+        """What the outputs lose where the readers take these arrays, one for each batch."""
+        pairs = zip(self._batches, bottoms, strict=True)
         return self._aim.loss(
-            _run_all(self._runners, [{**feed, _ROUNDED: array} for feed, array in pairs])
+            _run_all(self._runners, [{**batch, _ROUNDED: array} for batch, array in pairs])
         )
 
 
@@ -184,16 +184,16 @@ def _runners(graph: Graph, wanted: tuple[Blob, ...], workers: int) -> list[Runne
     return [Runner(graph, wanted) for _ in range(workers)]
 
 
-def _run_all(runners: Sequence[Runner], feeds: Sequence[Feed]) -> Sequence[Outputs]:
-    """The runners' blobs for each feed, as arrays of their own."""
-    found: list[Outputs] = [{} for _ in feeds]
+def _run_all(runners: Sequence[Runner], batches: Sequence[Batch]) -> Sequence[Outputs]:
+    """The runners' blobs for each batch, as arrays of their own."""
+    found: list[Outputs] = [{} for _ in batches]
 
     def work(runner: Runner, i: int) -> int:
-        found[i] = copied_tops(runner, feeds[i])
+        found[i] = copied_tops(runner, batches[i])
         return 1
 
     work_through(
-        range(len(feeds)),
+        range(len(batches)),
         iter(runners).__next__,
         work,
         workers=len(runners),

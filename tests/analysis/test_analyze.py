@@ -14,7 +14,7 @@ from int8calib.caffe.layers.registry import find_type
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.table.model import CalibrationTable
 from tests.caffe.engine.test_engine import NET
-from tests.evaluation_cases import coarse_table, feeds_of
+from tests.evaluation_cases import coarse_table, loader_of
 from tests.generated import make_model
 
 
@@ -47,7 +47,9 @@ def table(net: int8calib.Net) -> CalibrationTable:
 
 @pytest.fixture(scope="module")
 def found(net: int8calib.Net, table: CalibrationTable, images: np.ndarray) -> int8calib.Analysis:
-    return int8calib.analyze(net, table, feeds_of(images, batch=3), sensitivity_images=6, workers=2)
+    return int8calib.analyze(
+        net, table, loader_of(images, batch=3), sensitivity_images=6, workers=2
+    )
 
 
 def by_name(found: int8calib.Analysis) -> dict[str, LayerError]:
@@ -120,7 +122,7 @@ def test_sensitivity_can_be_left_out(
     images: np.ndarray,
     found: int8calib.Analysis,
 ) -> None:
-    plain = int8calib.analyze(net, table, feeds_of(images, batch=3), sensitivity_images=0)
+    plain = int8calib.analyze(net, table, loader_of(images, batch=3), sensitivity_images=0)
     assert plain.cost == 1.5
     assert plain.by_sensitivity() == ()
     assert [e.own_sqnr for e in plain.layers] == [e.own_sqnr for e in found.layers]
@@ -129,4 +131,4 @@ def test_sensitivity_can_be_left_out(
 
 def test_a_table_of_nothing_has_no_errors(net: int8calib.Net, images: np.ndarray) -> None:
     with pytest.raises(int8calib.Int8CalibError, match="no layer"):
-        int8calib.analyze(net, CalibrationTable(()), feeds_of(images))
+        int8calib.analyze(net, CalibrationTable(()), loader_of(images))

@@ -27,7 +27,7 @@ GOLDEN = {
 HEAD = 'layer { name: "data" type: "Input" top: "data" input_param { shape { %s } } }\n'
 
 
-def golden_feeds(shared: Path, size: int, norm: float) -> Callable[[], Iterator]:
+def golden_loader(shared: Path, size: int, norm: float) -> Callable[[], Iterator]:
     source = open_source(shared / "golden/png227")
     preprocess = Preprocess((3, size, size), mean=(104, 117, 123), norm=norm)
     return lambda: (batch.blobs for batch in batches(source, preprocess))
@@ -39,7 +39,7 @@ def test_tables_match_ncnn2table_row_for_row(shared: Path, name: str) -> None:
     folder = shared / "models" / name
     net = int8calib.load_caffe(folder / "deploy.prototxt", folder / model)
     options = Options(method="kl", input_method="same")
-    result = int8calib.calibrate(net, golden_feeds(shared, size, norm), options)
+    result = int8calib.calibrate(net, golden_loader(shared, size, norm), options)
     table = result.table
     golden = read_table(shared / f"golden/ncnn_{name}/kl.table")
     assert [row.name for row in table.layers] == [row.name for row in golden.layers]
@@ -60,7 +60,7 @@ def test_tables_match_ncnn2table_row_for_row(shared: Path, name: str) -> None:
     assert not errors, errors[0].message
 
 
-def random_feeds(*shape: int, seed: int = 1, count: int = 5) -> Callable[[], Iterator]:
+def random_loader(*shape: int, seed: int = 1, count: int = 5) -> Callable[[], Iterator]:
     images = np.random.default_rng(seed).normal(0, 60, (count, *shape)).astype(np.float32)
     return lambda: iter([{"data": images[i : i + 1]} for i in range(count)])
 
@@ -87,7 +87,7 @@ def test_consumers_of_one_blob_share_its_scale(tmp_path: Path) -> None:
         for name, size in [("one", 1), ("three", 3), ("five", 5)]
     )
     net = int8calib.load_caffe(*make_model(tmp_path, text))
-    table = int8calib.calibrate(net, random_feeds(3, 13, 11)).table
+    table = int8calib.calibrate(net, random_loader(3, 13, 11)).table
     assert len({row.bottom_scale for row in table.layers}) == 1
     assert len(table.layers) == 3
 
@@ -101,7 +101,7 @@ def test_a_dead_bottom_stays_in_float_with_a_warning(tmp_path: Path) -> None:
         "convolution_param { num_output: 2 kernel_size: 3 } }\n"
     )
     net = int8calib.load_caffe(*make_model(tmp_path, text))
-    done = int8calib.calibrate(net, random_feeds(3, 13, 11))
+    done = int8calib.calibrate(net, random_loader(3, 13, 11))
     assert [row.name for row in done.table.layers] == ["a"]
     assert any("b: its bottom gone is 0" in warning for warning in done.warnings)
 
@@ -111,7 +111,7 @@ def test_a_network_without_quantized_layers_is_an_error(tmp_path: Path) -> None:
     text += 'layer { name: "r" type: "ReLU" bottom: "data" top: "r" }\n'
     net = int8calib.load_caffe(*make_model(tmp_path, text))
     with pytest.raises(ModelError, match="nothing to calibrate"):
-        int8calib.calibrate(net, random_feeds(3, 13, 11))
+        int8calib.calibrate(net, random_loader(3, 13, 11))
 
 
 def test_layers_behind_the_last_convolution_never_block(tmp_path: Path) -> None:
@@ -125,18 +125,18 @@ def test_layers_behind_the_last_convolution_never_block(tmp_path: Path) -> None:
     _, model = make_model(tmp_path, proto.read_text())
     proto.write_text(text)
     net = int8calib.load_caffe(proto, model)
-    assert [row.name for row in int8calib.calibrate(net, random_feeds(3, 13, 11)).table.layers] == [
-        "a"
-    ]
+    assert [
+        row.name for row in int8calib.calibrate(net, random_loader(3, 13, 11)).table.layers
+    ] == ["a"]
 
 
 def test_raw_weights_without_folding(tmp_path: Path) -> None:
     net = int8calib.load_caffe(*make_model(tmp_path, NET))
-    raw = int8calib.calibrate(net, random_feeds(3, 37, 29), Options(fold_bn=False)).table
+    raw = int8calib.calibrate(net, random_loader(3, 37, 29), Options(fold_bn=False)).table
     conv = next(layer for layer in net.graph.layers if layer.name == "conv1")
     absmax = np.abs(conv.weights[0]).max(axis=(1, 2, 3))
     np.testing.assert_allclose(raw["conv1"].weight_scales, 127 / absmax, rtol=1e-6)
-    folded = int8calib.calibrate(net, random_feeds(3, 37, 29)).table
+    folded = int8calib.calibrate(net, random_loader(3, 37, 29)).table
     assert not np.allclose(folded["conv1"].weight_scales, raw["conv1"].weight_scales, rtol=0.01)
     for a, b in zip(raw.layers, folded.layers, strict=True):
         assert a.bottom_scale == pytest.approx(b.bottom_scale, rel=2e-3)

@@ -45,7 +45,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Net:
 
 
 @pytest.fixture(scope="module")
-def feeds() -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+def batches() -> Callable[[], Iterator[dict[str, np.ndarray]]]:
     images = np.random.default_rng(3).normal(0, 60, (5, 3, 13, 11)).astype(np.float32)
     return lambda: iter([{"data": image[None]} for image in images])
 
@@ -97,23 +97,23 @@ def test_a_written_out_name_is_no_glob() -> None:
     assert matching(["b[1]", "a1"], "a[1]", "only") == ("a1",)
 
 
-def methods(net: Net, feeds: Callable[[], Iterator], **options: object) -> dict[str, str]:
-    table = int8calib.calibrate(net, feeds, Options(**options)).table  # type: ignore[arg-type]
+def methods(net: Net, batches: Callable[[], Iterator], **options: object) -> dict[str, str]:
+    table = int8calib.calibrate(net, batches, Options(**options)).table  # type: ignore[arg-type]
     return {row.name: row.evidence.method for row in table.layers if row.evidence}
 
 
-def test_layer_methods_reach_their_layers(net: Net, feeds: Callable[[], Iterator]) -> None:
+def test_layer_methods_reach_their_layers(net: Net, batches: Callable[[], Iterator]) -> None:
     found = methods(
-        net, feeds, layer_methods=(("fire/*", "minmax"), ("fire/sq*", "aciq"), ("conv1", "kl"))
+        net, batches, layer_methods=(("fire/*", "minmax"), ("fire/sq*", "aciq"), ("conv1", "kl"))
     )
     assert found == dict(zip(NAMES, ["kl", "aciq", "minmax", "minmax", "mse", "mse"], strict=True))
 
 
 def test_a_method_given_to_one_consumer_holds_for_all(
-    net: Net, feeds: Callable[[], Iterator]
+    net: Net, batches: Callable[[], Iterator]
 ) -> None:
     options = Options(layer_methods=(("fire/expand3", "minmax"),))
-    done = int8calib.calibrate(net, feeds, options)
+    done = int8calib.calibrate(net, batches, options)
     first, second = (done.table[name] for name in ("fire/expand1", "fire/expand3"))
     assert first.bottom_scale == second.bottom_scale
     assert first.evidence is not None
@@ -144,24 +144,24 @@ def test_two_methods_for_one_blob_are_an_error(net: Net) -> None:
     ],
 )
 def test_input_blobs_have_their_own_default(
-    net: Net, feeds: Callable[[], Iterator], method: str, input_method: str, expected: str
+    net: Net, batches: Callable[[], Iterator], method: str, input_method: str, expected: str
 ) -> None:
-    found = methods(net, feeds, method=method, input_method=input_method)
+    found = methods(net, batches, method=method, input_method=input_method)
     assert found == {name: expected if name == "conv1" else method for name in NAMES}
 
 
-def test_percentile_is_numpys(net: Net, feeds: Callable[[], Iterator]) -> None:
+def test_percentile_is_numpys(net: Net, batches: Callable[[], Iterator]) -> None:
     options = Options(method="percentile", input_method="same", percentile=90.0)
-    row = int8calib.calibrate(net, feeds, options).table["conv1"]
-    values = np.abs(np.concatenate([feed["data"].ravel() for feed in feeds()]))
+    row = int8calib.calibrate(net, batches, options).table["conv1"]
+    values = np.abs(np.concatenate([batch["data"].ravel() for batch in batches()]))
     assert 127 / row.bottom_scale == pytest.approx(np.percentile(values, 90), rel=2e-3)
 
 
 def test_aciq_brings_its_weights_unless_told_otherwise(
-    net: Net, feeds: Callable[[], Iterator]
+    net: Net, batches: Callable[[], Iterator]
 ) -> None:
     def scales(**options: object) -> np.ndarray:
-        return int8calib.calibrate(net, feeds, Options(**options)).table["head1"].weight_scales  # type: ignore[arg-type]
+        return int8calib.calibrate(net, batches, Options(**options)).table["head1"].weight_scales  # type: ignore[arg-type]
 
     absmax = scales()
     np.testing.assert_array_equal(

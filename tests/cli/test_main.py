@@ -89,7 +89,7 @@ def test_the_library_gives_the_same_table(folder: Path, tmp_path: Path) -> None:
     assert main([*arguments(folder, tmp_path / "cli.table"), "--quiet"]) == 0
     net = int8calib.load_caffe(folder / "net.prototxt", folder / "net.caffemodel")
 
-    def feeds() -> list[dict[str, np.ndarray]]:
+    def batches() -> list[dict[str, np.ndarray]]:
         # The preprocessing by hand: OpenCV's resize, then (x - mean) * norm.
         made = []
         for i in range(6):
@@ -98,7 +98,7 @@ def test_the_library_gives_the_same_table(folder: Path, tmp_path: Path) -> None:
             made.append({"data": x.transpose(2, 0, 1)[None]})
         return made
 
-    table = int8calib.calibrate(net, feeds).table
+    table = int8calib.calibrate(net, batches).table
     for row, other in zip(read_table(tmp_path / "cli.table").layers, table.layers, strict=True):
         np.testing.assert_allclose(row.weight_scales, other.weight_scales, rtol=1e-6)
         assert row.bottom_scale == pytest.approx(other.bottom_scale, rel=1e-6)

@@ -19,7 +19,7 @@ from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table, read_table
 from tests.opencv import deviation, opencv_tops
-from tests.tuning_nets import demo_feeds, demo_net
+from tests.tuning_nets import demo_loader, demo_net
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,11 @@ def test_everything_is_written_and_fits(pictures, tmp_path, capsys) -> None:
     tuned = load_caffe(proto, model)
     found = check_table(table, requirements=requirements_from_graph(tuned.graph, fold_bn=False))
     assert [each.message for each in found if each.severity == "error"] == []
-    feed = demo_feeds(1, seed=90)[0].feed
+    batch = demo_loader(1, seed=90)[0].batch
     out = tuned.graph.outputs[0].name
-    assert deviation(opencv_tops(proto, model, feed)[out], tuned.forward(feed)[out]) < 1e-3
+    assert deviation(opencv_tops(proto, model, batch)[out], tuned.forward(batch)[out]) < 1e-3
     assert (
-        abs(simulate(tuned, table).forward(feed)[out] - demo_net().forward(feed)[out]).max() < 0.2
+        abs(simulate(tuned, table).forward(batch)[out] - demo_net().forward(batch)[out]).max() < 0.2
     )
     report = json.loads(Path(f"{output}.json").read_text())
     assert report["meta"]["tuning"]["model changed"] is True

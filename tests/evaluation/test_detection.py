@@ -9,7 +9,7 @@ import pytest
 
 import int8calib
 from int8calib.evaluation.boxes import match_boxes
-from tests.evaluation_cases import coarse_table, feeds_of
+from tests.evaluation_cases import coarse_table, loader_of
 from tests.generated import make_model
 
 SSD = """
@@ -44,7 +44,7 @@ def test_boxes_and_what_they_are_made_of(tmp_path: Path) -> None:
     net = int8calib.load_caffe(*make_model(tmp_path, SSD))
     x = np.random.default_rng(5).normal(0, 60, (4, 3, 29, 37)).astype(np.float32)
     table = coarse_table(net, 0.3)
-    (result,) = int8calib.evaluate(net, table, feeds_of(x, batch=1)).tables
+    (result,) = int8calib.evaluate(net, table, loader_of(x, batch=1)).tables
     simulated = int8calib.simulate(net, table)
     pairs = []
     for image in x:
@@ -57,7 +57,7 @@ def test_boxes_and_what_they_are_made_of(tmp_path: Path) -> None:
     assert 0.3 < result.boxes.value < 1
     assert [blob.blob for blob in result.blobs] == ["loc/flat", "conf/flat"]
     assert result.agreement is None
-    strict = int8calib.evaluate(net, table, feeds_of(x, batch=1), box_score=0.9).tables[0].boxes
+    strict = int8calib.evaluate(net, table, loader_of(x, batch=1), box_score=0.9).tables[0].boxes
     assert strict is not None
     assert strict.float_boxes < result.boxes.float_boxes
 
@@ -66,7 +66,7 @@ def test_boxes_and_what_they_are_made_of(tmp_path: Path) -> None:
 def test_each_layer_of_a_detector_has_its_error(bottom_scale: float, tmp_path: Path) -> None:
     net = int8calib.load_caffe(*make_model(tmp_path, SSD))
     x = np.random.default_rng(5).normal(0, 60, (2, 3, 29, 37)).astype(np.float32)
-    found = int8calib.analyze(net, coarse_table(net, bottom_scale), feeds_of(x, batch=1))
+    found = int8calib.analyze(net, coarse_table(net, bottom_scale), loader_of(x, batch=1))
     effects = {layer.name: layer.output_sqnr for layer in found.layers}
     assert set(effects) == {"c", "loc", "conf"}
     assert all(layer.agreement is None for layer in found.layers)

@@ -12,7 +12,7 @@ import pytest
 import int8calib
 from int8calib.errors import ImageError, OptionError
 from tests.caffe.engine.test_engine import NET
-from tests.evaluation_cases import coarse_table, feeds_of
+from tests.evaluation_cases import coarse_table, loader_of
 from tests.generated import make_model
 
 
@@ -29,7 +29,7 @@ def images() -> np.ndarray:
 def test_evaluation_is_what_forward_passes_give(net: int8calib.Net, images: np.ndarray) -> None:
     labels = np.random.default_rng(9).integers(0, 11, len(images))
     tables = {"fine": coarse_table(net, 0.4), "coarse": coarse_table(net, 0.04)}
-    found = int8calib.evaluate(net, tables, feeds_of(images, labels), topk=(1, 3), workers=3)
+    found = int8calib.evaluate(net, tables, loader_of(images, labels), topk=(1, 3), workers=3)
     assert found.images == 23
     (expected,) = net.forward({"data": images}).values()
     hits = [
@@ -61,10 +61,10 @@ def test_evaluation_is_what_forward_passes_give(net: int8calib.Net, images: np.n
 
 def test_workers_and_batches_change_nothing(net: int8calib.Net, images: np.ndarray) -> None:
     table = coarse_table(net, 0.2)
-    one = int8calib.evaluate(net, table, feeds_of(images), workers=1)
-    many = int8calib.evaluate(net, table, feeds_of(images), workers=4)
+    one = int8calib.evaluate(net, table, loader_of(images), workers=1)
+    many = int8calib.evaluate(net, table, loader_of(images), workers=4)
     assert one.as_dict() == many.as_dict()
-    small = int8calib.evaluate(net, table, feeds_of(images, batch=1))
+    small = int8calib.evaluate(net, table, loader_of(images, batch=1))
     assert small.tables[0].agreement == one.tables[0].agreement
     assert small.tables[0].blobs[0].sqnr == pytest.approx(one.tables[0].blobs[0].sqnr)
     assert one.float_accuracy is None
@@ -73,7 +73,7 @@ def test_workers_and_batches_change_nothing(net: int8calib.Net, images: np.ndarr
 def test_progress_hears_of_every_image(net: int8calib.Net, images: np.ndarray) -> None:
     heard: list[tuple[str, int, int]] = []
     int8calib.evaluate(
-        net, {}, feeds_of(images), total=23, progress=lambda *said: heard.append(said)
+        net, {}, loader_of(images), total=23, progress=lambda *said: heard.append(said)
     )
     assert heard[-1] == ("evaluation", 23, 23)
     assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
@@ -86,12 +86,12 @@ def test_labels_must_be_classes(
     net: int8calib.Net, images: np.ndarray, labels: list[int], words: str
 ) -> None:
     with pytest.raises(ImageError, match=words):
-        int8calib.evaluate(net, {}, feeds_of(images, np.array(labels)))
+        int8calib.evaluate(net, {}, loader_of(images, np.array(labels)))
 
 
 def test_bad_requests_are_refused(net: int8calib.Net, images: np.ndarray) -> None:
     with pytest.raises(OptionError, match="top-k"):
-        int8calib.evaluate(net, {}, feeds_of(images), topk=(0,))
+        int8calib.evaluate(net, {}, loader_of(images), topk=(0,))
     with pytest.raises(ImageError, match="no images"):
         int8calib.evaluate(net, {}, list)
     with pytest.raises(ImageError, match="4 labels for 5 images"):
@@ -113,26 +113,26 @@ def test_several_outputs_are_compared_blob_by_blob(tmp_path: Path) -> None:
     net = int8calib.load_caffe(*make_model(tmp_path, REGRESSOR))
     x = np.random.default_rng(5).normal(0, 60, (6, 3, 7, 11)).astype(np.float32)
     table = coarse_table(net, 0.3)
-    (result,) = int8calib.evaluate(net, table, feeds_of(x)).tables
+    (result,) = int8calib.evaluate(net, table, loader_of(x)).tables
     assert [blob.blob for blob in result.blobs] == ["b", "c"]
     assert result.agreement is None
-    (named,) = int8calib.evaluate(net, table, feeds_of(x), scores="c").tables
+    (named,) = int8calib.evaluate(net, table, loader_of(x), scores="c").tables
     tops = [each.forward({"data": x})["c"] for each in (net, int8calib.simulate(net, table))]
     assert named.agreement is not None
     assert named.agreement.hits == (tops[0].argmax(axis=1) == tops[1].argmax(axis=1)).sum()
     with pytest.raises(OptionError, match="b, c"):
-        int8calib.evaluate(net, table, feeds_of(x, np.zeros(6, int)))
+        int8calib.evaluate(net, table, loader_of(x, np.zeros(6, int)))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interruption_reaches_the_caller(
     error: type[BaseException], net: int8calib.Net, images: np.ndarray
 ) -> None:
-    def feeds():  # type: ignore[no-untyped-def]
+    def batches():  # type: ignore[no-untyped-def]
         yield {"data": images[:5]}
         raise error
 
     with pytest.raises(error):
-        int8calib.evaluate(net, {}, feeds, workers=2)
+        int8calib.evaluate(net, {}, batches, workers=2)
     with pytest.raises(error):
-        int8calib.analyze(net, coarse_table(net, 0.2), feeds)
+        int8calib.analyze(net, coarse_table(net, 0.2), batches)

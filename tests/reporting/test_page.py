@@ -67,7 +67,7 @@ class Page(HTMLParser):
 @cache
 def page() -> Page:
     found = Page()
-    found.feed(html())
+    found.batch(html())
     found.close()
     assert not found.open, f"never closed: {[tag for tag, _ in found.open]}"
     return found

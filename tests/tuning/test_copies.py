@@ -23,7 +23,7 @@ from int8calib.tuning.splitting import MOST_COPIES, Split, split_channels
 from int8calib.tuning.tail import aim_of
 from tests.generated import make_model
 from tests.opencv import deviation, opencv_tops
-from tests.tuning_nets import chain, demo_feeds, demo_net, feeds, loss_of, sqnr
+from tests.tuning_nets import batches, chain, demo_loader, demo_net, loss_of, sqnr
 
 FIRE = """
 name: "fire"
@@ -54,7 +54,7 @@ SCORES = Blob("fc")
 
 
 def images(count: int, seed: int = 5) -> list[dict[str, np.ndarray]]:
-    return feeds(count, seed, (3, 20, 18))
+    return batches(count, seed, (3, 20, 18))
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +129,9 @@ def test_copies_are_rounded_as_by_finer_steps(net, count) -> None:
     counts = {"s": np.full(8, count)}
     wider = copied(net, counts, steps=step)
     plain_error, error = 0.0, 0.0
-    for feed in images(20):
-        (one,) = net.forward(feed, outputs=["s"]).values()
-        (many,) = wider.forward(feed, outputs=["s"]).values()
+    for batch in images(20):
+        (one,) = net.forward(batch, outputs=["s"]).values()
+        (many,) = wider.forward(batch, outputs=["s"]).values()
         assert many.shape[1] == 8 * count
         away = one > step  # near 0 the ReLU cuts copies off
         back = (step * np.rint(many / step)).reshape(1, 8, count, *one.shape[2:]).mean(axis=2)
@@ -232,11 +232,11 @@ def test_channels_that_nobody_uses_get_no_copies(tmp_path: Path) -> None:
 
 
 def test_copies_are_worth_it() -> None:
-    net, fresh = demo_net(), demo_feeds(60, seed=71)
+    net, fresh = demo_net(), demo_loader(60, seed=71)
     found = {}
     for more_work in (0.0, 0.3):
         tuning = TuneOptions(change_model=True, more_work=more_work)
-        done = tune(net, lambda: demo_feeds(90), tuning=tuning)
+        done = tune(net, lambda: demo_loader(90), tuning=tuning)
         found[more_work] = sqnr(net, simulate(done.net, done.table), fresh)
         assert any("more multiply-adds" in note for note in done.notes) == (more_work > 0)
     assert found[0.3] > found[0.0]

@@ -25,7 +25,7 @@ from int8calib.tuning.equalize import equalize
 from int8calib.tuning.layerwise import Layerwise
 from int8calib.tuning.samples import Places, problem_of, weight_blob
 from tests.opencv import deviation, opencv_tops
-from tests.tuning_nets import chain, feeds
+from tests.tuning_nets import batches, chain
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def grids_of(net: Net) -> dict[str, Grid]:
 
 def evened(net: Net) -> Net:
     shapes = infer_shapes(net.graph, net.input_shapes)
-    found = equalize(net.graph, shapes, feeds(7), grids_of(net), workers=1)
+    found = equalize(net.graph, shapes, batches(7), grids_of(net), workers=1)
     assert any(share < 0.9 for share in found.left.values())
     return Net(found.graph, net.input_shapes)
 
@@ -71,7 +71,7 @@ def test_an_equalized_net_computes_the_same(folded, tmp_path) -> None:
     ]
     assert len(changed) >= 3
     write_model(found, tmp_path / "n.prototxt", tmp_path / "n.caffemodel")
-    image = feeds(1, seed=99)[0]
+    image = batches(1, seed=99)[0]
     other = opencv_tops(tmp_path / "n.prototxt", tmp_path / "n.caffemodel", image)
     assert deviation(other["prob"], folded.forward(image)["prob"]) < 1e-4
 
@@ -82,7 +82,7 @@ def test_centered_scores_keep_the_probabilities(folded, tmp_path) -> None:
     assert np.abs(fc.weights[0].mean(axis=0)).max() < 1e-6
     assert abs(float(fc.weights[1].mean())) < 1e-6
     write_model(found, tmp_path / "n.prototxt", tmp_path / "n.caffemodel")
-    image = feeds(1, seed=17)[0]
+    image = batches(1, seed=17)[0]
     other = opencv_tops(tmp_path / "n.prototxt", tmp_path / "n.caffemodel", image)
     assert deviation(other["prob"], folded.forward(image)["prob"]) < 1e-4
     scores = folded.forward(image, outputs=["fc"])["fc"]
@@ -98,7 +98,7 @@ def test_scores_that_are_an_output_are_not_centered(folded) -> None:
 def test_a_written_model_is_read_by_opencv_and_by_this_package(net, folded, tmp_path) -> None:
     proto, model = tmp_path / "w.prototxt", tmp_path / "w.caffemodel"
     write_model(folded, proto, model)
-    image = feeds(1, seed=23)[0]
+    image = batches(1, seed=23)[0]
     expected = net.forward(image)["prob"]
     assert deviation(opencv_tops(proto, model, image)["prob"], expected) < 1e-4
     again = load_caffe(proto, model)
@@ -112,7 +112,7 @@ def test_the_table_of_a_written_model_fits_it_folded_or_not(folded, tmp_path) ->
     write_model(folded, tmp_path / "w.prototxt", tmp_path / "w.caffemodel")
     again = load_caffe(tmp_path / "w.prototxt", tmp_path / "w.caffemodel")
     options = Options(fold_bn=False)
-    table = run_job(prepare(again, options), lambda: feeds(5), options).table
+    table = run_job(prepare(again, options), lambda: batches(5), options).table
     for fold in (True, False):
         assert (
             check_table(table, requirements=requirements_from_graph(again.graph, fold_bn=fold))
@@ -122,7 +122,7 @@ def test_the_table_of_a_written_model_fits_it_folded_or_not(folded, tmp_path) ->
 
 def test_layer_by_layer_is_the_whole_net(folded) -> None:
     options = Options(method="minmax", fold_bn=False)
-    given = feeds(3)
+    given = batches(3)
     table = run_job(prepare(folded, options), lambda: given, options).table
     int8 = simulate(folded, table)
     nets = Layerwise(folded.graph, given, workers=2)
@@ -131,9 +131,9 @@ def test_layer_by_layer_is_the_whole_net(folded) -> None:
         if layer.name == "prob":
             found = dict(zip(("float", "int8"), nets.bottoms(layer.bottoms[0]), strict=True))
         nets.step(layer, twin)
-    for i, feed in enumerate(given):
-        assert np.array_equal(found["float"][i], folded.forward(feed, outputs=["fc"])["fc"])
-        assert np.array_equal(found["int8"][i], int8.forward(feed, outputs=["fc"])["fc"])
+    for i, batch in enumerate(given):
+        assert np.array_equal(found["float"][i], folded.forward(batch, outputs=["fc"])["fc"])
+        assert np.array_equal(found["int8"][i], int8.forward(batch, outputs=["fc"])["fc"])
     with pytest.raises(KeyError):
         nets.bottoms(Blob("pool"))  # nothing reads it any more
 
@@ -141,9 +141,9 @@ def test_layer_by_layer_is_the_whole_net(folded) -> None:
 @pytest.mark.parametrize("name", ["c1", "dw", "b", "e", "fc"])
 def test_weights_times_all_columns_are_the_layers_outputs(folded, name) -> None:
     (found,) = (f for f in quantized_layers(folded.graph) if f.name == name)
-    feed = feeds(1)[0]
+    batch = batches(1)[0]
     tops: dict[str, np.ndarray] = {}
-    folded.forward(feed, on_top=lambda layer, blob, top: tops.update({layer: top.copy()}))
+    folded.forward(batch, on_top=lambda layer, blob, top: tops.update({layer: top.copy()}))
     producer = folded.graph.producer(found.bottom)
     bottom = tops[producer.name]
     problem = problem_of(found)

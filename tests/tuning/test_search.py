@@ -25,7 +25,7 @@ from int8calib.tuning.float_layers import leave_float, meets
 from int8calib.tuning.importance import importance
 from int8calib.tuning.judge import Judge
 from int8calib.tuning.search import PLAIN
-from tests.tuning_nets import chain, demo_feeds, demo_net, feeds, sqnr
+from tests.tuning_nets import batches, chain, demo_loader, demo_net, sqnr
 
 IMAGES = 60
 
@@ -38,29 +38,29 @@ def net() -> Net:
 @pytest.fixture(scope="module")
 def plain(net) -> dict[str, float]:
     """The SQNR of plain tables on pictures that nothing was fitted to."""
-    fresh = demo_feeds(60, seed=71)
-    given = demo_feeds(IMAGES)
+    fresh = demo_loader(60, seed=71)
+    given = demo_loader(IMAGES)
     found = {}
     for method in ("kl", "aciq", "mse"):
         options = Options(method=method)
-        table = run_job(prepare(net, options), lambda: [g.feed for g in given], options).table
+        table = run_job(prepare(net, options), lambda: [g.batch for g in given], options).table
         found[method] = sqnr(net, simulate(net, table), fresh)
     return found
 
 
 def test_a_changed_model_loses_far_less_and_its_files_say_the_same(net, plain, tmp_path) -> None:
-    found = tune(net, lambda: demo_feeds(IMAGES), tuning=TuneOptions(change_model=True))
+    found = tune(net, lambda: demo_loader(IMAGES), tuning=TuneOptions(change_model=True))
     assert found.changed
     assert found.chosen == "tuned"
     assert found.stopped is None
-    fresh = demo_feeds(60, seed=71)
+    fresh = demo_loader(60, seed=71)
     int8 = simulate(found.net, found.table)
     assert sqnr(net, int8, fresh) > max(plain.values()) + 4
     write_model(found.net, tmp_path / "n.prototxt", tmp_path / "n.caffemodel")
     again = load_caffe(tmp_path / "n.prototxt", tmp_path / "n.caffemodel")
     assert sqnr(net, again, fresh) > 20
     twin = simulate(again, found.table)
-    one = fresh[0].feed
+    one = fresh[0].batch
     out = net.graph.outputs[0].name
     assert np.array_equal(twin.forward(one)[out], int8.forward(one)[out])
     findings = check_table(found.table, requirements=requirements_from_graph(again.graph))
@@ -68,20 +68,20 @@ def test_a_changed_model_loses_far_less_and_its_files_say_the_same(net, plain, t
 
 
 def test_equalizing_is_worth_it(net, plain) -> None:
-    fresh = demo_feeds(60, seed=71)
+    fresh = demo_loader(60, seed=71)
     found = {}
     for techniques in ((), ("equalize",)):
         tuning = TuneOptions(change_model=True, techniques=techniques)
-        done = tune(net, lambda: demo_feeds(IMAGES), tuning=tuning)
+        done = tune(net, lambda: demo_loader(IMAGES), tuning=tuning)
         found[techniques] = sqnr(net, simulate(done.net, done.table), fresh)
     assert found[("equalize",)] > found[()] + 2
 
 
 def test_a_table_alone_is_better_than_plain_ones(net, plain) -> None:
-    found = tune(net, lambda: demo_feeds(IMAGES))
+    found = tune(net, lambda: demo_loader(IMAGES))
     assert found.net is net
     assert not found.changed
-    assert sqnr(net, simulate(net, found.table), demo_feeds(60, seed=71)) > max(plain.values()) + 1
+    assert sqnr(net, simulate(net, found.table), demo_loader(60, seed=71)) > max(plain.values()) + 1
     assert [choice.layer for choice in found.choices] == [row.name for row in found.table.layers]
     assert all(choice.what and choice.why for choice in found.choices)
     assert [table.name for table in found.evidence.tables] == [*PLAIN, "tuned", "weights tuned"]
@@ -92,8 +92,8 @@ def test_a_table_alone_is_better_than_plain_ones(net, plain) -> None:
 def test_validation_images_are_never_tuned_on(net, monkeypatch) -> None:
     # Validation images choose between results, so here the tuned one wins whatever they say.
     monkeypatch.setattr("int8calib.tuning.search.nearness", lambda r: float(r.name == "tuned"))
-    seen = demo_feeds(12)
-    other = demo_feeds(3, seed=1234)
+    seen = demo_loader(12)
+    other = demo_loader(3, seed=1234)
     mixed = [other[i // 4] if i % 4 == 3 else each for i, each in enumerate(seen)]
     a, b = (tune(net, lambda given=given: given) for given in (seen, mixed))
     assert a.evidence.images == b.evidence.images == 3
@@ -104,7 +104,7 @@ def test_validation_images_are_never_tuned_on(net, monkeypatch) -> None:
 
 
 def test_the_result_does_not_depend_on_workers(net) -> None:
-    given = demo_feeds(8)
+    given = demo_loader(8)
     tuning = TuneOptions(change_model=True)
     a, b = (tune(net, lambda: given, Options(workers=workers), tuning) for workers in (1, 3))
     for x, y in zip(a.table.layers, b.table.layers, strict=True):
@@ -115,15 +115,15 @@ def test_the_result_does_not_depend_on_workers(net) -> None:
 
 
 def test_layers_stay_in_float_until_the_target_holds(net) -> None:
-    given = demo_feeds(24)
+    given = demo_loader(24)
     free = tune(net, lambda: given, tuning=TuneOptions(min_agreement=0.0))
     assert free.target_met
     assert len(free.table.layers) == 18
-    held = [each.feed for i, each in enumerate(given) if i % 4 == 3]
+    held = [each.batch for i, each in enumerate(given) if i % 4 == 3]
     assert free.evidence.images == len(held)
     bound = tune(
         net,
-        lambda: [each.feed for each in given],
+        lambda: [each.batch for each in given],
         replace(Options(), method="kl"),
         TuneOptions(max_drop=None, min_agreement=1.0, max_float_layers=2),
     )
@@ -139,9 +139,9 @@ def test_layers_stay_in_float_until_the_target_holds(net) -> None:
 
 
 def test_greedy_stops_where_the_target_holds_and_at_the_limit(net) -> None:
-    given = demo_feeds(16, seed=5)
+    given = demo_loader(16, seed=5)
     options = Options(method="kl")
-    table = run_job(prepare(net, options), lambda: [g.feed for g in given], options).table
+    table = run_job(prepare(net, options), lambda: [g.batch for g in given], options).table
     spoiled = replace(
         table,
         layers=tuple(
@@ -171,18 +171,18 @@ def test_greedy_stops_where_the_target_holds_and_at_the_limit(net) -> None:
 
 
 def test_the_time_limit_leaves_the_best_so_far(net) -> None:
-    given = demo_feeds(IMAGES)
+    given = demo_loader(IMAGES)
     started = time.monotonic()
     found = tune(net, lambda: given, tuning=TuneOptions(change_model=True, seconds=0.001))
     assert found.stopped == "time"
     assert time.monotonic() - started < 30
     assert len(found.table.layers) == 18
     assert "stopped" in found.notes[0]
-    simulate(found.net, found.table).forward(given[0].feed)
+    simulate(found.net, found.table).forward(given[0].batch)
 
 
 def test_ctrl_c_leaves_what_was_tuned(net) -> None:
-    given = demo_feeds(12)
+    given = demo_loader(12)
     settled = []
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -200,7 +200,7 @@ def test_ctrl_c_leaves_what_was_tuned(net) -> None:
     tuned = [row.name for row in found.table.layers if row.evidence.method == "output error"]
     assert len(tuned) == 7
     assert len(found.table.layers) == 18
-    simulate(found.net, found.table).forward(given[0].feed)
+    simulate(found.net, found.table).forward(given[0].batch)
 
 
 def test_ctrl_c_before_anything_is_known_is_raised(net) -> None:
@@ -208,15 +208,15 @@ def test_ctrl_c_before_anything_is_known_is_raised(net) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(net, lambda: demo_feeds(8), progress=progress)
+        tune(net, lambda: demo_loader(8), progress=progress)
 
 
 def test_targets_that_cannot_be_told_are_refused(net) -> None:
-    plain_feeds = [each.feed for each in demo_feeds(8)]
+    plain_loader = [each.batch for each in demo_loader(8)]
     with pytest.raises(OptionError, match="labels"):
-        tune(net, lambda: plain_feeds, tuning=TuneOptions(max_drop=1.0))
+        tune(net, lambda: plain_loader, tuning=TuneOptions(max_drop=1.0))
     with pytest.raises(ImageError, match="two at least"):
-        tune(net, lambda: plain_feeds[:1])
+        tune(net, lambda: plain_loader[:1])
     for wrong in (
         {"min_agreement": 1.5},
         {"max_float_layers": -1},
@@ -253,7 +253,7 @@ def test_a_net_without_class_scores_is_tuned_by_its_outputs(tmp_path) -> None:
         outputs=tuple(top for layer in graph.layers if layer.name == "re" for top in layer.tops),
     )
     found = tune(
-        Net(headless, net.input_shapes), lambda: feeds(9), tuning=TuneOptions(change_model=True)
+        Net(headless, net.input_shapes), lambda: batches(9), tuning=TuneOptions(change_model=True)
     )
     assert found.evidence.tables[0].agreement is None
     best = {table.name: table.blobs[0].sqnr for table in found.evidence.tables}
@@ -261,7 +261,7 @@ def test_a_net_without_class_scores_is_tuned_by_its_outputs(tmp_path) -> None:
 
 
 def test_ctrl_c_in_the_second_try_leaves_the_first(net) -> None:
-    given = demo_feeds(16)
+    given = demo_loader(16)
     whole = tune(net, lambda: given)
     layers = []
 

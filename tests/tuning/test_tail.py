@@ -13,7 +13,7 @@ from int8calib.simulation.build import simulate
 from int8calib.tuning.layerwise import Layerwise
 from int8calib.tuning.search import tune
 from int8calib.tuning.tail import FEWEST, Tail, aim_of, best_by_outputs
-from tests.tuning_nets import chain, demo_feeds, demo_net, feeds, loss_of, sqnr
+from tests.tuning_nets import batches, chain, demo_loader, demo_net, loss_of, sqnr
 
 SCORES = Blob("fc")
 
@@ -46,7 +46,7 @@ CASES = {"a and b share it": {"a", "b"}, "a sum reads it too": {"d"}, "first": {
 @pytest.mark.parametrize("factor", [1.4, 0.5])
 def test_threshold_is_near_the_best_of_a_plain_search(net, case, factor) -> None:
     readers = CASES[case]
-    given = feeds(24)
+    given = batches(24)
     layers = net.graph.layers
     done = next(i for i, layer in enumerate(layers) if layer.name in readers)
     blob = layers[done].bottoms[0]
@@ -65,7 +65,7 @@ def test_threshold_is_near_the_best_of_a_plain_search(net, case, factor) -> None
 
 
 def test_outputs_that_do_not_follow_leave_the_threshold(net) -> None:
-    given = feeds(2)
+    given = batches(2)
     layers = net.graph.layers
     done = next(i for i, layer in enumerate(layers) if layer.name == "fc")
     nets = Layerwise(net.graph, given, workers=1)
@@ -79,17 +79,17 @@ def test_outputs_that_do_not_follow_leave_the_threshold(net) -> None:
 
 def test_few_images_have_no_say(net, monkeypatch) -> None:
     watched = Watched(SCORES, (SCORES,), ())
-    assert aim_of(net.graph, feeds(2), watched, workers=1) is not None
+    assert aim_of(net.graph, batches(2), watched, workers=1) is not None
     monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 3)
-    assert aim_of(net.graph, feeds(2), watched, workers=1) is None
-    assert aim_of(net.graph, feeds(3), Watched(None, (), ()), workers=1) is None
+    assert aim_of(net.graph, batches(2), watched, workers=1) is None
+    assert aim_of(net.graph, batches(3), Watched(None, (), ()), workers=1) is None
 
 
 def test_thresholds_by_the_outputs_are_worth_it(monkeypatch) -> None:
-    net, fresh = demo_net(), demo_feeds(60, seed=71)
+    net, fresh = demo_net(), demo_loader(60, seed=71)
     found = {}
     for fewest in (FEWEST, 10**6):
         monkeypatch.setattr("int8calib.tuning.tail.FEWEST", fewest)
-        done = tune(net, lambda: demo_feeds(90))
+        done = tune(net, lambda: demo_loader(90))
         found[fewest] = sqnr(net, simulate(net, done.table), fresh)
     assert found[FEWEST] > found[10**6]

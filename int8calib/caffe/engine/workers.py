@@ -1,4 +1,4 @@
-"""Feeds to results, several at a time: what a stage does with one image runs in threads here.
+"""Loader to results, several at a time: what a stage does with one image runs in threads here.
 
 Each worker has its own plans and runs single-threaded matrix products, so that a result depends
 neither on the number of workers nor on who computed it.
@@ -18,10 +18,10 @@ from int8calib.caffe.engine.plan import Plan, make_plan
 from int8calib.caffe.engine.run import run_plan
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 
-Feed: TypeAlias = Mapping[str, Array]
+Batch: TypeAlias = Mapping[str, Array]
 """One batch: each input blob's array, float32 (N, ...)."""
-Feeds: TypeAlias = Callable[[], Iterable[Feed]]
-"""Starts a pass over the images; each pass gives the same feeds."""
+Loader: TypeAlias = Callable[[], Iterable[Batch]]
+"""Starts a pass over the images; each pass gives the same batches."""
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called as `progress(stage, images done, images to do)`; the last is 0 where unknown."""
 
@@ -83,9 +83,9 @@ class Runner:
         self._plan: Plan | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def run(self, feed: Feed, hear: Callable[[Blob, Array], None]) -> None:
-        """Run one feed; `hear(blob, top)` gets each wanted top, valid until it returns."""
-        shapes = {name: array.shape for name, array in feed.items()}
+    def run(self, batch: Batch, hear: Callable[[Blob, Array], None]) -> None:
+        """Run one batch; `hear(blob, top)` gets each wanted top, valid until it returns."""
+        shapes = {name: array.shape for name, array in batch.items()}
         if self._plan is None or shapes != self._shapes:
             self._plan = make_plan(self._graph, shapes, self._blobs, keep=False)
             self._shapes = shapes
@@ -94,12 +94,12 @@ class Runner:
             if blob in self._blobs:
                 hear(blob, top)
 
-        run_plan(self._plan, feed, listen)
+        run_plan(self._plan, batch, listen)
 
 
-def batch_of(feed: Feed) -> int:
-    """The number of images of a feed."""
-    return len(next(iter(feed.values())))
+def batch_of(batch: Batch) -> int:
+    """The number of images of a batch."""
+    return len(next(iter(batch.values())))
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def _data_of_other_phases(
 ) -> list[LayerParameter]:
     """Data layers of another phase that make what nothing makes in this one.
 
-    A prototxt for training alone feeds its network in the TRAIN phase only.
+    A prototxt for training alone batches its network in the TRAIN phase only.
     """
     made = {top for layer in wanted for top in layer.top}
     found = []

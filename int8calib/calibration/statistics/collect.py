@@ -18,8 +18,8 @@ import numpy as np
 
 from int8calib.arrays import Array
 from int8calib.caffe.engine.workers import (
-    Feed,
-    Feeds,
+    Batch,
+    Loader,
     Progress,
     Runner,
     batch_of,
@@ -37,7 +37,7 @@ from int8calib.errors import ImageError
 
 def collect_statistics(
     graph: Graph,
-    feeds: Feeds,
+    batches: Loader,
     blobs: Iterable[Blob],
     *,
     workers: int = 1,
@@ -48,16 +48,16 @@ def collect_statistics(
     ranges_only: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Statistics:
-    """The range and histogram of each of `blobs` over all feeds.
+    """The range and histogram of each of `blobs` over all batches.
 
-    `feeds()` starts a pass over the images; each feed maps input blobs to float32 arrays
+    `batches()` starts a pass over the images; each batch maps input blobs to float32 arrays
     (N, ...). It is called once if `cache_bytes` holds all observed activations, twice otherwise.
     `ranges`: those of all images, where they are known already, by blob version; then only
     histograms are counted. `ranges_only`: stop after the first phase. `checkpoint`: where to go on
     from, and to write to now and then.
 
     Raises `StatisticsError` that names a blob with NaN or infinity or without a range,
-    `ImageError` for no feeds.
+    `ImageError` for no batches.
     """
     tally = (checkpoint.load() if checkpoint else None) or Tally()
     if ranges is not None:
@@ -68,9 +68,9 @@ def collect_statistics(
     report = progress or (lambda stage, done, of: None)
     with single_threaded_blas():
         if not tally.ranges_known:
-            collector.measure(feeds, lambda done: report("ranges", done, total))
+            collector.measure(batches, lambda done: report("ranges", done, total))
         if not ranges_only:
-            collector.count(feeds, lambda done: report("histograms", done, total))
+            collector.count(batches, lambda done: report("histograms", done, total))
     return collector.result.statistics(str(blob) for blob in wanted)
 
 
@@ -89,7 +89,7 @@ class _Collector:
         self.result = self._tally
         self._checkpoint: Checkpoint | None = None
         self._shelf = Shelf(cache_bytes)
-        self._feed_count = -1
+        self._batch_count = -1
         self._ranges_given = False
 
     def go_on(self, tally: Tally, checkpoint: Checkpoint | None, *, ranges_given: bool) -> None:
@@ -97,18 +97,18 @@ class _Collector:
         self._tally, self._checkpoint, self.result = tally, checkpoint, tally
         self._ranges_given = ranges_given
 
-    def measure(self, feeds: Feeds, progress: Callable[[int], None]) -> None:
+    def measure(self, batches: Loader, progress: Callable[[int], None]) -> None:
         """First pass: ranges of all blobs, activations kept while the budget lasts."""
         before = dict(self._tally.measured)
 
-        def work(runner: Runner, item: tuple[int, Feed]) -> int:
-            index, feed = item
+        def work(runner: Runner, item: tuple[int, Batch]) -> int:
+            index, batch = item
             if index in before:
-                return batch_of(feed)
+                return batch_of(batch)
             found: list[tuple[str, Range]] = []
             kept: list[Kept] = []
             keeping = self._shelf.open
-            codes = image_codes(feed)
+            codes = image_codes(batch)
 
             def listen(blob: Blob, top: Array) -> None:
                 if not keeping:
@@ -119,54 +119,54 @@ class _Collector:
                         kept.append(part)
                         found.append((str(blob), part.range))
 
-            runner.run(feed, listen)
+            runner.run(batch, listen)
             with self._gate.working(), self._lock:
                 self._tally.add_ranges(index, codes, found)
             self._save_if_due(Tally.snapshot)
             if keeping:
                 self._shelf.put(index, codes, kept)
-            return batch_of(feed)
+            return batch_of(batch)
 
-        self._feed_count = self._each(enumerate(feeds()), work, progress)
-        if not self._feed_count:
+        self._batch_count = self._each(enumerate(batches()), work, progress)
+        if not self._batch_count:
             raise ImageError("there are no images to calibrate with")
         self._tally.ranges_known = True
 
-    def count(self, feeds: Feeds, progress: Callable[[int], None]) -> None:
+    def count(self, batches: Loader, progress: Callable[[int], None]) -> None:
         """Second pass: histograms, from kept activations or by running the image again."""
         before = dict(self._tally.counted)
         counters = Counters(self._tally.ranges, self._ranges_given)
 
-        def work(runner: Runner, item: tuple[int, Feed | None]) -> int:
-            index, feed = item
+        def work(runner: Runner, item: tuple[int, Batch | None]) -> int:
+            index, batch = item
             if index in before:
                 return len(before[index])
             kept = self._shelf.pop(index)
-            if kept is None and feed is None:
+            if kept is None and batch is None:
                 return 0
-            codes = image_codes(feed or {}) if kept is None else kept[0]
+            codes = image_codes(batch or {}) if kept is None else kept[0]
             with self._gate.working():
                 if kept is not None:
                     for part in kept[1]:
                         counters.add_kept(part)
-                elif feed is not None:
-                    runner.run(feed, lambda blob, top: counters.add(codes, blob, top))
+                elif batch is not None:
+                    runner.run(batch, lambda blob, top: counters.add(codes, blob, top))
                 with self._lock:
                     self._tally.counted[index] = codes
             self._save_if_due(counters.add_to)
             return len(codes)
 
-        if not self._each(self._second_pass(feeds), work, progress):
+        if not self._each(self._second_pass(batches), work, progress):
             raise ImageError("there are no images to calibrate with")
         self.result = counters.add_to(self._tally)
         if self._checkpoint is not None:
             self._checkpoint.save(self.result)
 
-    def _second_pass(self, feeds: Feeds) -> Iterator[tuple[int, Feed | None]]:
-        """What to count: the feeds again where some were not kept, else the kept ones alone."""
-        if self._feed_count == len(self._shelf):
+    def _second_pass(self, batches: Loader) -> Iterator[tuple[int, Batch | None]]:
+        """What to count: the batches again where some were not kept, else the kept ones alone."""
+        if self._batch_count == len(self._shelf):
             return ((index, None) for index in self._shelf)
-        return enumerate(feeds())
+        return enumerate(batches())
 
     def _save_if_due(self, finish: Callable[[Tally], Tally]) -> None:
         """Write the checkpoint if it is time: what `finish` makes of the tally."""
@@ -179,7 +179,7 @@ class _Collector:
 
     def _each(
         self,
-        items: Iterable[tuple[int, Feed]] | Iterable[tuple[int, Feed | None]],
+        items: Iterable[tuple[int, Batch]] | Iterable[tuple[int, Batch | None]],
         work: Callable[..., int],
         progress: Callable[[int], None],
     ) -> int:
@@ -193,10 +193,10 @@ class _Collector:
         )
 
 
-def image_codes(feed: Feed) -> Codes:
-    """A checksum of each image of a feed, over all its inputs: 32 bits, whatever the batch."""
-    codes = [0] * batch_of(feed)
-    for name in sorted(feed):
-        for i, image in enumerate(feed[name]):
+def image_codes(batch: Batch) -> Codes:
+    """A checksum of each image of a batch, over all its inputs: 32 bits, whatever the batch."""
+    codes = [0] * batch_of(batch)
+    for name in sorted(batch):
+        for i, image in enumerate(batch[name]):
             codes[i] = zlib.crc32(np.ascontiguousarray(image).data, codes[i])
     return tuple(codes)

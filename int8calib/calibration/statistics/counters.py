@@ -1,4 +1,4 @@
-"""Activations of feeds come in from many threads, counts that a checkpoint may see go out."""
+"""Activations of batches come in from many threads, counts that a checkpoint may see go out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Counters:
         }
 
     def add(self, codes: Codes, blob: Blob, top: Array) -> None:
-        """Count one blob of a feed whose images have these checksums."""
+        """Count one blob of a batch whose images have these checksums."""
         name = str(blob)
         found = self._ranges.get(name)
         if found is None:
@@ -78,7 +78,7 @@ class Gate:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Around the counting of one feed; an error in it leaves the gate broken."""
+        """Around the counting of one batch; an error in it leaves the gate broken."""
         with self._changed:
             self._changed.wait_for(lambda: not self._alone)
             self._working += 1

@@ -49,7 +49,7 @@ class Kept(NamedTuple):
 
 
 class Shelf:
-    """What is kept of all feeds, by number, as far as a budget of bytes allows.
+    """What is kept of all batches, by number, as far as a budget of bytes allows.
 
     Workers call it at the same time; each fills memory of its own.
     """
@@ -57,7 +57,7 @@ class Shelf:
     def __init__(self, budget: int) -> None:
         """Start empty."""
         self._left = budget
-        self._feeds: dict[int, tuple[Codes, list[Kept]]] = {}
+        self._batches: dict[int, tuple[Codes, list[Kept]]] = {}
         self._lock = threading.Lock()
         self._own = threading.local()
 
@@ -67,12 +67,12 @@ class Shelf:
         return self._left > 0
 
     def __len__(self) -> int:
-        """How many feeds are kept."""
-        return len(self._feeds)
+        """How many batches are kept."""
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[int]:
         """Their numbers in order."""
-        return iter(sorted(self._feeds))
+        return iter(sorted(self._batches))
 
     def copies(self, blob: Blob, code: int, rows: Array) -> Iterator[Kept]:
         """Copies of `rows`, the part of a top for images of one half, a chunk at a time."""
@@ -95,18 +95,18 @@ class Shelf:
         room: NDArray[np.float32] = chunk[self._own.used :]
         return room
 
-    def put(self, feed: int, codes: Codes, copies: list[Kept]) -> None:
-        """Keep one feed's copies if they fit what is left of the budget."""
+    def put(self, batch: int, codes: Codes, copies: list[Kept]) -> None:
+        """Keep one batch's copies if they fit what is left of the budget."""
         size = sum(kept.values.nbytes for kept in copies)
         with self._lock:
             if size <= self._left:
                 self._left -= size
-                self._feeds[feed] = codes, copies
+                self._batches[batch] = codes, copies
             else:
                 # One that does not fit ends it: smaller ones may follow, but seldom do.
                 self._left = 0
 
-    def pop(self, feed: int) -> tuple[Codes, list[Kept]] | None:
-        """Take one feed's copies out, None if they were not kept."""
+    def pop(self, batch: int) -> tuple[Codes, list[Kept]] | None:
+        """Take one batch's copies out, None if they were not kept."""
         with self._lock:
-            return self._feeds.pop(feed, None)
+            return self._batches.pop(batch, None)

@@ -1,6 +1,6 @@
 """What a collection has counted so far; a checkpoint file and back.
 
-A feed (the images of one forward pass) is done or not, so a checkpoint never holds half of one,
+A batch (the images of one forward pass) is done or not, so a checkpoint never holds half of one,
 and a run that goes on from it counts nothing twice.
 """
 
@@ -23,12 +23,12 @@ from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OptionError, StatisticsError
 
 Codes: TypeAlias = tuple[int, ...]
-"""A checksum of each image of a feed."""
+"""A checksum of each image of a batch."""
 
 
 @dataclass
 class Tally:
-    """Ranges and histograms of the feeds done; `measured` and `counted` tell which, by number.
+    """Ranges and histograms of the batches done; `measured` and `counted` tell which, by number.
 
     `ranges_known` says that the first phase is over: `ranges` are those of all images.
     """
@@ -40,12 +40,12 @@ class Tally:
     counted: dict[int, Codes] = field(default_factory=dict)
     ranges_known: bool = False
 
-    def add_ranges(self, feed: int, codes: Codes, found: Iterable[tuple[str, Range]]) -> None:
-        """Commit the ranges of one feed."""
+    def add_ranges(self, batch: int, codes: Codes, found: Iterable[tuple[str, Range]]) -> None:
+        """Commit the ranges of one batch."""
         for blob, measured in found:
             before = self.ranges.get(blob)
             self.ranges[blob] = before.merge(measured) if before else measured
-        self.measured[feed] = codes
+        self.measured[batch] = codes
 
     def add_counts(self, blob: str, whole: Histogram, half: Histogram) -> None:
         """Add one blob's histograms: of all images, and of those in the half."""
@@ -142,13 +142,13 @@ class Checkpoint:
 
 
 def _pack(done: Mapping[int, Codes]) -> NDArray[np.int64]:
-    """(images, 2): the feed's number and the image's checksum."""
-    rows = [(feed, code) for feed in sorted(done) for code in done[feed]]
+    """(images, 2): the batch's number and the image's checksum."""
+    rows = [(batch, code) for batch in sorted(done) for code in done[batch]]
     return np.array(rows, np.int64).reshape(-1, 2)
 
 
 def _unpack(rows: NDArray[np.int64]) -> dict[int, Codes]:
     done: dict[int, Codes] = {}
-    for feed, code in rows.tolist():
-        done[feed] = (*done.get(feed, ()), code)
+    for batch, code in rows.tolist():
+        done[batch] = (*done.get(batch, ()), code)
     return done

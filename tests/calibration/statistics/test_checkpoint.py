@@ -43,7 +43,7 @@ class AccidentError(Exception):
     """The accident."""
 
 
-class Feeds:
+class Loader:
     """Images one by one; the accident happens before item `stop`, counted over all passes."""
 
     def __init__(self, batch: int, stop: int | None = None) -> None:
@@ -57,9 +57,9 @@ class Feeds:
             yield {"data": IMAGES[start : start + self.batch]}
 
 
-def collect(net: Net, feeds: Feeds, checkpoint: Checkpoint | None, **options: int) -> Statistics:
+def collect(net: Net, batches: Loader, checkpoint: Checkpoint | None, **options: int) -> Statistics:
     blobs = [layer.bottom for layer in quantized_layers(net.graph)]
-    return collect_statistics(net.graph, feeds, blobs, checkpoint=checkpoint, **options)  # type: ignore[arg-type]
+    return collect_statistics(net.graph, batches, blobs, checkpoint=checkpoint, **options)  # type: ignore[arg-type]
 
 
 def assert_same(a: Statistics, b: Statistics) -> None:
@@ -79,13 +79,13 @@ def assert_same(a: Statistics, b: Statistics) -> None:
 def test_a_run_goes_on_where_it_was(
     net: Net, tmp_path: Path, cache: int, batch: int, stops: tuple[int, ...]
 ) -> None:
-    whole = collect(net, Feeds(batch), None)
+    whole = collect(net, Loader(batch), None)
     path, accidents = tmp_path / "run.npz", 0
     for stop in stops:
         # A later stop is reached in the second pass, or with a large cache not at all.
         try:
             checkpoint = Checkpoint(path, {"job": 1}, every=0)
-            collect(net, Feeds(batch, stop), checkpoint, cache_bytes=cache)
+            collect(net, Loader(batch, stop), checkpoint, cache_bytes=cache)
         except AccidentError:
             accidents += 1
     assert accidents
@@ -93,7 +93,7 @@ def test_a_run_goes_on_where_it_was(
     left = checkpoint.load()
     assert left is not None
     assert left.measured
-    found = collect(net, Feeds(batch), checkpoint, cache_bytes=cache, workers=2)
+    found = collect(net, Loader(batch), checkpoint, cache_bytes=cache, workers=2)
     assert_same(found, whole)
     assert found.images == len(IMAGES)
     checkpoint.remove()
@@ -102,12 +102,12 @@ def test_a_run_goes_on_where_it_was(
 
 def test_a_finished_checkpoint_gives_the_same_again(net: Net, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "run.npz", {}, every=0)
-    first = collect(net, Feeds(2), checkpoint)
-    assert_same(collect(net, Feeds(2), checkpoint), first)
+    first = collect(net, Loader(2), checkpoint)
+    assert_same(collect(net, Loader(2), checkpoint), first)
 
 
 def test_halves_follow_from_the_pixels(net: Net) -> None:
-    found = collect(net, Feeds(1), None)
+    found = collect(net, Loader(1), None)
     codes = [image_codes({"data": image[None]})[0] for image in IMAGES]
     half = IMAGES[[code % 2 == 0 for code in codes]]
     assert 0 < len(half) < len(IMAGES)
@@ -121,12 +121,12 @@ def test_halves_follow_from_the_pixels(net: Net) -> None:
 
 def test_another_jobs_checkpoint_is_refused(net: Net, tmp_path: Path) -> None:
     path = tmp_path / "run.npz"
-    collect(net, Feeds(1), Checkpoint(path, {"model": "a", "batch": 1}, every=0))
+    collect(net, Loader(1), Checkpoint(path, {"model": "a", "batch": 1}, every=0))
     with pytest.raises(OptionError, match=r"run\.npz: is the checkpoint of another job .*model"):
-        collect(net, Feeds(1), Checkpoint(path, {"model": "b", "batch": 1}))
+        collect(net, Loader(1), Checkpoint(path, {"model": "b", "batch": 1}))
     from int8calib.calibration.statistics.file import save_statistics
 
-    save_statistics(path, collect(net, Feeds(1), None))
+    save_statistics(path, collect(net, Loader(1), None))
     with pytest.raises(StatisticsError, match="no checkpoint"):
         Checkpoint(path, {}).load()
 
@@ -141,9 +141,9 @@ def test_ranges_that_do_not_cover_the_images_are_refused(net: Net) -> None:
     assert not known.histograms
     assert known.images == 3
     with pytest.raises(StatisticsError, match="beyond the range given"):
-        collect_statistics(net.graph, Feeds(1), blobs, ranges=known.ranges)
+        collect_statistics(net.graph, Loader(1), blobs, ranges=known.ranges)
     with pytest.raises(StatisticsError, match="ranges given do not have it"):
-        collect_statistics(net.graph, Feeds(1), blobs, ranges={})
+        collect_statistics(net.graph, Loader(1), blobs, ranges={})
     with pytest.raises(ImageError, match="no images"):
         collect_statistics(net.graph, lambda: [], blobs, ranges=known.ranges)
 

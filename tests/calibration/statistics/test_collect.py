@@ -25,7 +25,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Net:
     return int8calib.load_caffe(*make_model(tmp_path_factory.mktemp("odd"), NET))
 
 
-class Feeds:
+class Loader:
     """Images in batches, and how often a pass was started."""
 
     def __init__(self, images: np.ndarray, batch: int) -> None:
@@ -37,14 +37,14 @@ class Feeds:
             yield {"data": self.images[start : start + self.batch]}
 
 
-def collect(net: Net, feeds: Feeds, workers: int = 1, cache: int = 0) -> Statistics:
+def collect(net: Net, batches: Loader, workers: int = 1, cache: int = 0) -> Statistics:
     blobs = [layer.bottom for layer in quantized_layers(net.graph)]
-    return collect_statistics(net.graph, feeds, blobs, workers=workers, cache_bytes=cache)
+    return collect_statistics(net.graph, batches, blobs, workers=workers, cache_bytes=cache)
 
 
 @pytest.fixture(scope="module")
 def plain(net: Net) -> Statistics:
-    return collect(net, Feeds(IMAGES, 1))
+    return collect(net, Loader(IMAGES, 1))
 
 
 def test_statistics_are_what_numpy_counts(net: Net, plain: Statistics) -> None:
@@ -69,9 +69,9 @@ def test_statistics_are_what_numpy_counts(net: Net, plain: Statistics) -> None:
 def test_nothing_depends_on_how_the_work_is_cut(
     net: Net, plain: Statistics, workers: int, batch: int, cache: int
 ) -> None:
-    feeds = Feeds(IMAGES, batch)
-    found = collect(net, feeds, workers, cache)
-    assert feeds.passes == (1 if cache == 1 << 30 else 2)
+    batches = Loader(IMAGES, batch)
+    found = collect(net, batches, workers, cache)
+    assert batches.passes == (1 if cache == 1 << 30 else 2)
     assert list(found.histograms) == list(plain.histograms)
     for name, histogram in plain.histograms.items():
         assert found.ranges[name] == plain.ranges[name]
@@ -81,7 +81,7 @@ def test_nothing_depends_on_how_the_work_is_cut(
 
 
 def test_order_of_images_does_not_matter(net: Net, plain: Statistics) -> None:
-    found = collect(net, Feeds(IMAGES[::-1], 2))
+    found = collect(net, Loader(IMAGES[::-1], 2))
     for name, histogram in plain.histograms.items():
         np.testing.assert_array_equal(found.histograms[name].counts, histogram.counts)
 
@@ -90,22 +90,22 @@ def test_nan_names_the_blob(net: Net) -> None:
     images = IMAGES[:2].copy()
     images[1, 0, 3, 3] = np.nan
     with pytest.raises(StatisticsError, match="blob 'data': 1 NaN"):
-        collect(net, Feeds(images, 1), workers=2)
+        collect(net, Loader(images, 1), workers=2)
 
 
 def test_no_images_is_an_error(net: Net) -> None:
     with pytest.raises(ImageError, match="no images"):
-        collect(net, Feeds(IMAGES[:0], 1))
+        collect(net, Loader(IMAGES[:0], 1))
 
 
-def test_an_error_in_the_feeds_reaches_the_caller(net: Net) -> None:
-    def feeds() -> Iterator[dict[str, np.ndarray]]:
+def test_an_error_in_the_batches_reaches_the_caller(net: Net) -> None:
+    def batches() -> Iterator[dict[str, np.ndarray]]:
         yield {"data": IMAGES[:1]}
         raise ImageError("broken.jpg: cannot be read")
 
     with pytest.raises(ImageError, match=r"broken\.jpg"):
         collect_statistics(
-            net.graph, feeds, [layer.bottom for layer in quantized_layers(net.graph)], workers=2
+            net.graph, batches, [layer.bottom for layer in quantized_layers(net.graph)], workers=2
         )
 
 
@@ -113,7 +113,7 @@ def test_progress_counts_images(net: Net, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     collect_statistics(
         net.graph,
-        Feeds(IMAGES, 4),
+        Loader(IMAGES, 4),
         [quantized_layers(net.graph)[0].bottom],
         total=13,
         progress=lambda *state: told.append(state),

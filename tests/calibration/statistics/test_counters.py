@@ -1,4 +1,4 @@
-"""The gate between counting and checkpoints: whole feeds only, and nobody waits for ever."""
+"""The gate between counting and checkpoints: whole batches only, and nobody waits for ever."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from int8calib.calibration.statistics.counters import Counters, Gate
 from int8calib.calibration.statistics.tally import Tally
 
 
-def test_alone_never_sees_half_a_feed() -> None:
+def test_alone_never_sees_half_a_batch() -> None:
     gate = Gate()
     lock = threading.Lock()
     begun, ended, seen = [], [], []

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from int8calib.images.batches import Batch
 
 
-class ImageFeeds:
-    """All that the image options name, as feeds: call it to start a pass over the images."""
+class ImageLoader:
+    """All that the image options name, as batches: call it to start a pass over the images."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class ImageFeeds:
         needed: tuple[str, ...],
         blobs: Iterable[Blob] | None = None,
     ) -> None:
-        """Open the sources of the `needed` inputs, which feed `blobs` (by default the outputs).
+        """Open the sources of the `needed` inputs, that `blobs` depend on (by default the outputs).
 
         Raises `ImageError`, `OptionError`.
         """
