@@ -24,8 +24,8 @@ from int8calib.cli.evaluate import (
     output_inputs,
     share_text,
 )
+from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.inputs import (
-    add_image_arguments,
     add_model_arguments,
     add_workers_argument,
     load_net,
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen(args)
     table = read_table(args.table)
     net = load_net(args)
-    images = ImageLoader(args, net, output_inputs(net))
+    images = ImageLoader(image_options(args), net, output_inputs(net), workers=worker_count(args))
     with screen.progress() as progress:
         found = analyze(
             net,

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.config import add_config_argument, write_config
 from int8calib.cli.identity import job_identity
+from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.inputs import (
-    add_image_arguments,
     add_model_arguments,
     add_run_arguments,
     cache_size,
@@ -97,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
     job = prepare(net, options)
     if net.graph.unused_weights:
         screen.detail(f"{args.model}: {len(net.graph.unused_weights)} layers are not used")
-    batches = ImageLoader(args, net, job.inputs, job.blobs)
+    batches = ImageLoader(
+        image_options(args), net, job.inputs, job.blobs, workers=worker_count(args)
+    )
     identity = job_identity(args, net, batches, [str(blob) for blob in job.blobs])
     checkpoint = open_checkpoint(args, {**identity, **batches.order()})
     with screen.progress() as progress:

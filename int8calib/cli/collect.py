@@ -20,8 +20,8 @@ from int8calib.cli.calibrate import add_checkpoint_arguments, check_output, open
 from int8calib.cli.config import add_config_argument
 from int8calib.cli.digest import file_sha256
 from int8calib.cli.identity import job_identity
+from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.inputs import (
-    add_image_arguments,
     add_model_arguments,
     add_run_arguments,
     cache_size,
@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output)
     net = load_net(args)
     job = prepare(net, Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs))
-    batches = ImageLoader(args, net, job.inputs, job.blobs)
+    batches = ImageLoader(
+        image_options(args), net, job.inputs, job.blobs, workers=worker_count(args)
+    )
     identity = job_identity(args, net, batches, [str(blob) for blob in job.blobs])
     ranges = _known_ranges(args, identity)
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}

@@ -22,8 +22,8 @@ from int8calib.cli.compare_options import (
     add_table_fold_arguments,
     add_topk_argument,
 )
+from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.inputs import (
-    add_image_arguments,
     add_model_arguments,
     add_workers_argument,
     load_net,
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen(args)
     tables = read_tables(args.table)
     net = load_net(args)
-    images = ImageLoader(args, net, output_inputs(net))
+    images = ImageLoader(image_options(args), net, output_inputs(net), workers=worker_count(args))
     batches = images if args.labels is None else LabelledImages(images, args.labels)
     with screen.progress() as progress:
         found = evaluate(

@@ -29,63 +29,6 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, model_required: bool
     )
 
 
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """The images and their preprocessing."""
-    group = parser.add_argument_group(
-        "images", "pixel values become (x - mean) * norm, as in Caffe and ncnn"
-    )
-    group.add_argument(
-        "--images",
-        action="append",
-        required=True,
-        metavar="WHERE",
-        help="a folder, a list file (.txt), a pattern, or preprocessed arrays (.npy, .npz); "
-        "NAME=WHERE once per input where there are several",
-    )
-    group.add_argument(
-        "--mean",
-        nargs="+",
-        default=["0"],
-        metavar="M",
-        help="1 or 3 numbers in channel order, or a .binaryproto or .npy file (default: 0)",
-    )
-    group.add_argument(
-        "--norm",
-        nargs="+",
-        type=float,
-        default=[1.0],
-        metavar="S",
-        help="1 or 3 factors, applied after the mean (default: 1)",
-    )
-    group.add_argument(
-        "--channel-order",
-        choices=("bgr", "rgb", "gray"),
-        help="channels of the input blob (default: bgr, or gray for one channel)",
-    )
-    group.add_argument(
-        "--resize",
-        choices=("stretch", "crop", "letterbox"),
-        default="stretch",
-        help="how an image becomes the size of the input (default: stretch)",
-    )
-    group.add_argument(
-        "--resize-to",
-        type=int,
-        nargs="+",
-        metavar="SIZE",
-        help="with --resize crop: the shorter side, or height and width, before the center crop",
-    )
-    group.add_argument("--limit", type=int, metavar="N", help="use at most N images")
-    group.add_argument("--shuffle", action="store_true", help="pick images in a random order")
-    group.add_argument("--seed", type=int, default=0, help="what --shuffle depends on (default: 0)")
-    group.add_argument("--batch", type=int, default=1, metavar="N", help="images per forward pass")
-    group.add_argument(
-        "--fast-jpeg",
-        action="store_true",
-        help="decode large JPEGs at a reduced size: faster, slightly different values",
-    )
-
-
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The machine, for a command that calibrates."""
     group = add_workers_argument(parser)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.digest import text_sha256
-from int8calib.cli.inputs import worker_count
 from int8calib.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
     from int8calib.arrays import Array
     from int8calib.caffe.engine.run import Net
     from int8calib.caffe.network.graph import Blob
+    from int8calib.cli.image_options import ImageOptions
     from int8calib.cli.screen import Screen
     from int8calib.images import ImageSource, Preprocess
     from int8calib.images.batches import Batch
@@ -25,28 +24,30 @@ class ImageLoader:
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        options: ImageOptions,
         net: Net,
         needed: tuple[str, ...],
         blobs: Iterable[Blob] | None = None,
+        *,
+        workers: int = 1,
     ) -> None:
         """Open the sources of the `needed` inputs, that `blobs` depend on (by default the outputs).
 
         Raises `ImageError`, `OptionError`.
         """
-        self._batch = _batch_size(args, net, net.graph.outputs if blobs is None else blobs)
-        self._threads = max(1, min(2, worker_count(args)))
+        self._batch = _batch_size(options, net, net.graph.outputs if blobs is None else blobs)
+        self._threads = max(1, min(2, workers))
         self._skips: dict[str, None] = {}
-        places = _places(args.images, needed)
-        self.inputs = {name: self._open(args, net, name, places[name]) for name in needed}
+        places = _places(options.images, needed)
+        self.inputs = {name: self._open(options, net, name, places[name]) for name in needed}
 
     def _open(
-        self, args: argparse.Namespace, net: Net, name: str, where: str
+        self, options: ImageOptions, net: Net, name: str, where: str
     ) -> tuple[ImageSource, Preprocess | tuple[int, ...]]:
         from int8calib.images import Preprocess, open_source, read_mean
 
         source = open_source(
-            where, limit=args.limit, shuffle=args.shuffle, seed=args.seed, blob=name
+            where, limit=options.limit, shuffle=options.shuffle, seed=options.seed, blob=name
         )
         shape = tuple(net.input_shapes[name][1:])
         if source.preprocessed:
@@ -56,17 +57,15 @@ class ImageLoader:
                 f"{where}: images cannot fill input {name!r} of shape {(1, *shape)}; "
                 "give it a .npy file"
             )
-        resize_to = args.resize_to
-        if resize_to is not None and len(resize_to) > 2:
-            raise OptionError(f"--resize-to takes 1 or 2 numbers; found {len(resize_to)}")
+        resize_to = options.resize_to
         return source, Preprocess(
             (shape[0], shape[1], shape[2]),
-            channel_order=args.channel_order,
-            resize=args.resize,
+            channel_order=options.channel_order,
+            resize=options.resize,
             resize_to=None if resize_to is None else _one_or_pair(resize_to),
-            mean=read_mean(args.mean),
-            norm=args.norm,
-            reduced_jpeg=args.fast_jpeg,
+            mean=read_mean(options.mean),
+            norm=options.norm,
+            reduced_jpeg=options.fast_jpeg,
         )
 
     def __call__(self) -> Iterator[Mapping[str, Array]]:
@@ -105,14 +104,15 @@ class ImageLoader:
             screen.say(f"skipped: {message}")
 
 
-def _batch_size(args: argparse.Namespace, net: Net, blobs: Iterable[Blob]) -> int:
+def _batch_size(options: ImageOptions, net: Net, blobs: Iterable[Blob]) -> int:
     """`--batch`, or 1 where a layer on the way to `blobs` mixes or fixes the batch."""
     from int8calib.caffe.network.shapes import is_batchable
 
-    if args.batch == 1 or is_batchable(net.graph, net.input_shapes, net.graph.ancestors(blobs)):
-        return int(args.batch)
+    if options.batch == 1 or is_batchable(net.graph, net.input_shapes, net.graph.ancestors(blobs)):
+        return options.batch
     warnings.warn(
-        f"{args.proto}: its layers need one image at a time; --batch {args.batch} is not used",
+        f"{net.graph.source}: its layers need one image at a time; "
+        f"--batch {options.batch} is not used",
         stacklevel=1,
     )
     return 1
@@ -133,7 +133,7 @@ def _described(how: Preprocess | tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _places(images: list[str], needed: tuple[str, ...]) -> dict[str, str]:
+def _places(images: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, str]:
     """Where each needed input comes from; raises `OptionError` unless each has one place."""
     named = {}
     for text in images:
@@ -152,5 +152,5 @@ def _places(images: list[str], needed: tuple[str, ...]) -> dict[str, str]:
     return named
 
 
-def _one_or_pair(values: list[int]) -> int | tuple[int, int]:
+def _one_or_pair(values: tuple[int, ...]) -> int | tuple[int, int]:
     return values[0] if len(values) == 1 else (values[0], values[1])

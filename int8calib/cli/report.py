@@ -25,8 +25,8 @@ from int8calib.cli.compare_options import (
 )
 from int8calib.cli.digest import file_sha256
 from int8calib.cli.evaluate import output_inputs, read_tables
+from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.inputs import (
-    add_image_arguments,
     add_model_arguments,
     add_run_arguments,
     cache_size,
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     first = next(iter(tables.values()))
     fold = folds(first) if args.fold_bn is None else bool(args.fold_bn)
     net = load_net(args)
-    batches = ImageLoader(args, net, output_inputs(net))
+    batches = ImageLoader(image_options(args), net, output_inputs(net), workers=worker_count(args))
     with screen.progress() as progress:
         statistics = _statistics(args, net, batches, fold, progress)
         evaluation = _evaluation(args, net, batches, tables, progress)

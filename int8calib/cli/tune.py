@@ -21,8 +21,8 @@ from int8calib.cli.calibrate import beside, check_output
 from int8calib.cli.compare_options import add_labels_argument, add_scores_argument
 from int8calib.cli.config import add_config_argument, write_config
 from int8calib.cli.evaluate import decibels, output_inputs, share_text
+from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.inputs import (
-    add_image_arguments,
     add_model_arguments,
     add_run_arguments,
     cache_size,
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         check_output(path)
     options, tuning = _options(args), _tune_options(args)
     net = load_net(args)
-    images = ImageLoader(args, net, output_inputs(net))
+    images = ImageLoader(image_options(args), net, output_inputs(net), workers=worker_count(args))
     batches = images if args.labels is None else LabelledImages(images, args.labels)
     with screen.progress() as progress:
         found = tune(net, batches, options, tuning, progress=progress)
