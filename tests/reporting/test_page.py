@@ -67,7 +67,7 @@ class Page(HTMLParser):
 @cache
 def page() -> Page:
     found = Page()
-    found.batch(html())
+    found.feed(html())
     found.close()
     assert not found.open, f"never closed: {[tag for tag, _ in found.open]}"
     return found
