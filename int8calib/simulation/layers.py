@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.registry import Kernel, LayerType, Take, add_type, find_type
+from int8calib.caffe.layers.registry import FastPath, LayerType, Scratch, add_type, find_type
 from int8calib.simulation.arithmetic import MOST, dequantize, quantize
 
 EXACT = 1 << 24
@@ -100,16 +100,16 @@ class _Twin:
         params: LayerParameter,
         weights: Sequence[Array],
         bottoms: Sequence[Shape],
-        take: Take,
-    ) -> Kernel:
-        """The float type's own kernel over levels; float64 only where float32 would round."""
+        scratch: Scratch,
+    ) -> FastPath:
+        """The float type's own fast path over levels; float64 only where float32 would round."""
         held = Int8Weights(*weights)
-        levels = take(bottoms[0])
+        levels = scratch(bottoms[0])
         rows = held.levels
         if self._last and params.inner_product_param.transpose:
             rows = rows.T
         plan = self._kind.plan if sums_fit(rows.reshape(len(held.factors), -1)) else None
-        kernel = plan(params, [held.levels], [bottoms[0]], take) if plan else None
+        kernel = plan(params, [held.levels], [bottoms[0]], scratch) if plan else None
 
         def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
             quantize(images[0], held.scale[0], levels)

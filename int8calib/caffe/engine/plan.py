@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.registry import Kernel, LayerType, find_type
+from int8calib.caffe.layers.registry import FastPath, LayerType, find_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.shapes import infer_shapes
@@ -29,7 +29,7 @@ class Step:
 
     layer: Layer
     kind: LayerType | None
-    kernel: Kernel | None
+    kernel: FastPath | None
     dead: tuple[Blob, ...]
 
 
@@ -106,9 +106,9 @@ def _kind(layer: Layer) -> LayerType | None:
 
 def _kernels(
     layers: Sequence[Layer], shapes: Mapping[Blob, Shape], scratch: _Scratch
-) -> list[Kernel | None]:
+) -> list[FastPath | None]:
     """A kernel for each layer whose type has a planner."""
-    kernels: list[Kernel | None] = []
+    kernels: list[FastPath | None] = []
     for layer in layers:
         kind = _kind(layer)
         scratch.start()

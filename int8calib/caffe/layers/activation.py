@@ -9,7 +9,7 @@ import numpy as np
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.elementwise import elementwise
-from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index, same_shape
 
 
@@ -100,10 +100,10 @@ def _prelu_weights(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Sha
 
 
 def _plan_prelu(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     slope = _slopes(weights[0], len(bottoms[0]))
-    negative = take(bottoms[0][1:])
+    negative = scratch(bottoms[0][1:])
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
         for image, top in zip(bottoms[0], tops[0], strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index, need_count
 from int8calib.errors import ShapeError
 
@@ -59,8 +59,8 @@ def _scale_weights(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Sha
 
 
 def _plan_scale(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     ndim = len(bottoms[0])
     axis = _start(params.scale_param, ndim)
     learned = [along(blob, axis, ndim) for blob in weights]
@@ -100,8 +100,8 @@ def _bias_weights(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shap
 
 
 def _plan_bias(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     ndim = len(bottoms[0])
     axis = _start(params.bias_param, ndim)
 
@@ -135,8 +135,8 @@ def _axpy_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]
 
 
 def _plan_axpy(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     shape = (*bottoms[0][:2], *(1,) * (len(bottoms[1]) - 2))
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from caffe_proto import LayerParameter, caffe_pb2
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index
 from int8calib.errors import ShapeError
 
@@ -32,8 +32,8 @@ def _eltwise_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Sha
 
 
 def _plan_eltwise(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     param = params.eltwise_param
     coeff = [np.float32(c) for c in param.coeff]
     if param.operation == _SUM and any(c != 1 for c in coeff):
@@ -51,7 +51,7 @@ def _plan_eltwise(
     return run
 
 
-def _plan_weighted_sum(coeff: Sequence[np.float32]) -> Kernel:
+def _plan_weighted_sum(coeff: Sequence[np.float32]) -> FastPath:
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
         np.multiply(bottoms[0], coeff[0], out=tops[0])
         for bottom, factor in zip(bottoms[1:], coeff[1:], strict=True):
@@ -95,8 +95,8 @@ def _concat_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shap
 
 
 def _plan_concat(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     axis = concat_axis(params, len(bottoms[0]))
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
@@ -139,8 +139,8 @@ def _slice_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape
 
 
 def _plan_slice(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     axis, points = _slice_points(params, bottoms[0])
     cuts = points[1:-1]
 

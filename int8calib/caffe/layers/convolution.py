@@ -9,7 +9,7 @@ import numpy as np
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.convolution_kernels import plan_convolution
-from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import need_ndim
 from int8calib.caffe.layers.windows import convolution_windows, pad_images, window_view
 from int8calib.errors import ShapeError
@@ -53,10 +53,10 @@ def _macs(params: LayerParameter, bottoms: Sequence[Shape], tops: Sequence[Shape
 
 
 def _plan(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     windows = convolution_windows(params.convolution_param)
-    return plan_convolution(windows, groups(params), weights, bottoms, take)
+    return plan_convolution(windows, groups(params), weights, bottoms, scratch)
 
 
 @layer("Convolution", *DEPTHWISE_TYPES, shape=_shape, weights=_weights, plan=_plan, macs=_macs)

@@ -1,4 +1,4 @@
-"""Fast twins of convolution: geometry worked out once, results written into the engine's buffers.
+"""Fast paths of convolution: geometry worked out once, results written into the engine's buffers.
 
 Three forms, chosen by geometry: a matrix product on the images as they lie (1x1), multiply-adds
 over flat images (depthwise, in its own file), and im2col with a matrix product (the rest).
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.depthwise_kernel import plan_depthwise
-from int8calib.caffe.layers.registry import Kernel, Take
+from int8calib.caffe.layers.depthwise import plan_depthwise
+from int8calib.caffe.layers.registry import FastPath, Scratch
 from int8calib.caffe.layers.windows import Windows, window_view
 
 COLUMNS = 1 << 20
@@ -20,29 +20,33 @@ COLUMNS = 1 << 20
 
 
 def plan_convolution(
-    windows: Windows, group: int, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
-    """A kernel for bottoms of the given shapes (N, C, H, W); see `convolution` for the formula."""
-    kernels = [_plan_one(windows, group, weights, shape, take) for shape in bottoms]
+    windows: Windows,
+    group: int,
+    weights: Sequence[Array],
+    bottoms: Sequence[Shape],
+    scratch: Scratch,
+) -> FastPath:
+    """Plan bottoms of the given shapes (N, C, H, W); see `convolution` for the formula."""
+    planned = [_plan_one(windows, group, weights, shape, scratch) for shape in bottoms]
 
     def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
-        for kernel, bottom, top in zip(kernels, images, tops, strict=True):
-            kernel([bottom], [top])
+        for fast_path, bottom, top in zip(planned, images, tops, strict=True):
+            fast_path([bottom], [top])
 
-    return kernels[0] if len(kernels) == 1 else run
+    return planned[0] if len(planned) == 1 else run
 
 
 def _plan_one(
-    windows: Windows, group: int, weights: Sequence[Array], shape: Shape, take: Take
-) -> Kernel:
+    windows: Windows, group: int, weights: Sequence[Array], shape: Shape, scratch: Scratch
+) -> FastPath:
     if group == shape[1] == weights[0].shape[0]:
-        return plan_depthwise(windows, weights, shape, take)
+        return plan_depthwise(windows, weights, shape, scratch)
     if windows.pointwise and group == 1:
         return _plan_pointwise(weights)
-    return _plan_im2col(windows, group, weights, shape, take)
+    return _plan_im2col(windows, group, weights, shape, scratch)
 
 
-def _plan_pointwise(weights: Sequence[Array]) -> Kernel:
+def _plan_pointwise(weights: Sequence[Array]) -> FastPath:
     """1x1, stride 1: one matrix product per image, straight from its bottom."""
     rows = np.ascontiguousarray(weights[0].reshape(weights[0].shape[0], -1))
     bias = weights[1].reshape(-1, 1) if len(weights) > 1 else None
@@ -58,8 +62,8 @@ def _plan_pointwise(weights: Sequence[Array]) -> Kernel:
 
 
 def _plan_im2col(
-    windows: Windows, group: int, weights: Sequence[Array], shape: Shape, take: Take
-) -> Kernel:
+    windows: Windows, group: int, weights: Sequence[Array], shape: Shape, scratch: Scratch
+) -> FastPath:
     """The columns of all windows of some output rows, then one matrix product per group.
 
     As many output rows go at a time as make a column matrix of about `COLUMNS` values, so that
@@ -71,8 +75,8 @@ def _plan_im2col(
     bias = weights[1].reshape(group, -1, 1) if len(weights) > 1 else None
     taps = channels * windows.kernel[0] * windows.kernel[1]
     step = max(1, min(out_h, COLUMNS // (taps * out_w)))
-    columns = take((taps * step * out_w,))
-    padded = take((1, channels, height + 2 * windows.pad[0], width + 2 * windows.pad[1]))
+    columns = scratch((taps * step * out_w,))
+    padded = scratch((1, channels, height + 2 * windows.pad[0], width + 2 * windows.pad[1]))
     inside = padded[:, :, windows.pad[0] :, windows.pad[1] :][:, :, :height, :width]
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:

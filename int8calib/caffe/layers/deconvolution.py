@@ -8,7 +8,7 @@ import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import need_ndim
 from int8calib.caffe.layers.windows import Windows, convolution_windows
 from int8calib.errors import ShapeError
@@ -74,8 +74,8 @@ def _add_taps(columns: Array, windows: Windows, spread: Array) -> None:
 
 
 def _plan(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     """For each image one matrix product per group, and its columns added up in place."""
     windows, group = convolution_windows(params.convolution_param), params.convolution_param.group
     num_output = int(params.convolution_param.num_output)
@@ -84,8 +84,8 @@ def _plan(
     bias = weights[1].reshape(-1, 1, 1) if len(weights) > 1 else np.zeros((1, 1, 1), np.float32)
     buffers = []
     for _, _, height, width in bottoms:
-        columns = take((num_output, *windows.kernel, height, width))
-        spread = take((num_output, *_spread_size(windows, height, width)))
+        columns = scratch((num_output, *windows.kernel, height, width))
+        spread = scratch((num_output, *_spread_size(windows, height, width)))
         buffers.append((columns, spread))
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:

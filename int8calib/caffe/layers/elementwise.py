@@ -1,4 +1,4 @@
-"""A decorator for layers that map each value by itself: one formula gives plain run and kernel."""
+"""A decorator for layers that map each value by itself: one formula serves both paths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import same_shape
 
 Formula: TypeAlias = Callable[[LayerParameter, Array, Array], None]
@@ -23,12 +23,15 @@ def elementwise(*names: str) -> Callable[[Formula], Formula]:
 
     def add(formula: Formula) -> Formula:
         def plan(
-            params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-        ) -> Kernel:
-            def kernel(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+            params: LayerParameter,
+            weights: Sequence[Array],
+            bottoms: Sequence[Shape],
+            scratch: Scratch,
+        ) -> FastPath:
+            def fast_path(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
                 formula(params, bottoms[0], tops[0])
 
-            return kernel
+            return fast_path
 
         def run(
             params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]

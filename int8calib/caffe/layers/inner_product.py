@@ -9,7 +9,7 @@ import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index, flat_from
 from int8calib.errors import ShapeError
 
@@ -35,8 +35,8 @@ def _macs(params: LayerParameter, bottoms: Sequence[Shape], tops: Sequence[Shape
 
 
 def _plan(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     """One matrix-vector product per row, so that a row's result does not depend on the batch."""
     param = params.inner_product_param
     inputs = flat_from(bottoms[0], axis_index(param.axis, len(bottoms[0])))

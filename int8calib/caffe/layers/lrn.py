@@ -9,7 +9,7 @@ import numpy as np
 from caffe_proto import LayerParameter, caffe_pb2
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.pooling import window_counts
-from int8calib.caffe.layers.registry import Kernel, Take, copying_kernel, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, copying_fast_path, layer
 from int8calib.caffe.layers.shapes import need_ndim
 from int8calib.caffe.layers.windows import Windows
 from int8calib.errors import ShapeError
@@ -26,17 +26,17 @@ def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
 
 
 def _plan(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     """Across channels: some pixels of all channels at a time, so that they stay in the cache."""
     param, (_, channels, height, width) = params.lrn_param, bottoms[0]
     if param.norm_region != caffe_pb2.LRNParameter.ACROSS_CHANNELS:
-        return copying_kernel(lrn, params, weights)
+        return copying_fast_path(lrn, params, weights)
     half, pixels = param.local_size // 2, height * width
     chunk = max(1, min(pixels, CHUNK // (3 * channels)))
-    squares = take((channels + 2 * half, chunk))
-    total = take((channels, chunk))
-    root = take((channels, chunk))
+    squares = scratch((channels + 2 * half, chunk))
+    total = scratch((channels, chunk))
+    root = scratch((channels, chunk))
     alpha = np.float32(param.alpha / param.local_size)
 
     def run_chunk(image: Array, top: Array) -> None:

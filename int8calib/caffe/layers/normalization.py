@@ -9,7 +9,7 @@ import numpy as np
 from caffe_proto import LayerParameter, caffe_pb2
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.affine import along
-from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import need_ndim, same_shape
 
 _INFERENCE = caffe_pb2.BNParameter.INFERENCE
@@ -32,8 +32,8 @@ def stored_statistics(params: LayerParameter, weights: Sequence[Array]) -> tuple
 
 
 def _plan_batch_norm(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     # Not x * factor + offset: where the mean is large that loses digits.
     mean, deviation = stored_statistics(params, weights)
     ndim = len(bottoms[0])

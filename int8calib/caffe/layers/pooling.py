@@ -9,7 +9,7 @@ import numpy as np
 from caffe_proto import LayerParameter, caffe_pb2
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.pooling_kernels import plan_global, plan_windows
-from int8calib.caffe.layers.registry import Kernel, Take, copying_kernel, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, copying_fast_path, layer
 from int8calib.caffe.layers.shapes import need_ndim
 from int8calib.caffe.layers.windows import Windows, window_view
 from int8calib.errors import ShapeError
@@ -96,19 +96,19 @@ def _padded_shape(windows: Windows, size: tuple[int, int], shape: Shape) -> Shap
 
 
 def _plan(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     shape = bottoms[0]
     windows, size = _geometry(params, shape)
     maximum = params.pooling_param.pool == _MAX
     if len(params.top) > 1:
-        return copying_kernel(pooling, params, weights)
+        return copying_fast_path(pooling, params, weights)
     if size == (1, 1) and windows.pad == (0, 0) and windows.kernel == shape[2:]:
         return plan_global(maximum)
     room = _padded_shape(windows, size, shape)[2:]
     lowest = np.float32(_LOWEST if maximum else 0)
     counts = None if maximum else window_counts(windows, size, *shape[2:])
-    return plan_windows(windows, size, room, shape, lowest, counts, take)
+    return plan_windows(windows, size, room, shape, lowest, counts, scratch)
 
 
 @layer("Pooling", shape=_shape, plan=_plan)

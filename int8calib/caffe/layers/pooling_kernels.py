@@ -1,4 +1,4 @@
-"""Fast twins of pooling: maxima or sums over rows first, then along the rows, in cached chunks."""
+"""Fast paths of pooling: maxima or sums over rows first, then along the rows, in cached chunks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.registry import Kernel, Take
+from int8calib.caffe.layers.registry import FastPath, Scratch
 from int8calib.caffe.layers.windows import Windows
 
 CHUNK = 1 << 17
 """Floats of scratch memory in use at a time (512 KiB), so that it stays in the cache."""
 
 
-def plan_global(maximum: bool) -> Kernel:
+def plan_global(maximum: bool) -> FastPath:
     """One window as large as the image."""
 
     def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
@@ -33,9 +33,9 @@ def plan_windows(
     shape: Shape,
     lowest: np.float32,
     counts: Array | None,
-    take: Take,
-) -> Kernel:
-    """A kernel for bottoms of `shape` (N, C, H, W) and tops of `size` (out_h, out_w).
+    scratch: Scratch,
+) -> FastPath:
+    """Plan bottoms of `shape` (N, C, H, W) and tops of `size` (out_h, out_w).
 
     `room` is the (height, width) of the image with its padding; the padding holds `lowest`. With
     `counts` None the maximum is taken, otherwise the sum over `counts` (out_h, out_w).
@@ -50,9 +50,9 @@ def plan_windows(
     above, left = windows.pad
     is_padded = (height, width) != tuple(room)
     chunk = max(1, min(channels, CHUNK // (room[0] * room[1] + 2 * size[0] * room[1])))
-    padded = take((chunk, *room)) if is_padded else None
-    narrowed = take((chunk, size[0], room[1]))
-    combined = take((chunk, size[0], room[1]))
+    padded = scratch((chunk, *room)) if is_padded else None
+    narrowed = scratch((chunk, size[0], room[1]))
+    combined = scratch((chunk, size[0], room[1]))
     starts = slice(0, (size[1] - 1) * windows.stride[1] + 1, windows.stride[1])
 
     def run_chunk(image: Array, top: Array) -> None:

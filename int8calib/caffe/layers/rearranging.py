@@ -8,7 +8,7 @@ import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.registry import Kernel, Take, layer
+from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index, need_count, need_ndim
 from int8calib.errors import ShapeError
 
@@ -104,8 +104,8 @@ def _shuffled(x: Array, group: int) -> Array:
 
 
 def _plan_shuffle(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], take: Take
-) -> Kernel:
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
     group = params.shuffle_channel_param.group
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:

@@ -1,9 +1,9 @@
 """Which Caffe types the engine can run: name -> `LayerType`; filled by the family files beside it.
 
 A layer is a pure function of `(params, weights, bottoms)` with a shape rule beside it. Where
-speed matters it may have a *planner*, a fast twin: given the shapes once, it returns a kernel
+speed matters it may have a *planner*: given the shapes once, it returns a *fast path*, a function
 that writes into buffers the engine owns. The plain function stays the definition; a test holds
-the twin to it.
+the fast path to it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from caffe_proto import LayerParameter
+from int8calib.arrays import Array, Shape
 from int8calib.errors import OptionError, UnsupportedLayerError
 
-Array: TypeAlias = NDArray[np.float32]
-Shape: TypeAlias = tuple[int, ...]
 Run: TypeAlias = Callable[[LayerParameter, Sequence[Array], Sequence[Array]], Sequence[Array]]
 ShapeRule: TypeAlias = Callable[[LayerParameter, Sequence[Shape]], Sequence[Shape]]
-Kernel: TypeAlias = Callable[[Sequence[Array], Sequence[Array]], None]
-Take: TypeAlias = Callable[[Shape], Array]
-Planner: TypeAlias = Callable[[LayerParameter, Sequence[Array], Sequence[Shape], Take], Kernel]
+FastPath: TypeAlias = Callable[[Sequence[Array], Sequence[Array]], None]
+Scratch: TypeAlias = Callable[[Shape], Array]
+Planner: TypeAlias = Callable[[LayerParameter, Sequence[Array], Sequence[Shape], Scratch], FastPath]
 Macs: TypeAlias = Callable[[LayerParameter, Sequence[Shape], Sequence[Shape]], int]
 
 
@@ -42,11 +40,11 @@ class LayerType:
     weights
         `(params, bottom shapes) -> weight shapes` in caffemodel order, or None for no weights.
     plan
-        `(params, weights, bottom shapes, take) -> kernel`, where `kernel(bottoms, tops)` writes
-        the tops and `take(shape)` gives a scratch array that is the kernel's own only while it
+        `(params, weights, bottom shapes, scratch) -> fast path`, where `fast_path(bottoms, tops)`
+        writes the tops and `scratch(shape)` gives a scratch buffer that is its own only while it
         runs; None where `run` is all there is.
     inplace
-        the kernel may get the same array as bottom and top.
+        the fast path may get the same array as bottom and top.
     view
         each top is its one bottom's memory in another shape; nothing is computed.
     macs
@@ -88,8 +86,8 @@ def layer(
     return add
 
 
-def copying_kernel(run: Run, params: LayerParameter, weights: Sequence[Array]) -> Kernel:
-    """The kernel of a case that has no faster form: the plain function, its tops copied."""
+def copying_fast_path(run: Run, params: LayerParameter, weights: Sequence[Array]) -> FastPath:
+    """Make a fast path of the plain function, for cases without a faster form: tops are copied."""
 
     def copy(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
         for top, value in zip(tops, run(params, weights, bottoms), strict=True):

@@ -1,4 +1,4 @@
-"""Fast twin of depthwise convolution: long contiguous copies and products instead of short rows.
+"""Fast path of depthwise convolution: long contiguous copies and products instead of short rows.
 
 Each channel is laid out flat with its padding, so that a tap (row i, column j of the kernel) is
 the same flat array begun `i * pitch + j` later: one output row runs into the next, and the few
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.layers.registry import Kernel, Take
+from int8calib.caffe.layers.registry import FastPath, Scratch
 from int8calib.caffe.layers.windows import Windows
 
 CHUNK = 1 << 18
@@ -67,16 +67,18 @@ def _taps(layout: _Layout) -> list[tuple[int, int]]:
     return taps
 
 
-def plan_depthwise(windows: Windows, weights: Sequence[Array], shape: Shape, take: Take) -> Kernel:
-    """A kernel for bottoms of `shape` (N, C, H, W) and weights (C, 1, kernel_h, kernel_w)."""
+def plan_depthwise(
+    windows: Windows, weights: Sequence[Array], shape: Shape, scratch: Scratch
+) -> FastPath:
+    """Plan bottoms of `shape` (N, C, H, W) and weights (C, 1, kernel_h, kernel_w)."""
     _, channels, height, width = shape
     layout = _layout(windows, height, width)
     taps = _taps(layout)
     flat = layout.size[0] * layout.pitch
     floats = layout.phases * layout.plane + (len(taps) + 1) * flat
     chunk = max(1, min(channels, CHUNK // floats))
-    planes = take((chunk, layout.phases, layout.plane))
-    columns, total = take((chunk, len(taps), flat)), take((chunk, 1, flat))
+    planes = scratch((chunk, layout.phases, layout.plane))
+    columns, total = scratch((chunk, len(taps), flat)), scratch((chunk, 1, flat))
     sources = [planes[:, phase, offset : offset + flat] for phase, offset in taps]
     rows = np.ascontiguousarray(weights[0].reshape(channels, 1, -1))
     inside = _phase_views(planes, layout, height, width)
