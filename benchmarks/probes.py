@@ -21,7 +21,7 @@ SEAMS = (
     ("load", "int8calib.caffe.engine.run", "load_caffe"),
     ("decode", "int8calib.images.source", "read_image"),
     ("decode", "int8calib.images.preprocess", "Preprocess.__call__"),
-    ("forward", "int8calib.caffe.engine.workers", "run_plan"),
+    ("forward", "int8calib.caffe.engine.run", "run_plan"),
     ("range", "int8calib.calibration.statistics.collect", "measure_range"),
     ("range", "int8calib.calibration.statistics.tally", "Tally.add_ranges"),
     ("range", "int8calib.calibration.statistics.kept", "range_of_values"),

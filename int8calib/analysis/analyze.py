@@ -16,8 +16,7 @@ from int8calib.analysis.layer_errors import Analysis, LayerError
 from int8calib.analysis.sensitivity import Effect, single_layer_effects
 from int8calib.analysis.side_by_side import Place, SideBySide, side_by_side
 from int8calib.arrays import Array
-from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Batch, Progress, Runner, batch_of
+from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Layer
 from int8calib.errors import ModelError
@@ -26,6 +25,7 @@ from int8calib.evaluation.measures import Energy, energy, total_energy
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.simulation.layers import Int8Weights
 from int8calib.table.model import CalibrationTable
+from int8calib.workers import Batch, Progress, batch_size
 
 SENSITIVITY_IMAGES = 10
 
@@ -60,7 +60,7 @@ def analyze(
         index, given = item
         batch = given.batch if isinstance(given, Labelled) else given
         records[index] = _measure(runners[0], joint, twins, batch)
-        return batch_of(batch)
+        return batch_size(batch)
 
     wanted = [blob for p in joint.places for blob in (p.bottom, p.top, p.probe, p.chain)]
     run_pass(

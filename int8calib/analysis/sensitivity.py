@@ -9,20 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from int8calib.arrays import Array
-from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import (
-    Batch,
-    Progress,
-    Runner,
-    batch_of,
-    single_threaded_blas,
-    work_through,
-)
+from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.evaluation.evaluate import Labelled, LabelledLoader, copied_tops
 from int8calib.evaluation.measures import Share, total_energy
 from int8calib.evaluation.outputs import Watched, watched_blobs
 from int8calib.evaluation.records import Record, agreement, compare
+from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas, work_through
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ def single_layer_effects(
     Whole batches are taken, so a batch may bring some more.
     """
     few = list(_first(batches(), images))
-    used = sum(batch_of(batch) for batch in few)
+    used = sum(batch_size(batch) for batch in few)
     watched = watched_blobs(net, scores)
     effects: dict[str, Effect] = {}
     report = progress or (lambda stage, done, of: None)
@@ -76,7 +69,7 @@ def _first(batches: Iterable[Batch | Labelled], images: int) -> Iterator[Batch]:
     for given in batches:
         batch = given.batch if isinstance(given, Labelled) else given
         yield batch
-        taken += batch_of(batch)
+        taken += batch_size(batch)
         if taken >= images:
             return
 
@@ -97,6 +90,6 @@ def _effect(
     records: list[Record] = []
     for batch, tops in zip(batches, expected, strict=True):
         pair = (tops, copied_tops(runner, batch))
-        records.append(compare(watched, pair, None, batch_of(batch)))
+        records.append(compare(watched, pair, None, batch_size(batch)))
     per_blob = zip(*(record.energies[0] for record in records), strict=True)
     return Effect(min(total_energy(parts).sqnr for parts in per_blob), agreement(records, 1))

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Loader, Progress
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.caffe.network.inputs import INPUT_TYPES
@@ -20,6 +19,7 @@ from int8calib.calibration.statistics.store import Statistics
 from int8calib.calibration.statistics.tally import Checkpoint
 from int8calib.calibration.table_layers import TableLayer, table_layers
 from int8calib.errors import ModelError
+from int8calib.workers import Loader, Progress
 
 __all__ = ["Calibration", "Job", "Options", "calibrate", "make_table", "prepare", "run_job"]
 

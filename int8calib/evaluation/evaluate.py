@@ -9,15 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from int8calib.arrays import Array
-from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import (
-    Batch,
-    Progress,
-    Runner,
-    batch_of,
-    single_threaded_blas,
-    work_through,
-)
+from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError, OptionError
 from int8calib.evaluation.boxes import SCORE
@@ -26,6 +18,7 @@ from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation
 from int8calib.simulation.build import simulate
 from int8calib.table.model import CalibrationTable
+from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas, work_through
 
 
 class Labelled(NamedTuple):
@@ -72,8 +65,8 @@ def evaluate(
         if labels is not None and watched.scores is None:
             watched_blobs(net, scores, labelled=True)
         tops = [copied_tops(runner, batch) for runner in runners]
-        records[index] = compare(watched, tops, labels, batch_of(batch), box_score)
-        return batch_of(batch)
+        records[index] = compare(watched, tops, labels, batch_size(batch), box_score)
+        return batch_size(batch)
 
     run_pass(
         batches(),

@@ -11,7 +11,6 @@ from types import MappingProxyType
 
 from int8calib.analysis.layer_errors import Analysis
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Progress
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OutputError
 from int8calib.evaluation.results import Evaluation
@@ -27,6 +26,7 @@ from int8calib.reporting.samples import LayerSample
 from int8calib.reporting.svg import COLOURS, inline_svg
 from int8calib.simulation.build import folds
 from int8calib.table.model import CalibrationTable
+from int8calib.workers import Progress
 
 _UNSAFE = re.compile(r"[^\w.-]+")
 

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from int8calib.analysis.side_by_side import Place, side_by_side
 from int8calib.arrays import Array
-from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Progress, Runner, batch_of, single_threaded_blas
+from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError
 from int8calib.evaluation.evaluate import Labelled, LabelledLoader
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.table.model import CalibrationTable
+from int8calib.workers import Progress, batch_size, single_threaded_blas
 
 SAMPLE_BATCHES = 4
 SAMPLE_VALUES = 1000
@@ -59,7 +59,7 @@ def sample_outputs(
             batch = given.batch if isinstance(given, Labelled) else given
             listener = _Listener(joint.places, pairs, rng, values)
             runner.run(batch, listener)
-            done += batch_of(batch)
+            done += batch_size(batch)
             if progress is not None:
                 progress("samples", done, 0)
     if not done:

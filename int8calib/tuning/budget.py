@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable, Sequence
 
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Batch, Progress, batch_of
 from int8calib.calibration.pipeline import Job
 from int8calib.errors import ImageError, OptionError
 from int8calib.evaluation.evaluate import Labelled
 from int8calib.tuning.layerwise import bytes_per_image
 from int8calib.tuning.results import TuneOptions
+from int8calib.workers import Batch, Progress, batch_size
 
 
 class OutOfTimeError(Exception):
@@ -24,7 +24,7 @@ def taken(given: Iterable[Batch | Labelled], images: int) -> list[Batch | Labell
     count = 0
     for each in given:
         found.append(each)
-        count += batch_of(_batch(each))
+        count += batch_size(_batch(each))
         if count >= images:
             break
     if len(found) < 2:
@@ -54,7 +54,7 @@ def split(
         held = [fitted.pop()]
     elif not fitted:
         fitted = [_batch(held.pop())]
-    size = bytes_per_image(job.graph, net.input_shapes) * batch_of(fitted[0])
+    size = bytes_per_image(job.graph, net.input_shapes) * batch_size(fitted[0])
     return fitted[: max(1, tuning.memory // max(size, 1))], held
 
 

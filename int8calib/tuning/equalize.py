@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.engine.workers import Batch, Progress, Runner, work_through
+from int8calib.caffe.engine.run import Runner
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.calibration.scales import LEVELS, Grid
@@ -26,6 +26,7 @@ from int8calib.tuning.channels import FIXED, Channels, Ids, scalable_channels, s
 from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.rounding import nearest
 from int8calib.tuning.samples import Places, Problem, affordable, problem_of, weight_blob
+from int8calib.workers import Batch, Progress, work_through
 
 COLUMNS = (768, 4096)
 """Fewest and most columns that factors are judged by."""

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from int8calib.arrays import Array
-from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Batch, Progress, Runner, batch_of
+from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.graph import Blob
 from int8calib.evaluation.evaluate import Labelled, copied_tops, run_pass
 from int8calib.evaluation.outputs import Watched, watched_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation, TableResult
+from int8calib.workers import Batch, Progress, batch_size
 
 
 class Judge:
@@ -28,7 +28,7 @@ class Judge:
         self._given = given
         self._workers = workers
         self._expected: dict[int, dict[Blob, Array]] = {}
-        self.images = sum(batch_of(_batch(each)) for each in given)
+        self.images = sum(batch_size(_batch(each)) for each in given)
 
     def __call__(self, nets: Mapping[str, Net], progress: Progress | None = None) -> Evaluation:
         """Each of `nets`, by name, beside the float net."""
@@ -40,8 +40,8 @@ class Judge:
             if index not in self._expected:
                 self._expected[index] = self._tops(runners[0], batch)
             tops = [self._expected[index], *(self._tops(r, batch) for r in runners[1:])]
-            records[index] = compare(self.watched, tops, labels, batch_of(batch))
-            return batch_of(batch)
+            records[index] = compare(self.watched, tops, labels, batch_size(batch))
+            return batch_size(batch)
 
         run_pass(
             self._given,

@@ -12,11 +12,11 @@ from math import prod
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.engine.workers import Batch, work_through
 from int8calib.caffe.layers.registry import find_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.shapes import infer_shapes
+from int8calib.workers import Batch, work_through
 
 Values = list[Array]
 """One blob: its array for each batch."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from int8calib.analysis.sensitivity import single_layer_effects
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Batch, Progress, batch_of, single_threaded_blas
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.calibration.options import Options
@@ -30,6 +29,7 @@ from int8calib.tuning.results import TuneOptions, Tuning
 from int8calib.tuning.sequence import SettledLayer, settle_layers
 from int8calib.tuning.suited import Suited, suit_channels
 from int8calib.tuning.weights import Changes
+from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas
 
 PLAIN = ("mse", "kl", "aciq")
 """Methods whose plain tables are tried too; the first is what tuning starts from."""
@@ -81,7 +81,7 @@ def tune(
     judge = Judge(net, held, scores=tuning.scores, workers=options.workers)
     check_targets(tuning, held)
     clock = clock_of(progress, tuning.seconds)
-    images = sum(batch_of(batch) for batch in fitted)
+    images = sum(batch_size(batch) for batch in fitted)
     run = _Run(net, job, options, tuning, fitted, images, judge, clock, meta)
     statistics = run_job(job, lambda: fitted, options, total=images, progress=progress).statistics
     plain = {m: _plain_table(job, statistics, options, m, meta) for m in PLAIN}

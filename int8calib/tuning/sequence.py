@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.engine.workers import Batch
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
@@ -27,6 +26,7 @@ from int8calib.tuning.rounding import nearest
 from int8calib.tuning.samples import Places, Problem, affordable, problem_of, weight_blob
 from int8calib.tuning.tail import Aim, Tail, best_by_outputs
 from int8calib.tuning.weights import Changes, Settled, settle_scales, settle_weights
+from int8calib.workers import Batch
 
 COLUMNS = 4096
 MOST_COLUMNS = 8192

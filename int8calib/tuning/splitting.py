@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from int8calib.arrays import Shape
-from int8calib.caffe.engine.workers import Batch, Progress
 from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.caffe.network.shapes import infer_shapes, layer_multiply_adds, multiply_adds
@@ -24,6 +23,7 @@ from int8calib.tuning.importance import Weighing, importance
 from int8calib.tuning.layerwise import Layerwise
 from int8calib.tuning.samples import problem_of
 from int8calib.tuning.tail import Aim, Tail
+from int8calib.workers import Batch, Progress
 
 MOST_COPIES = 4
 PACKS = (8, 4)

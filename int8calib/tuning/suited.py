@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.engine.workers import Batch, Progress, batch_of, single_threaded_blas
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import Job, prepare, run_job
@@ -22,6 +21,7 @@ from int8calib.tuning.equalize import equalize
 from int8calib.tuning.results import TuneOptions
 from int8calib.tuning.splitting import split_channels
 from int8calib.tuning.tail import Aim, aim_of
+from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas
 
 TableOf = Callable[[Job, Statistics], CalibrationTable]
 
@@ -68,7 +68,7 @@ def suit_channels(
     def again(suited: Suited) -> Suited:
         """With the job and the table of its new net."""
         job = prepare(suited.net, replace(options, fold_bn=False))
-        total = sum(batch_of(batch) for batch in fitted)
+        total = sum(batch_size(batch) for batch in fitted)
         found = run_job(job, lambda: fitted, options, total=total, progress=clock)
         return replace(suited, job=job, start=table_of(job, found.statistics))
 

@@ -14,13 +14,14 @@ import numpy as np
 
 from int8calib.analysis.side_by_side import MARK
 from int8calib.arrays import Array
-from int8calib.caffe.engine.workers import Batch, Runner, batch_of, work_through
+from int8calib.caffe.engine.run import Runner
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.shapes import multiply_adds
 from int8calib.calibration.scales import LEVELS
 from int8calib.evaluation.evaluate import copied_tops
 from int8calib.evaluation.outputs import Watched
 from int8calib.tuning.bottoms import rounded, strength
+from int8calib.workers import Batch, batch_size, work_through
 
 FEWEST = 64
 """Images from which on thresholds are fitted to the outputs."""
@@ -77,7 +78,7 @@ def aim_of(graph: Graph, batches: Sequence[Batch], watched: Watched, workers: in
     None for few images as well: these do not show how large the values of others become.
     """
     wanted = watched.tensors
-    if not wanted or sum(batch_of(batch) for batch in batches) < FEWEST:
+    if not wanted or sum(batch_size(batch) for batch in batches) < FEWEST:
         return None
     shapes = {name: array.shape for name, array in batches[0].items()}
     count = min(max(IMAGES, int(WORK / max(multiply_adds(graph, shapes), 1))), len(batches))

@@ -18,6 +18,7 @@ from int8calib.caffe.engine.plan import Plan, make_plan
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.load import load_graph
 from int8calib.errors import OptionError, ShapeError
+from int8calib.workers import Batch
 
 OnTop: TypeAlias = Callable[[str, str, Array], None]
 Listener: TypeAlias = Callable[[Layer, Blob, Array], None]
@@ -121,6 +122,32 @@ class Net:
                 )
             arrays[name] = array
         return arrays
+
+
+class Runner:
+    """One worker's plan of a graph, made anew only when the input shapes change.
+
+    It runs what the wanted `blobs` need, and hands each of them to a listener when it is ready.
+    """
+
+    def __init__(self, graph: Graph, blobs: Iterable[Blob]) -> None:
+        self._graph = graph
+        self._blobs = frozenset(blobs)
+        self._plan: Plan | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def run(self, batch: Batch, hear: Callable[[Blob, Array], None]) -> None:
+        """Run one batch; `hear(blob, top)` gets each wanted top, valid until it returns."""
+        shapes = {name: array.shape for name, array in batch.items()}
+        if self._plan is None or shapes != self._shapes:
+            self._plan = make_plan(self._graph, shapes, self._blobs, keep=False)
+            self._shapes = shapes
+
+        def listen(layer: Layer, blob: Blob, top: Array) -> None:
+            if blob in self._blobs:
+                hear(blob, top)
+
+        run_plan(self._plan, batch, listen)
 
 
 def load_caffe(

@@ -17,15 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 
 from int8calib.arrays import Array
-from int8calib.caffe.engine.workers import (
-    Batch,
-    Loader,
-    Progress,
-    Runner,
-    batch_of,
-    single_threaded_blas,
-    work_through,
-)
+from int8calib.caffe.engine.run import Runner
 from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.calibration.statistics.activation import Range, measure_range
 from int8calib.calibration.statistics.counters import Counters, Gate, by_half
@@ -33,6 +25,14 @@ from int8calib.calibration.statistics.kept import Kept, Shelf
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.calibration.statistics.tally import Checkpoint, Codes, Tally
 from int8calib.errors import ImageError
+from int8calib.workers import (
+    Batch,
+    Loader,
+    Progress,
+    batch_size,
+    single_threaded_blas,
+    work_through,
+)
 
 
 def collect_statistics(
@@ -104,7 +104,7 @@ class _Collector:
         def work(runner: Runner, item: tuple[int, Batch]) -> int:
             index, batch = item
             if index in before:
-                return batch_of(batch)
+                return batch_size(batch)
             found: list[tuple[str, Range]] = []
             kept: list[Kept] = []
             keeping = self._shelf.open
@@ -125,7 +125,7 @@ class _Collector:
             self._save_if_due(Tally.snapshot)
             if keeping:
                 self._shelf.put(index, codes, kept)
-            return batch_of(batch)
+            return batch_size(batch)
 
         self._batch_count = self._each(enumerate(batches()), work, progress)
         if not self._batch_count:
@@ -195,7 +195,7 @@ class _Collector:
 
 def image_codes(batch: Batch) -> Codes:
     """A checksum of each image of a batch, over all its inputs: 32 bits, whatever the batch."""
-    codes = [0] * batch_of(batch)
+    codes = [0] * batch_size(batch)
     for name in sorted(batch):
         for i, image in enumerate(batch[name]):
             codes[i] = zlib.crc32(np.ascontiguousarray(image).data, codes[i])

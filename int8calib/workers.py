@@ -1,7 +1,7 @@
-"""Loader to results, several at a time: what a stage does with one image runs in threads here.
+"""Threads that work through the batches of a loader, and the types that say what batches are.
 
-Each worker has its own plans and runs single-threaded matrix products, so that a result depends
-neither on the number of workers nor on who computed it.
+Each worker has a state of its own and runs single-threaded matrix products, so that a result
+depends neither on the number of workers nor on who computed it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from int8calib.arrays import Array
-from int8calib.caffe.engine.plan import Plan, make_plan
-from int8calib.caffe.engine.run import run_plan
-from int8calib.caffe.network.graph import Blob, Graph, Layer
 
 Batch: TypeAlias = Mapping[str, Array]
 """One batch: each input blob's array, float32 (N, ...)."""
@@ -71,33 +68,7 @@ def work_through(
     return count
 
 
-class Runner:
-    """One worker's plan of a graph, made anew only when the input shapes change.
-
-    It runs what the wanted `blobs` need, and hands each of them to a listener when it is ready.
-    """
-
-    def __init__(self, graph: Graph, blobs: Iterable[Blob]) -> None:
-        self._graph = graph
-        self._blobs = frozenset(blobs)
-        self._plan: Plan | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
-
-    def run(self, batch: Batch, hear: Callable[[Blob, Array], None]) -> None:
-        """Run one batch; `hear(blob, top)` gets each wanted top, valid until it returns."""
-        shapes = {name: array.shape for name, array in batch.items()}
-        if self._plan is None or shapes != self._shapes:
-            self._plan = make_plan(self._graph, shapes, self._blobs, keep=False)
-            self._shapes = shapes
-
-        def listen(layer: Layer, blob: Blob, top: Array) -> None:
-            if blob in self._blobs:
-                hear(blob, top)
-
-        run_plan(self._plan, batch, listen)
-
-
-def batch_of(batch: Batch) -> int:
+def batch_size(batch: Batch) -> int:
     """The number of images of a batch."""
     return len(next(iter(batch.values())))
 
