@@ -80,9 +80,9 @@ def parser() -> argparse.ArgumentParser:
         help="folder for generated models (default: %(default)s)",
     )
     made.add_argument(
-        "--write-readme",
+        "--write-docs",
         action="store_true",
-        help="measure nothing; put the stored main table into README.md",
+        help="measure nothing; put the stored main table into docs/measured.md",
     )
     made.add_argument(
         "--guard",
@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     output = args.output or (args.work if args.quick else HERE)
     stored_path = output / "results.json"
-    if args.write_readme:
-        report.write_readme(ROOT / "README.md", _stored(stored_path))
+    if args.write_docs:
+        report.write_docs(ROOT / "docs" / "measured.md", _stored(stored_path))
         return 0
     settings = _settings(args)
     if args.guard:

@@ -1,4 +1,4 @@
-"""Results to Markdown: the main table for the README, and a page with all tables."""
+"""Results to Markdown: the main table for docs/measured.md, and a page with all tables."""
 
 from __future__ import annotations
 
@@ -224,16 +224,16 @@ def _listed(values: Iterable[int]) -> str:
     return " or ".join(map(str, sorted(values)))
 
 
-def readme_table(readme: str) -> str | None:
-    """What stands between the README's markers; None without markers."""
-    found = re.search(f"{re.escape(BEGIN)}\n(.*?)\n?{re.escape(END)}", readme, re.DOTALL)
+def docs_table(text: str) -> str | None:
+    """What stands between a page's markers; None without markers."""
+    found = re.search(f"{re.escape(BEGIN)}\n(.*?)\n?{re.escape(END)}", text, re.DOTALL)
     return None if found is None else found.group(1)
 
 
-def write_readme(path: Path, results: Results) -> None:
-    """Put the main table between the README's markers; ValueError where there are none."""
+def write_docs(path: Path, results: Results) -> None:
+    """Put the main table between a page's markers; ValueError where there are none."""
     text = path.read_text(encoding="utf-8")
-    if readme_table(text) is None:
+    if docs_table(text) is None:
         raise ValueError(f"{path}: has no lines {BEGIN} and {END}")
     before, after = text[: text.index(BEGIN)], text[text.index(END) :]
     path.write_text(f"{before}{BEGIN}\n{main_table(results)}\n{after}", encoding="utf-8")

@@ -15,59 +15,111 @@ if TYPE_CHECKING:
     from int8calib.caffe.inspection.results import Inspection
     from int8calib.caffe.layers.registry import register_layer
     from int8calib.calibration.pipeline import Calibration, Options, calibrate
-    from int8calib.errors import Int8CalibError
+    from int8calib.calibration.scales import WeightOptions
+    from int8calib.calibration.statistics.activation import Histogram
+    from int8calib.calibration.statistics.store import Statistics
+    from int8calib.errors import (
+        ImageError,
+        Int8CalibError,
+        ModelError,
+        ModelFileError,
+        OptionError,
+        OutputError,
+        ShapeError,
+        StatisticsError,
+        TableError,
+        UnsupportedLayerError,
+        WeightsError,
+    )
     from int8calib.evaluation.evaluate import Labelled, evaluate
     from int8calib.evaluation.results import Evaluation
     from int8calib.reporting.report import report
     from int8calib.simulation.build import simulate
+    from int8calib.table.files import read_table, write_table
+    from int8calib.table.model import CalibrationTable, LayerScales
     from int8calib.tuning.results import TuneOptions, Tuning
     from int8calib.tuning.search import tune
+
 
 __all__ = [
     "Analysis",
     "Calibration",
+    "CalibrationTable",
     "Evaluation",
+    "Histogram",
+    "ImageError",
     "Inspection",
     "Int8CalibError",
     "Labelled",
+    "LayerScales",
+    "ModelError",
+    "ModelFileError",
     "Net",
+    "OptionError",
     "Options",
+    "OutputError",
+    "ShapeError",
+    "Statistics",
+    "StatisticsError",
+    "TableError",
     "TuneOptions",
     "Tuning",
+    "UnsupportedLayerError",
+    "WeightOptions",
+    "WeightsError",
     "__version__",
     "analyze",
     "calibrate",
     "evaluate",
     "inspect",
     "load_caffe",
+    "read_table",
     "register_layer",
     "report",
     "simulate",
     "tune",
     "write_model",
+    "write_table",
 ]
 
 _HOMES = {
-    "Inspection": "int8calib.caffe.inspection.results",
-    "inspect": "int8calib.caffe.inspection.inspect",
     "Analysis": "int8calib.analysis.layer_errors",
+    "Calibration": "int8calib.calibration.pipeline",
+    "CalibrationTable": "int8calib.table.model",
     "Evaluation": "int8calib.evaluation.results",
+    "Histogram": "int8calib.calibration.statistics.activation",
+    "ImageError": "int8calib.errors",
+    "Inspection": "int8calib.caffe.inspection.results",
+    "Int8CalibError": "int8calib.errors",
     "Labelled": "int8calib.evaluation.evaluate",
-    "analyze": "int8calib.analysis.analyze",
-    "evaluate": "int8calib.evaluation.evaluate",
-    "report": "int8calib.reporting.report",
-    "simulate": "int8calib.simulation.build",
+    "LayerScales": "int8calib.table.model",
+    "ModelError": "int8calib.errors",
+    "ModelFileError": "int8calib.errors",
+    "Net": "int8calib.caffe.engine.run",
+    "OptionError": "int8calib.errors",
+    "Options": "int8calib.calibration.pipeline",
+    "OutputError": "int8calib.errors",
+    "ShapeError": "int8calib.errors",
+    "Statistics": "int8calib.calibration.statistics.store",
+    "StatisticsError": "int8calib.errors",
+    "TableError": "int8calib.errors",
     "TuneOptions": "int8calib.tuning.results",
     "Tuning": "int8calib.tuning.results",
+    "UnsupportedLayerError": "int8calib.errors",
+    "WeightOptions": "int8calib.calibration.scales",
+    "WeightsError": "int8calib.errors",
+    "analyze": "int8calib.analysis.analyze",
+    "calibrate": "int8calib.calibration.pipeline",
+    "evaluate": "int8calib.evaluation.evaluate",
+    "inspect": "int8calib.caffe.inspection.inspect",
+    "load_caffe": "int8calib.caffe.engine.run",
+    "read_table": "int8calib.table.files",
+    "register_layer": "int8calib.caffe.layers.registry",
+    "report": "int8calib.reporting.report",
+    "simulate": "int8calib.simulation.build",
     "tune": "int8calib.tuning.search",
     "write_model": "int8calib.caffe.export",
-    "Calibration": "int8calib.calibration.pipeline",
-    "Options": "int8calib.calibration.pipeline",
-    "calibrate": "int8calib.calibration.pipeline",
-    "Int8CalibError": "int8calib.errors",
-    "Net": "int8calib.caffe.engine.run",
-    "load_caffe": "int8calib.caffe.engine.run",
-    "register_layer": "int8calib.caffe.layers.registry",
+    "write_table": "int8calib.table.files",
 }
 
 

@@ -209,24 +209,21 @@ def test_page_has_a_row_for_every_network_and_stage(results: dict) -> None:
     assert f"{median:.2f} (" in report.main_table(results)
 
 
-def test_readme_takes_the_table_between_its_markers(tmp_path: Path, results: dict) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
-    report.write_readme(readme, results)
-    text = readme.read_text()
-    assert report.readme_table(text) == report.main_table(results)
+def test_docs_take_the_table_between_its_markers(tmp_path: Path, results: dict) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
+    report.write_docs(page, results)
+    text = page.read_text()
+    assert report.docs_table(text) == report.main_table(results)
     assert text.startswith("before\n")
     assert text.endswith("\n\nafter\n")
-    readme.write_text("no markers\n")
-    with pytest.raises(ValueError, match="README"):
-        report.write_readme(readme, results)
+    page.write_text("no markers\n")
+    with pytest.raises(ValueError, match="page"):
+        report.write_docs(page, results)
 
 
-def test_readme_holds_the_stored_table() -> None:
-    readme = ROOT / "README.md"
-    table = report.readme_table(readme.read_text(encoding="utf-8")) if readme.is_file() else None
-    if not table:
-        pytest.skip("the README has no benchmark table")
+def test_docs_hold_the_stored_table() -> None:
+    table = report.docs_table((ROOT / "docs" / "measured.md").read_text(encoding="utf-8"))
     stored = json.loads(STORED.read_text(encoding="utf-8"))
     assert table == report.main_table(stored)
 
