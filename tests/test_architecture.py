@@ -108,7 +108,7 @@ def test_files_say_what_they_are_for_and_stay_short(path: Path) -> None:
     if path.name.endswith("_pb2.py"):
         return
     assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
-    assert text.count("\n") <= 300, f"{path} has {text.count(chr(10))} lines"
+    assert text.count("\n") <= 350, f"{path} has {text.count(chr(10))} lines"
 
 
 @pytest.mark.parametrize(

@@ -14,25 +14,23 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from int8calib.cli.compare_options import (
+from int8calib.cli.comparison import (
     add_json_argument,
     add_scores_argument,
     add_table_fold_arguments,
-)
-from int8calib.cli.evaluate import (
-    decibels,
     output_inputs,
-    share_text,
 )
+from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.inputs import (
+from int8calib.cli.loader import ImageLoader
+from int8calib.cli.options import (
+    MessageOptions,
+    ModelOptions,
+    RunOptions,
     add_model_arguments,
     add_workers_argument,
-    load_net,
-    worker_count,
+    read_options,
 )
-from int8calib.cli.loader import ImageLoader
-from int8calib.cli.screen import Screen
 
 if TYPE_CHECKING:
     from int8calib.analysis.layer_errors import Analysis
@@ -63,11 +61,12 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.analysis.analyze import analyze
     from int8calib.table import read_table
 
-    screen = Screen(args)
+    console = Console(read_options(MessageOptions, args))
     table = read_table(args.table)
-    net = load_net(args)
-    images = ImageLoader(image_options(args), net, output_inputs(net), workers=worker_count(args))
-    with screen.progress() as progress:
+    net = read_options(ModelOptions, args).load()
+    workers = read_options(RunOptions, args).worker_count
+    images = ImageLoader(image_options(args), net, output_inputs(net), workers=workers)
+    with console.progress() as progress:
         found = analyze(
             net,
             table,
@@ -75,26 +74,28 @@ def run(args: argparse.Namespace) -> int:
             sensitivity_images=args.sensitivity,
             scores=args.scores,
             fold_bn=args.fold_bn,
-            workers=worker_count(args),
+            workers=workers,
             total=len(images),
             progress=progress,
         )
-    images.tell(screen)
+    images.tell(console)
     if args.json:
-        screen.result(json.dumps(found.as_dict(), indent=2))
+        console.result(json.dumps(found.as_dict(), indent=2))
     else:
-        show(screen, found)
+        _show(console, found)
     return 0
 
 
-def show(screen: Screen, found: Analysis) -> None:
+def _show(console: Console, found: Analysis) -> None:
     """Both orders, and what the analysis cost."""
+    from int8calib.evaluation.measures import format_decibels
+
     rows = [
         (
             layer.name,
-            decibels(layer.own_sqnr),
+            format_decibels(layer.own_sqnr),
             f"{layer.own_cosine:.5f}",
-            decibels(layer.arriving_sqnr),
+            format_decibels(layer.arriving_sqnr),
             f"{layer.arriving_cosine:.5f}",
             f"{100 * layer.clipped_values:.3f}",
             f"{100 * layer.clipped_error:.1f}",
@@ -106,12 +107,12 @@ def show(screen: Screen, found: Analysis) -> None:
         *("layer", "own dB", "own cosine", "arriving dB", "arriving cosine"),
         *("clipped values %", "clipped error %", "rounding error %"),
     )
-    screen.table(f"Layers in INT8 over {found.images} images, worst first", columns, rows)
+    console.table(f"Layers in INT8 over {found.images} images, worst first", columns, rows)
     ranked = [
-        (layer.name, decibels(layer.output_sqnr), share_text(layer.agreement))
+        (layer.name, format_decibels(layer.output_sqnr), format_share(layer.agreement))
         for layer in found.by_sensitivity()
     ]
     if ranked:
         title = f"\nOne layer alone in INT8 over {found.sensitivity_images} images, by its effect"
-        screen.table(title, ("layer", "output SQNR dB", "same top-1 %"), ranked)
-    screen.say(f"cost: as {found.cost:.1f} evaluations of one table over these images")
+        console.table(title, ("layer", "output SQNR dB", "same top-1 %"), ranked)
+    console.say(f"cost: as {found.cost:.1f} evaluations of one table over these images")

@@ -16,20 +16,22 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from int8calib.cli.calibrate import add_checkpoint_arguments, check_output, open_checkpoint
 from int8calib.cli.config import add_config_argument
-from int8calib.cli.digest import file_sha256
-from int8calib.cli.identity import job_identity
+from int8calib.cli.console import Console
+from int8calib.cli.fingerprint import file_sha256, job_fingerprint
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.inputs import (
+from int8calib.cli.loader import ImageLoader
+from int8calib.cli.options import (
+    CheckpointOptions,
+    MessageOptions,
+    ModelOptions,
+    RunOptions,
+    add_checkpoint_arguments,
     add_model_arguments,
     add_run_arguments,
-    cache_size,
-    load_net,
-    worker_count,
+    read_options,
 )
-from int8calib.cli.loader import ImageLoader
-from int8calib.cli.screen import Screen
+from int8calib.cli.outputs import check_output
 from int8calib.cli.table_options import add_fold_arguments
 
 if TYPE_CHECKING:
@@ -70,38 +72,44 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.calibration.pipeline import prepare
     from int8calib.calibration.statistics.collect import collect_statistics
 
-    screen = Screen(args)
     started = time.perf_counter()
+    console = Console(read_options(MessageOptions, args))
+    model = read_options(ModelOptions, args)
+    machine = read_options(RunOptions, args)
+    long_run = read_options(CheckpointOptions, args)
     check_output(args.output)
-    net = load_net(args)
+    if long_run.checkpoint is not None:
+        check_output(long_run.checkpoint)
+    net = model.load()
     job = prepare(net, Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs))
     batches = ImageLoader(
-        image_options(args), net, job.inputs, job.blobs, workers=worker_count(args)
+        image_options(args), net, job.inputs, job.blobs, workers=machine.worker_count
     )
-    identity = job_identity(args, net, batches, [str(blob) for blob in job.blobs])
-    ranges = _known_ranges(args, identity)
+    blobs = [str(blob) for blob in job.blobs]
+    fingerprint = job_fingerprint(model, net, batches, blobs, fold_bn=args.fold_bn)
+    ranges = _known_ranges(args.ranges, fingerprint)
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}
-    checkpoint = open_checkpoint(args, {**identity, **batches.order(), **phase})
-    with screen.progress() as progress:
+    checkpoint = long_run.open({**fingerprint, **batches.order(), **phase})
+    with console.progress() as progress:
         statistics = collect_statistics(
             job.graph,
             batches,
             job.blobs,
-            workers=worker_count(args),
-            cache_bytes=cache_size(args),
+            workers=machine.worker_count,
+            cache_bytes=machine.cache_bytes,
             total=len(batches),
             progress=progress,
             ranges=ranges,
             ranges_only=args.ranges_only,
             checkpoint=checkpoint,
         )
-    batches.tell(screen)
-    collected = Collected(statistics, job.described, job.named, args.proto, identity)
+    batches.tell(console)
+    collected = Collected(statistics, job.described, job.named, model.proto, fingerprint)
     save_collected(args.output, collected)
     if checkpoint is not None:
         checkpoint.remove()
     what = "ranges" if args.ranges_only else "statistics"
-    screen.say(
+    console.say(
         f"{args.output}: {what} of {len(statistics.ranges)} blobs from {statistics.images} images "
         f"in {time.perf_counter() - started:.1f} s"
     )
@@ -109,13 +117,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _known_ranges(
-    args: argparse.Namespace, identity: Mapping[str, object]
+    path: str | None, fingerprint: Mapping[str, object]
 ) -> Mapping[str, Range] | None:
     """The ranges of `--ranges`, checked for being of the same network and preprocessing."""
-    if args.ranges is None:
+    if path is None:
         return None
     from int8calib.calibration.collected import check_identity, load_collected
 
-    known = load_collected(args.ranges)
-    check_identity(known.identity, identity, args.ranges, "this collection")
+    known = load_collected(path)
+    check_identity(known.identity, fingerprint, path, "this collection")
     return known.statistics.ranges

@@ -1,4 +1,4 @@
-"""A TOML file of options comes in and becomes arguments; arguments go out as such a file.
+"""TOML files of options, read as arguments and written after a run.
 
 Keys are the long options without their dashes: `mean = [104, 117, 123]`, `winograd = false`.
 What stands on the command line goes before the file.
@@ -91,15 +91,16 @@ def read_config(path: str) -> dict[str, Any]:
 
 def write_config(
     path: str | Path,
-    args: argparse.Namespace,
+    command: str,
+    values: Mapping[str, Any],
     add_arguments: Callable[[argparse.ArgumentParser], None],
 ) -> None:
-    """Write every option of `args` that has a value, with the command's own order of options."""
+    """Write every option of `command` that has a value, in the command's own order of options."""
     parser = ConfigParser()
     add_arguments(parser)
-    rows = [f"# Options of `int8calib {args.command}`; to repeat the run: --config with this file."]
+    rows = [f"# Options of `int8calib {command}`; to repeat the run: --config with this file."]
     for key, action in _kept(parser):
-        value = getattr(args, action.dest)
+        value = values[action.dest]
         if value is not None and value != []:
             rows.append(f"{key} = {_toml(value)}")
     write_atomic(path, "\n".join([*rows, ""]))

@@ -10,9 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from int8calib.cli import calibrate
-from int8calib.cli.guard import guarded
-from int8calib.cli.screen import add_output_arguments
+from int8calib.cli import main as command_line
+from int8calib.cli.options import add_message_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,23 +31,22 @@ def build_parser() -> argparse.ArgumentParser:
         "--group", type=int, choices=(0, 1), default=1, help="1: scale per channel, 0: per layer"
     )
     parser.add_argument("--gpu", type=int, default=0, help="ignored: this build runs on the CPU")
-    add_output_arguments(parser)
+    add_message_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as `int8calib calibrate` would with the same options."""
     given = build_parser().parse_args(argv)
-    args = calibrate.parse(
+    messages = [f"--{name}" for name in ("quiet", "verbose", "debug") if getattr(given, name)]
+    return command_line.main(
         [
-            *("--proto", given.proto, "--model", given.model),
-            *("--images", given.images, "--output", given.output),
-            *("--group", str(given.group), "--gpu", str(given.gpu)),
+            *("calibrate", f"--proto={given.proto}", f"--model={given.model}"),
+            *(f"--images={given.images}", f"--output={given.output}"),
+            *(f"--group={given.group}", f"--gpu={given.gpu}"),
+            *("--mean", *given.mean, f"--norm={given.norm}", *messages),
         ]
     )
-    args.mean, args.norm = given.mean, [given.norm]
-    args.quiet, args.verbose, args.debug = given.quiet, given.verbose, given.debug
-    return guarded(calibrate.run, args)
 
 
 if __name__ == "__main__":

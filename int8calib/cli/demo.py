@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from int8calib.cli import calibrate
-from int8calib.cli.screen import Screen
+from int8calib.cli.console import Console
+from int8calib.cli.options import MessageOptions, read_options
 
 if TYPE_CHECKING:
     from int8calib.caffe.engine.run import Net
@@ -34,12 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw, calibrate, and show what came out."""
     from int8calib.caffe.engine.run import load_caffe
+    from int8calib.cli.main import run_command
     from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
     from int8calib.files import write_atomic
 
-    screen = Screen(args)
+    console = Console(read_options(MessageOptions, args))
     folder = _folder(args.output)
-    screen.say(f"drawing {CALIBRATION_IMAGES} pictures of {len(draw.LABELS)} shapes in {folder}")
+    console.say(f"drawing {CALIBRATION_IMAGES} pictures of {len(draw.LABELS)} shapes in {folder}")
     draw.write_images(folder / "images", CALIBRATION_IMAGES, CALIBRATION_SEED)
     proto, model = folder / PROTOTXT.name, folder / CAFFEMODEL.name
     write_atomic(proto, PROTOTXT.read_bytes())
@@ -52,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
         *("--output", str(table)),
     ]
     messages = ["--quiet"] * args.quiet + ["--verbose"] * args.verbose
-    calibrate.run(calibrate.parse([*command[2:], *messages]))
+    run_command([*command[1:], *messages])
     accuracy = _accuracy(load_caffe(proto, model))
-    screen.result(f"\nHead of {table}:")
+    console.result(f"\nHead of {table}:")
     for line in table.read_text(encoding="utf-8").splitlines()[:6]:
-        screen.result(line if len(line) <= 88 else f"{line[:85]}...")
-    screen.result(
+        console.result(line if len(line) <= 88 else f"{line[:85]}...")
+    console.result(
         f"\nFloat accuracy on {TEST_IMAGES} other pictures: {100 * accuracy:.1f} %"
         f"\n\nTo repeat the calibration by hand:\n{shlex.join(command)}"
     )

@@ -12,33 +12,32 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from int8calib.cli.compare_options import (
+from int8calib.cli.comparison import (
     add_json_argument,
     add_labels_argument,
     add_scores_argument,
     add_table_fold_arguments,
     add_topk_argument,
+    output_inputs,
+    read_tables,
 )
+from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.inputs import (
-    add_model_arguments,
-    add_workers_argument,
-    load_net,
-    worker_count,
-)
 from int8calib.cli.labels import LabelledImages
 from int8calib.cli.loader import ImageLoader
-from int8calib.cli.screen import Screen
-from int8calib.errors import OptionError
+from int8calib.cli.options import (
+    MessageOptions,
+    ModelOptions,
+    RunOptions,
+    add_model_arguments,
+    add_workers_argument,
+    read_options,
+)
 
 if TYPE_CHECKING:
-    from int8calib.caffe.engine.run import Net
-    from int8calib.evaluation.measures import Share
     from int8calib.evaluation.results import Accuracy, Evaluation, TableResult
-    from int8calib.table.model import CalibrationTable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     from int8calib.evaluation.evaluate import evaluate
 
-    screen = Screen(args)
+    console = Console(read_options(MessageOptions, args))
     tables = read_tables(args.table)
-    net = load_net(args)
-    images = ImageLoader(image_options(args), net, output_inputs(net), workers=worker_count(args))
+    net = read_options(ModelOptions, args).load()
+    workers = read_options(RunOptions, args).worker_count
+    images = ImageLoader(image_options(args), net, output_inputs(net), workers=workers)
     batches = images if args.labels is None else LabelledImages(images, args.labels)
-    with screen.progress() as progress:
+    with console.progress() as progress:
         found = evaluate(
             net,
             tables,
@@ -86,40 +86,22 @@ def run(args: argparse.Namespace) -> int:
             scores=args.scores,
             box_score=args.box_score,
             fold_bn=args.fold_bn,
-            workers=worker_count(args),
+            workers=workers,
             total=len(images),
             progress=progress,
         )
-    images.tell(screen)
+    images.tell(console)
     if args.json:
-        screen.result(json.dumps(found.as_dict(), indent=2))
+        console.result(json.dumps(found.as_dict(), indent=2))
     else:
-        show(screen, found)
+        _show(console, found)
     return 0
 
 
-def read_tables(paths: Sequence[str]) -> dict[str, CalibrationTable]:
-    """The tables of `--table` by path, in their order; raises `OptionError` for one twice."""
-    from int8calib.table import read_table
-
-    tables: dict[str, CalibrationTable] = {}
-    for path in paths:
-        if path in tables:
-            raise OptionError(f"--table {path}: is given twice")
-        tables[path] = read_table(path)
-    return tables
-
-
-def output_inputs(net: Net) -> tuple[str, ...]:
-    """The inputs that the outputs of `net` need."""
-    from int8calib.caffe.network.inputs import INPUT_TYPES
-
-    layers = net.graph.ancestors(net.graph.outputs)
-    return tuple(top.name for layer in layers for top in layer.tops if layer.type in INPUT_TYPES)
-
-
-def show(screen: Screen, found: Evaluation) -> None:
+def _show(console: Console, found: Evaluation) -> None:
     """The figures of each net, then of each blob, then the confusions."""
+    from int8calib.evaluation.measures import format_decibels
+
     float_accuracy = found.float_accuracy
     ks = list(float_accuracy.topk) if float_accuracy else []
     agreed = any(table.agreement for table in found.tables)
@@ -129,39 +111,24 @@ def show(screen: Screen, found: Evaluation) -> None:
     rows = [["float", *_topk(float_accuracy, ks), *[""] * (agreed + boxed)]]
     for table in found.tables:
         row = [table.name, *_topk(table.accuracy, ks)]
-        row += [share_text(table.agreement)] * agreed + [_boxes(table)] * boxed
+        row += [format_share(table.agreement)] * agreed + [_boxes(table)] * boxed
         rows.append(row)
     if len(columns) > 1:
-        screen.table(f"{found.images} images", columns, rows)
+        console.table(f"{found.images} images", columns, rows)
     blobs = [
-        (table.name, blob.blob, decibels(blob.sqnr), f"{blob.cosine:.5f}")
+        (table.name, blob.blob, format_decibels(blob.sqnr), f"{blob.cosine:.5f}")
         for table in found.tables
         for blob in table.blobs
     ]
     title = f"\nOutputs against float over {found.images} images"
-    screen.table(title, ("", "blob", "SQNR dB", "cosine"), blobs)
-    _show_confusion(screen, "float", float_accuracy)
+    console.table(title, ("", "blob", "SQNR dB", "cosine"), blobs)
+    _show_confusion(console, "float", float_accuracy)
     for table in found.tables:
-        _show_confusion(screen, table.name, table.accuracy)
+        _show_confusion(console, table.name, table.accuracy)
 
 
 def _topk(accuracy: Accuracy | None, ks: list[int]) -> tuple[str, ...]:
-    return tuple(share_text(accuracy.topk[k]) for k in ks) if accuracy else ()
-
-
-def share_text(share: Share | None) -> str:
-    """A share in per cent with its interval, as `64.0 (57.1-70.3)`."""
-    if share is None or not share.total:
-        return ""
-    low, high = share.interval
-    return f"{100 * share.value:.1f} ({100 * low:.1f}-{100 * high:.1f})"
-
-
-def decibels(value: float | None) -> str:
-    """An SQNR with two digits; infinite where nothing differs."""
-    if value is None:
-        return ""
-    return "no error" if math.isinf(value) and value > 0 else f"{value:.2f}"
+    return tuple(format_share(accuracy.topk[k]) for k in ks) if accuracy else ()
 
 
 def _boxes(table: TableResult) -> str:
@@ -172,10 +139,10 @@ def _boxes(table: TableResult) -> str:
     return counts if math.isnan(boxes.value) else f"{100 * boxes.value:.1f} ({counts})"
 
 
-def _show_confusion(screen: Screen, name: str, accuracy: Accuracy | None) -> None:
+def _show_confusion(console: Console, name: str, accuracy: Accuracy | None) -> None:
     if accuracy is None or accuracy.confusion is None:
         return
     counts = accuracy.confusion.tolist()
     columns = ("label", *(str(i) for i in range(len(counts))))
     rows = [(str(i), *map(str, row)) for i, row in enumerate(counts)]
-    screen.table(f"\n{name}: labels (rows) and what the net said (columns)", columns, rows)
+    console.table(f"\n{name}: labels (rows) and what the net said (columns)", columns, rows)

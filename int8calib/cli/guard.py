@@ -1,44 +1,45 @@
-"""A command's errors and warnings come in; one line each on stderr and an exit code go out."""
+"""Run a command so that errors and warnings become one line each and an exit code."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from int8calib.cli.options import MessageOptions
 from int8calib.errors import Int8CalibError
 
 USER_ERROR = 2
 INTERRUPTED = 130
 
 
-def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+def guarded(
+    run: Callable[[], int], messages: MessageOptions, *, checkpoint: str | None = None
+) -> int:
     """Run a command; turn what it raises into a line and an exit code."""
-    warnings.showwarning = _warning_line(quiet=args.quiet)
+    warnings.showwarning = _warning_line(quiet=messages.quiet)
     # Protobuf, numpy and numba speak to developers; users hear of what this package warns of.
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"(int8calib|caffe_proto)\b")
     try:
-        return run(args)
+        return run()
     except Int8CalibError as error:
-        if args.debug:
+        if messages.debug:
             raise
         message = " ".join(str(error).split())
         print(f"int8calib: error: {message}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except KeyboardInterrupt:
-        if args.debug:
+        if messages.debug:
             raise
-        print(f"int8calib: stopped; {_left(args)}", file=sys.stderr)  # noqa: T201
+        print(f"int8calib: stopped; {_left(checkpoint)}", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
 
 
-def _left(args: argparse.Namespace) -> str:
+def _left(checkpoint: str | None) -> str:
     """What a stopped run leaves behind."""
-    checkpoint = getattr(args, "checkpoint", None)
     if checkpoint and Path(checkpoint).exists():
         return f"go on with --checkpoint {checkpoint}"
     return "nothing was written"

@@ -12,8 +12,13 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from int8calib.cli.inputs import add_model_arguments, parse_input_shape
-from int8calib.cli.screen import Screen
+from int8calib.cli.console import Console
+from int8calib.cli.options import (
+    MessageOptions,
+    add_model_arguments,
+    parse_input_shapes,
+    read_options,
+)
 
 if TYPE_CHECKING:
     from int8calib.arrays import Shape
@@ -32,19 +37,19 @@ def run(args: argparse.Namespace) -> int:
     """Inspect and print."""
     import int8calib
 
-    screen = Screen(args)
-    shapes = dict(parse_input_shape(text) for text in args.input_shape)
+    console = Console(read_options(MessageOptions, args))
+    shapes = parse_input_shapes(args.input_shape)
     found = int8calib.inspect(args.proto, args.model, input_shapes=shapes)
     if args.json:
-        screen.result(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        console.result(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
         return 0
-    _show(screen, found)
+    _show(console, found)
     for warning in found.warnings:
-        screen.say(f"warning: {warning}")
+        console.say(f"warning: {warning}")
     return 0
 
 
-def _show(screen: Screen, found: Inspection) -> None:
+def _show(console: Console, found: Inspection) -> None:
     columns = ("layer", "type", "bottoms", "tops", "output", "parameters", "multiply-adds", "INT8")
     rows = [
         (
@@ -59,18 +64,18 @@ def _show(screen: Screen, found: Inspection) -> None:
         )
         for layer in found.layers
     ]
-    screen.table(found.network or found.prototxt, columns, rows)
+    console.table(found.network or found.prototxt, columns, rows)
     least = "" if found.complete else "at least "
     int8 = [layer for layer in found.layers if layer.quantized]
     share = 100 * found.quantized_macs / found.macs if found.macs else 0.0
-    screen.result(
+    console.result(
         f"{len(found.layers)} layers; {least}{found.parameters:,} parameters, "
         f"{least}{found.macs:,} multiply-adds an image\n"
         f"INT8: {len(int8)} of them with {share:.1f} % of the multiply-adds\n"
         f"outputs: {', '.join(found.outputs)}"
     )
     if found.left_out:
-        screen.result(f"left out, they only score or give labels: {', '.join(found.left_out)}")
+        console.result(f"left out, they only score or give labels: {', '.join(found.left_out)}")
 
 
 def _shape(shape: Shape | None) -> str:

@@ -6,15 +6,15 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from int8calib.cli.digest import text_sha256
+from int8calib.cli.fingerprint import text_sha256
 from int8calib.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
     from int8calib.arrays import Array
     from int8calib.caffe.engine.run import Net
     from int8calib.caffe.network.graph import Blob
+    from int8calib.cli.console import Console
     from int8calib.cli.image_options import ImageOptions
-    from int8calib.cli.screen import Screen
     from int8calib.images import ImageSource, Preprocess
     from int8calib.images.batches import Batch
 
@@ -95,13 +95,13 @@ class ImageLoader:
     def _skip(self, message: str) -> None:
         self._skips[message] = None
 
-    def tell(self, screen: Screen) -> None:
+    def tell(self, console: Console) -> None:
         """Say which files were passed over."""
         for name, (source, _) in self.inputs.items():
             if source.skipped:
-                screen.say(f"input {name}: {source.skipped} files are no images and were skipped")
+                console.say(f"input {name}: {source.skipped} files are no images and were skipped")
         for message in self._skips:
-            screen.say(f"skipped: {message}")
+            console.say(f"skipped: {message}")
 
 
 def _batch_size(options: ImageOptions, net: Net, blobs: Iterable[Blob]) -> int:

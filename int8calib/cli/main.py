@@ -1,4 +1,4 @@
-"""The command `int8calib`: arguments come in, one command runs, an exit code goes out.
+"""The command line `int8calib`: reads its arguments and runs one command.
 
 Only the chosen command's module is imported, and its stages only when it runs, so that a command
 starts at once.
@@ -15,7 +15,7 @@ from importlib import import_module
 import int8calib
 from int8calib.cli.config import ConfigParser
 from int8calib.cli.guard import guarded
-from int8calib.cli.screen import add_output_arguments
+from int8calib.cli.options import MessageOptions, add_message_arguments, read_options
 
 COMMANDS = {
     "calibrate": "write the calibration table of a Caffe model",
@@ -51,20 +51,34 @@ def build_parser(chosen: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPa
             module = import_module(f"int8calib.cli.{name}")
             command.description = module.__doc__
             module.add_arguments(command)
-            add_output_arguments(command)
+            add_message_arguments(command)
             command.set_defaults(run=module.run)
     return parser
 
 
+def run_command(words: Sequence[str]) -> int:
+    """Run the command of a command line and return its exit code; errors are raised."""
+    args = _parse(words)
+    code: int = args.run(args)
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 2 for a user's error, or 130 after Ctrl-C."""
-    words = sys.argv[1:] if argv is None else argv
     # Idle threads of OpenBLAS, which numpy brings, else keep a core busy for tenths of a second.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+    args = _parse(sys.argv[1:] if argv is None else argv)
+    return guarded(
+        lambda: args.run(args),
+        read_options(MessageOptions, args),
+        checkpoint=getattr(args, "checkpoint", None),
+    )
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
     # The program's own options take no values, so the first other word is the command.
     chosen = [word for word in words if not word.startswith("-")][:1]
-    args = build_parser(chosen).parse_args(words)
-    return guarded(args.run, args)
+    return build_parser(chosen).parse_args(words)
 
 
 if __name__ == "__main__":

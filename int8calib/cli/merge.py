@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-from int8calib.cli.calibrate import check_output
-from int8calib.cli.screen import Screen
+from int8calib.cli.console import Console
+from int8calib.cli.options import MessageOptions, read_options
+from int8calib.cli.outputs import check_output
 from int8calib.errors import OptionError
 
 
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.calibration.collected import load_collected, merge_collected, save_collected
     from int8calib.calibration.statistics.store import common_images
 
-    screen = Screen(args)
+    console = Console(read_options(MessageOptions, args))
     check_output(args.output)
     if len(set(args.files)) < len(args.files):
         raise OptionError("a file is named twice; its images would count twice")
@@ -31,11 +32,13 @@ def run(args: argparse.Namespace) -> int:
     merged = merge_collected(parts)
     common = common_images([part.statistics for part in parts.values()])
     if common:
-        screen.say(f"warning: {common} images stand in more than one file and count more than once")
+        console.say(
+            f"warning: {common} images stand in more than one file and count more than once"
+        )
     save_collected(args.output, merged)
     statistics = merged.statistics
     what = "statistics" if statistics.histograms else "ranges"
-    screen.say(
+    console.say(
         f"{args.output}: {what} of {len(statistics.ranges)} blobs from {statistics.images} images"
     )
     return 0

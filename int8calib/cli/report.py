@@ -13,36 +13,42 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from int8calib.cli.calibrate import check_output
-from int8calib.cli.compare_options import (
+from int8calib.cli.comparison import (
     add_labels_argument,
     add_scores_argument,
     add_table_fold_arguments,
     add_topk_argument,
+    output_inputs,
+    read_tables,
 )
-from int8calib.cli.digest import file_sha256
-from int8calib.cli.evaluate import output_inputs, read_tables
+from int8calib.cli.console import Console, Progress
+from int8calib.cli.fingerprint import model_fingerprint
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.inputs import (
-    add_model_arguments,
-    add_run_arguments,
-    cache_size,
-    load_net,
-    worker_count,
-)
 from int8calib.cli.labels import LabelledImages
 from int8calib.cli.loader import ImageLoader
-from int8calib.cli.screen import Progress, Screen
+from int8calib.cli.options import (
+    MessageOptions,
+    ModelOptions,
+    RunOptions,
+    add_model_arguments,
+    add_run_arguments,
+    read_options,
+)
+from int8calib.cli.outputs import check_output
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from int8calib.analysis.layer_errors import Analysis
     from int8calib.caffe.engine.run import Net
     from int8calib.calibration.statistics.store import Statistics
     from int8calib.evaluation.results import Evaluation
+    from int8calib.reporting.samples import LayerSample
     from int8calib.table.model import CalibrationTable
 
     Tables = dict[str, CalibrationTable]
@@ -98,139 +104,161 @@ def run(args: argparse.Namespace) -> int:
     """Find what is missing, and write the page."""
     from int8calib.reporting.drawing import require_matplotlib
     from int8calib.reporting.report import report
-    from int8calib.reporting.samples import sample_outputs
     from int8calib.simulation.build import folds
 
-    screen = Screen(args)
     started = time.perf_counter()
+    console = Console(read_options(MessageOptions, args))
+    model = read_options(ModelOptions, args)
+    options = read_options(_ReportOptions, args)
     check_output(args.output)
     require_matplotlib()
     tables = read_tables(args.table)
     first = next(iter(tables.values()))
-    fold = folds(first) if args.fold_bn is None else bool(args.fold_bn)
-    net = load_net(args)
-    batches = ImageLoader(image_options(args), net, output_inputs(net), workers=worker_count(args))
-    with screen.progress() as progress:
-        statistics = _statistics(args, net, batches, fold, progress)
-        evaluation = _evaluation(args, net, batches, tables, progress)
-        analyzes = _analyzes(args, net, batches, tables, progress)
-        samples = {}
-        if args.samples > 0:
-            samples = sample_outputs(
-                net, first, batches, count=args.samples, fold_bn=fold, progress=progress
-            )
-    batches.tell(screen)
-    title = args.title or Path(args.proto).resolve().parent.name or args.proto
-    facts = {"weights": args.model, "images": ", ".join(args.images)}
+    fold = folds(first) if options.fold_bn is None else options.fold_bn
+    machine = read_options(RunOptions, args)
+    net = model.load()
+    batches = ImageLoader(
+        image_options(args), net, output_inputs(net), workers=machine.worker_count
+    )
+    with console.progress() as progress:
+        job = _Job(options, model, machine, net, tables, batches, progress)
+        statistics = job.statistics(fold)
+        evaluation = job.evaluation()
+        analyses = job.analyses()
+        samples = job.samples(first, fold)
+    batches.tell(console)
     made = report(
         net,
         tables,
         statistics=statistics,
-        analysis=analyzes,
+        analysis=analyses,
         evaluation=evaluation,
         samples=samples,
-        title=title,
-        facts=facts,
+        title=options.title or Path(model.proto).resolve().parent.name or model.proto,
+        facts={"weights": model.model, "images": ", ".join(args.images)},
         fold_bn=fold,
     )
-    with screen.progress("pictures") as progress:
+    with console.progress("pictures") as progress:
         made.save(args.output, progress)
     size = Path(args.output).stat().st_size / 1e6
     seconds = time.perf_counter() - started
-    screen.say(
+    console.say(
         f"{args.output}: {len(made.content.layers)} layers, {size:.1f} MB, in {seconds:.1f} s"
     )
     if args.png:
-        screen.say(f"{args.png}: {made.save_pictures(args.png)} pictures")
+        console.say(f"{args.png}: {made.save_pictures(args.png)} pictures")
     for advice in made.advice:
-        screen.result(f"{advice.level}: {advice.text}")
+        console.result(f"{advice.level}: {advice.text}")
     return 0
 
 
-def _statistics(
-    args: argparse.Namespace, net: Net, batches: ImageLoader, fold: bool, progress: Progress
-) -> Statistics:
-    """The histograms of `--stats`, checked for being of this network, or new ones."""
-    from int8calib.calibration.collected import check_identity, load_collected
-    from int8calib.calibration.options import Options
-    from int8calib.calibration.pipeline import prepare
-    from int8calib.calibration.statistics.collect import collect_statistics
+@dataclass(frozen=True)
+class _ReportOptions:
+    """What `int8calib report` was told, beside model, images, machine and files to write."""
 
-    if args.stats is not None:
-        stored = load_collected(args.stats)
-        mine = {
-            "prototxt": file_sha256(args.proto),
-            "caffemodel": file_sha256(args.model),
-            "fold-bn": fold,
-        }
-        theirs = {key: stored.identity.get(key) for key in mine}
-        check_identity(theirs, mine, args.stats, "this report")
-        return stored.statistics
-    job = prepare(net, Options(fold_bn=fold))
-    return collect_statistics(
-        job.graph,
-        batches,
-        job.blobs,
-        workers=worker_count(args),
-        cache_bytes=cache_size(args),
-        total=len(batches),
-        progress=progress,
-    )
+    title: str | None
+    labels: str | None
+    topk: tuple[int, ...]
+    scores: str | None
+    sensitivity: int
+    samples: int
+    fold_bn: bool | None
+    stats: str | None
+    analysis: tuple[str, ...]
+    evaluation: str | None
 
 
-def _evaluation(
-    args: argparse.Namespace,
-    net: Net,
-    batches: ImageLoader,
-    tables: Tables,
-    progress: Progress,
-) -> Evaluation:
-    """That of `--evaluation`, or a new one."""
-    from int8calib.evaluation.evaluate import evaluate
-    from int8calib.reporting.files import read_evaluation
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What one report is made of, read from files where they are given, found anew where not."""
 
-    if args.evaluation is not None:
-        return read_evaluation(args.evaluation)
-    return evaluate(
-        net,
-        tables,
-        batches if args.labels is None else LabelledImages(batches, args.labels),
-        topk=args.topk,
-        scores=args.scores,
-        fold_bn=args.fold_bn,
-        workers=worker_count(args),
-        total=len(batches),
-        progress=progress,
-    )
+    options: _ReportOptions
+    model: ModelOptions
+    machine: RunOptions
+    net: Net
+    tables: Tables
+    batches: ImageLoader
+    progress: Progress
 
+    def statistics(self, fold: bool) -> Statistics:
+        """The histograms of `--stats`, checked for being of this network, or new ones."""
+        from int8calib.calibration.collected import check_identity, load_collected
+        from int8calib.calibration.options import Options
+        from int8calib.calibration.pipeline import prepare
+        from int8calib.calibration.statistics.collect import collect_statistics
 
-def _analyzes(
-    args: argparse.Namespace,
-    net: Net,
-    batches: ImageLoader,
-    tables: Tables,
-    progress: Progress,
-) -> dict[str, Analysis]:
-    """Those of `--analysis`, and new ones for the tables behind them."""
-    from int8calib.analysis.analyze import analyze
-    from int8calib.reporting.files import read_analysis
-
-    if len(args.analysis) > len(tables):
-        raise OptionError(f"--analysis: {len(args.analysis)} files for {len(tables)} tables")
-    found = {name: read_analysis(path) for name, path in zip(tables, args.analysis, strict=False)}
-    for i, (name, table) in enumerate(tables.items()):
-        if name in found:
-            continue
-        found[name] = analyze(
-            net,
-            table,
-            batches,
-            # One table's effects at the outputs are enough; they cost most.
-            sensitivity_images=args.sensitivity if i == 0 else 0,
-            scores=args.scores,
-            fold_bn=args.fold_bn,
-            workers=worker_count(args),
-            total=len(batches),
-            progress=progress,
+        path = self.options.stats
+        if path is not None:
+            stored = load_collected(path)
+            mine = model_fingerprint(self.model, fold_bn=fold)
+            theirs = {key: stored.identity.get(key) for key in mine}
+            check_identity(theirs, mine, path, "this report")
+            return stored.statistics
+        job = prepare(self.net, Options(fold_bn=fold))
+        return collect_statistics(
+            job.graph,
+            self.batches,
+            job.blobs,
+            workers=self.machine.worker_count,
+            cache_bytes=self.machine.cache_bytes,
+            total=len(self.batches),
+            progress=self.progress,
         )
-    return found
+
+    def evaluation(self) -> Evaluation:
+        """That of `--evaluation`, or a new one."""
+        from int8calib.evaluation.evaluate import evaluate
+        from int8calib.reporting.files import read_evaluation
+
+        options = self.options
+        if options.evaluation is not None:
+            return read_evaluation(options.evaluation)
+        labels = options.labels
+        return evaluate(
+            self.net,
+            self.tables,
+            self.batches if labels is None else LabelledImages(self.batches, labels),
+            topk=options.topk,
+            scores=options.scores,
+            fold_bn=options.fold_bn,
+            workers=self.machine.worker_count,
+            total=len(self.batches),
+            progress=self.progress,
+        )
+
+    def analyses(self) -> dict[str, Analysis]:
+        """Those of `--analysis`, and new ones for the tables behind them."""
+        from int8calib.analysis.analyze import analyze
+        from int8calib.reporting.files import read_analysis
+
+        files, tables = self.options.analysis, self.tables
+        if len(files) > len(tables):
+            raise OptionError(f"--analysis: {len(files)} files for {len(tables)} tables")
+        known = {name: read_analysis(path) for name, path in zip(tables, files, strict=False)}
+        for i, (name, table) in enumerate(tables.items()):
+            if name in known:
+                continue
+            known[name] = analyze(
+                self.net,
+                table,
+                self.batches,
+                # One table's effects at the outputs are enough; they cost most.
+                sensitivity_images=self.options.sensitivity if i == 0 else 0,
+                scores=self.options.scores,
+                fold_bn=self.options.fold_bn,
+                workers=self.machine.worker_count,
+                total=len(self.batches),
+                progress=self.progress,
+            )
+        return known
+
+    def samples(self, table: CalibrationTable, fold: bool) -> Mapping[str, LayerSample]:
+        """Values of each layer before and after, over a few batches."""
+        from int8calib.reporting.samples import sample_outputs
+
+        count = self.options.samples
+        if count < 1:
+            return {}
+        return sample_outputs(
+            self.net, table, self.batches, count=count, fold_bn=fold, progress=self.progress
+        )

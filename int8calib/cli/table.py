@@ -13,7 +13,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
-from int8calib.cli.screen import Screen, add_output_arguments
+from int8calib.cli.console import Console
+from int8calib.cli.options import MessageOptions, add_message_arguments, read_options
 from int8calib.cli.table_options import FORMATS
 from int8calib.errors import OptionError
 
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             choices=FORMATS,
             help="format of what is read (default: told from its content)",
         )
-        add_output_arguments(action, inner=True)
+        add_message_arguments(action, inner=True)
 
 
 def _add_check_arguments(check: argparse.ArgumentParser) -> None:
@@ -74,10 +75,10 @@ def _add_check_arguments(check: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the action says."""
     actions = {"show": _show, "check": _check, "diff": _diff, "convert": _convert}
-    return actions[args.action](args, Screen(args))
+    return actions[args.action](args, Console(read_options(MessageOptions, args)))
 
 
-def _show(args: argparse.Namespace, screen: Screen) -> int:
+def _show(args: argparse.Namespace, console: Console) -> int:
     from int8calib.table import read_table
 
     table = read_table(args.table, args.source_format)
@@ -98,14 +99,14 @@ def _show(args: argparse.Namespace, screen: Screen) -> int:
             )
         )
     columns = ("layer", "scale", "threshold", "weights", "smallest", "largest", "dead", "bottom")
-    screen.table(f"{args.table}: {len(rows)} layers", columns, rows)
+    console.table(f"{args.table}: {len(rows)} layers", columns, rows)
     if table.blob_scales:
         blobs = [(n, _number(s), _number(127 / s)) for n, s in table.blob_scales.items()]
-        screen.table(f"{len(blobs)} blobs", ("blob", "scale", "threshold"), blobs)
+        console.table(f"{len(blobs)} blobs", ("blob", "scale", "threshold"), blobs)
     return 0
 
 
-def _check(args: argparse.Namespace, screen: Screen) -> int:
+def _check(args: argparse.Namespace, console: Console) -> int:
     from int8calib.table import check_table, read_table_lenient, read_text
 
     text = read_text(args.table)
@@ -117,9 +118,9 @@ def _check(args: argparse.Namespace, screen: Screen) -> int:
         tolerance=args.tolerance,
     )
     for finding in findings:
-        screen.result(f"{finding.severity}: {finding.located(args.table)}")
+        console.result(f"{finding.severity}: {finding.located(args.table)}")
     errors = sum(finding.severity == "error" for finding in findings)
-    screen.say(f"{args.table}: {errors} errors, {len(findings) - errors} warnings")
+    console.say(f"{args.table}: {errors} errors, {len(findings) - errors} warnings")
     return FOUND_ERRORS if errors else 0
 
 
@@ -145,7 +146,7 @@ def _requirements(args: argparse.Namespace, table: CalibrationTable) -> list[Req
     )
 
 
-def _diff(args: argparse.Namespace, screen: Screen) -> int:
+def _diff(args: argparse.Namespace, console: Console) -> int:
     from int8calib.table import diff_tables, read_table
 
     if args.limit is not None and args.limit < 1:
@@ -154,8 +155,8 @@ def _diff(args: argparse.Namespace, screen: Screen) -> int:
     rows = diff_tables(a, b)
     equal = sum(row.ratio == 1 for row in rows)
     columns = ("layer", "row", args.a, args.b, "ratio", "channel", "note")
-    screen.table("", columns, [_diff_cells(row) for row in rows[: args.limit]])
-    screen.say(f"{len(rows)} rows, {equal} of them equal")
+    console.table("", columns, [_diff_cells(row) for row in rows[: args.limit]])
+    console.say(f"{len(rows)} rows, {equal} of them equal")
     return 0
 
 
@@ -171,13 +172,13 @@ def _diff_cells(row: DiffRow) -> tuple[str, ...]:
     )
 
 
-def _convert(args: argparse.Namespace, screen: Screen) -> int:
+def _convert(args: argparse.Namespace, console: Console) -> int:
     from int8calib.table import convert_table
 
     table = convert_table(
         args.table, args.output, source_format=args.source_format, target_format=args.format
     )
-    screen.say(f"{args.output}: {len(table.layers)} layers in the format {args.format}")
+    console.say(f"{args.output}: {len(table.layers)} layers in the format {args.format}")
     return 0
 
 

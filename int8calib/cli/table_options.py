@@ -1,8 +1,8 @@
-"""Options about thresholds, weight scales and layers come in; the library's `Options` go out."""
+"""Options about thresholds, weight scales and layers, for the commands that write tables."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from int8calib.errors import OptionError
@@ -56,7 +56,12 @@ def add_choice_arguments(group: Any) -> None:
         "tensorrt is a calibration cache",
     )
     _add_method_arguments(group)
-    _add_layer_arguments(group)
+    add_layer_arguments(group)
+    group.add_argument(
+        "--first-last-float",
+        action="store_true",
+        help="leave the first and the last layers that could be INT8 in float",
+    )
     _add_weight_arguments(group)
 
 
@@ -91,26 +96,13 @@ def _add_method_arguments(group: Any) -> None:
     )
 
 
-def _add_layer_arguments(group: Any) -> None:
-    group.add_argument(
-        "--exclude",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="layers, or globs of them, that stay in float",
-    )
-    group.add_argument(
-        "--only",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="the layers, or globs of them, to quantize",
-    )
-    group.add_argument(
-        "--first-last-float",
-        action="store_true",
-        help="leave the first and the last layers that could be INT8 in float",
-    )
+def add_layer_arguments(group: Any) -> None:
+    """Declare `--exclude` and `--only`."""
+    for name, text in (
+        ("--exclude", "layers, or globs of them, that stay in float"),
+        ("--only", "the layers, or globs of them, to quantize"),
+    ):
+        group.add_argument(name, nargs="+", action="extend", metavar="NAME", help=text)
 
 
 def _add_weight_arguments(group: Any) -> None:
@@ -154,38 +146,58 @@ def _add_weight_arguments(group: Any) -> None:
     )
 
 
-def options_of(args: argparse.Namespace, **more: Any) -> Options:
-    """The library's options that the arguments mean; `more` are fields that others know.
+@dataclass(frozen=True)
+class TableOptions:
+    """What the options of `add_choice_arguments` say, under their names."""
 
-    A format of the reference tool brings its rules along: channels below 1e-4 are dead, and the
-    first version has 8-bit weights with one scale a layer.
-    """
-    from int8calib.calibration.options import Options
-    from int8calib.calibration.scales import DEAD_ABSMAX, WeightOptions
-    from int8calib.calibration.thresholds import method_names
+    format: str
+    method: str
+    input_method: str
+    percentile: float
+    layer_method: tuple[str, ...] | None
+    exclude: tuple[str, ...] | None
+    only: tuple[str, ...] | None
+    first_last_float: bool
+    weights: str
+    weight_method: str | None
+    winograd: bool
+    six_bit: tuple[str, ...] | None
+    group: int | None
 
-    if args.method not in method_names():
-        raise OptionError(f"--method {args.method}: expected one of {', '.join(method_names())}")
-    first_version = args.format == "tool-v1"
-    weights = WeightOptions(
-        granularity="per-tensor" if args.group == 0 or first_version else args.weights,
-        method=args.weight_method,
-        winograd=args.winograd and not first_version,
-        six_bit=tuple(args.six_bit or ()),
-        dead=TOOL_DEAD if args.format in ("tool", "tool-v1") else DEAD_ABSMAX,
-    )
-    return Options(
-        method=args.method,
-        input_method=args.input_method,
-        layer_methods=tuple(_pair(text) for text in args.layer_method or ()),
-        percentile=args.percentile,
-        exclude=tuple(args.exclude or ()),
-        only=tuple(args.only or ()),
-        first_last_float=args.first_last_float,
-        weights=weights,
-        all_blobs=args.format in BY_BLOB,
-        **more,
-    )
+    def calibration(self, **more: Any) -> Options:
+        """Return the library's options; `more` are fields that others know.
+
+        A format of the reference tool brings its rules along: channels below 1e-4 are dead, and
+        the first version has 8-bit weights with one scale a layer. Raises `OptionError`.
+        """
+        from int8calib.calibration.options import Options
+        from int8calib.calibration.scales import DEAD_ABSMAX, WeightOptions
+        from int8calib.calibration.thresholds import method_names
+
+        if self.method not in method_names():
+            raise OptionError(
+                f"--method {self.method}: expected one of {', '.join(method_names())}"
+            )
+        first_version = self.format == "tool-v1"
+        weights = WeightOptions(
+            granularity="per-tensor" if self.group == 0 or first_version else self.weights,
+            method=self.weight_method,
+            winograd=self.winograd and not first_version,
+            six_bit=self.six_bit or (),
+            dead=TOOL_DEAD if self.format in ("tool", "tool-v1") else DEAD_ABSMAX,
+        )
+        return Options(
+            method=self.method,
+            input_method=self.input_method,
+            layer_methods=tuple(_pair(text) for text in self.layer_method or ()),
+            percentile=self.percentile,
+            exclude=self.exclude or (),
+            only=self.only or (),
+            first_last_float=self.first_last_float,
+            weights=weights,
+            all_blobs=self.format in BY_BLOB,
+            **more,
+        )
 
 
 def _pair(text: str) -> tuple[str, str]:

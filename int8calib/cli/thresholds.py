@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 
-from int8calib.cli.calibrate import beside, check_output, show_summary, write_results
-from int8calib.cli.screen import Screen
-from int8calib.cli.table_options import BY_BLOB, add_choice_arguments, options_of
+from int8calib.cli.console import Console
+from int8calib.cli.options import MessageOptions, read_options
+from int8calib.cli.outputs import beside, check_output, show_calibration, write_calibration
+from int8calib.cli.table_options import BY_BLOB, TableOptions, add_choice_arguments
 from int8calib.errors import StatisticsError
 
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.calibration.assemble import assemble
     from int8calib.calibration.collected import load_collected
 
-    screen = Screen(args)
+    console = Console(read_options(MessageOptions, args))
     check_output(args.output)
     stored = load_collected(args.statistics)
     statistics = stored.statistics
@@ -35,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
         raise StatisticsError(
             f"{args.statistics}: holds ranges only; collect the histograms with --ranges"
         )
-    options = options_of(args, fold_bn=bool(stored.identity.get("fold-bn", True)))
+    fold_bn = bool(stored.identity.get("fold-bn", True))
+    options = read_options(TableOptions, args).calibration(fold_bn=fold_bn)
     if args.format in BY_BLOB and not set(stored.blobs.keys.values()) <= set(statistics.histograms):
         raise StatisticsError(
             f"{args.statistics}: the format {args.format} needs the statistics of every blob; "
@@ -45,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     done = assemble(
         stored.layers, statistics, options, source=stored.source, blobs=stored.blobs, meta=meta
     )
-    write_results(args, done, stored.layers, options)
-    show_summary(screen, done)
-    screen.say(
+    write_calibration(args.output, args.format, done, stored.layers, options)
+    show_calibration(console, done)
+    console.say(
         f"{args.output}: {len(done.table.layers)} layers from {statistics.images} images; "
         f"report in {beside(args.output, '.json')}"
     )

@@ -14,29 +14,29 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from int8calib.cli.calibrate import beside, check_output
-from int8calib.cli.compare_options import add_labels_argument, add_scores_argument
+from int8calib.cli.comparison import add_labels_argument, add_scores_argument, output_inputs
 from int8calib.cli.config import add_config_argument, write_config
-from int8calib.cli.evaluate import decibels, output_inputs, share_text
+from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.inputs import (
-    add_model_arguments,
-    add_run_arguments,
-    cache_size,
-    load_net,
-    worker_count,
-)
 from int8calib.cli.labels import LabelledImages
 from int8calib.cli.loader import ImageLoader
-from int8calib.cli.screen import Screen
-from int8calib.cli.table_options import add_fold_arguments
+from int8calib.cli.options import (
+    MessageOptions,
+    ModelOptions,
+    RunOptions,
+    add_model_arguments,
+    add_run_arguments,
+    read_options,
+)
+from int8calib.cli.outputs import beside, check_output
+from int8calib.cli.table_options import add_fold_arguments, add_layer_arguments
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from int8calib.calibration.options import Options
     from int8calib.tuning.results import TuneOptions, Tuning
@@ -77,12 +77,14 @@ def _add_layer_arguments(group: Any) -> None:
         help="with --write-model, most percent of multiply-adds that copies of channels may add; "
         "0 leaves every num_output as it is (default: 10)",
     )
-    for name, text in (
-        ("--six-bit", "layers, or globs of them, with 31 weight levels in any case"),
-        ("--exclude", "layers, or globs of them, that stay in float"),
-        ("--only", "the layers, or globs of them, to quantize"),
-    ):
-        group.add_argument(name, nargs="+", action="extend", metavar="NAME", help=text)
+    group.add_argument(
+        "--six-bit",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="layers, or globs of them, with 31 weight levels in any case",
+    )
+    add_layer_arguments(group)
     winograd = group.add_mutually_exclusive_group()
     winograd.add_argument(
         "--winograd",
@@ -146,94 +148,124 @@ def run(args: argparse.Namespace) -> int:
     """Tune and write what was found."""
     from int8calib.tuning.search import tune
 
-    screen = Screen(args)
     started = time.perf_counter()
-    for path in (args.output, *(args.write_model or ())):
+    console = Console(read_options(MessageOptions, args))
+    options = read_options(_TuneOptions, args)
+    for path in (options.output, *(options.write_model or ())):
         check_output(path)
-    options, tuning = _options(args), _tune_options(args)
-    net = load_net(args)
-    images = ImageLoader(image_options(args), net, output_inputs(net), workers=worker_count(args))
+    machine = read_options(RunOptions, args)
+    calibration = options.calibration(machine)
+    tuning = options.tuning()
+    net = read_options(ModelOptions, args).load()
+    images = ImageLoader(image_options(args), net, output_inputs(net), workers=machine.worker_count)
     batches = images if args.labels is None else LabelledImages(images, args.labels)
-    with screen.progress() as progress:
-        found = tune(net, batches, options, tuning, progress=progress)
-    images.tell(screen)
-    _write(args, found)
-    _show(screen, found)
+    with console.progress() as progress:
+        found = tune(net, batches, calibration, tuning, progress=progress)
+    images.tell(console)
+    _write(options, found, vars(args))
+    _show(console, found)
     seconds = time.perf_counter() - started
-    screen.say(
-        f"{args.output}: {len(found.table.layers)} layers in INT8, tuned on {found.images} images "
-        f"in {seconds:.1f} s; the choices are explained in {beside(args.output, '.txt')}"
+    console.say(
+        f"{options.output}: {len(found.table.layers)} layers in INT8, tuned on {found.images} "
+        f"images in {seconds:.1f} s; the choices are explained in {beside(options.output, '.txt')}"
     )
     return 0
 
 
-def _options(args: argparse.Namespace) -> Options:
-    from int8calib.calibration.options import Options
-    from int8calib.calibration.scales import WeightOptions
+@dataclass(frozen=True)
+class _TuneOptions:
+    """What `int8calib tune` was told, beside model, images and machine."""
 
-    return Options(
-        method="mse",
-        exclude=tuple(args.exclude or ()),
-        only=tuple(args.only or ()),
-        fold_bn=args.fold_bn,
-        weights=WeightOptions(winograd=args.winograd, six_bit=tuple(args.six_bit or ())),
-        workers=worker_count(args),
-        cache_bytes=cache_size(args),
-    )
+    output: str
+    write_model: tuple[str, str] | None
+    fold_bn: bool
+    skip: tuple[str, ...] | None
+    more_work: float | None
+    six_bit: tuple[str, ...] | None
+    exclude: tuple[str, ...] | None
+    only: tuple[str, ...] | None
+    winograd: bool
+    max_drop: float | None
+    min_agreement: float | None
+    max_float_layers: int | None
+    scores: str | None
+    time: float | None
+    tune_images: int
+    validation: float
 
+    def calibration(self, machine: RunOptions) -> Options:
+        """The library's options for the tables that the search starts from."""
+        from int8calib.calibration.options import Options
+        from int8calib.calibration.scales import WeightOptions
 
-def _tune_options(args: argparse.Namespace) -> TuneOptions:
-    from int8calib.tuning.results import TECHNIQUES, TuneOptions
+        return Options(
+            method="mse",
+            exclude=self.exclude or (),
+            only=self.only or (),
+            fold_bn=self.fold_bn,
+            weights=WeightOptions(winograd=self.winograd, six_bit=self.six_bit or ()),
+            workers=machine.worker_count,
+            cache_bytes=machine.cache_bytes,
+        )
 
-    skipped = args.skip or ()
-    for name in skipped:
-        if name not in TECHNIQUES:
-            raise OptionError(f"--skip {name}: expected one of {', '.join(TECHNIQUES)}")
-    if skipped and not args.write_model:
-        raise OptionError("--skip: without --write-model the weights do not change; leave it out")
-    more_work = TuneOptions.more_work
-    if args.more_work is not None:
-        if not args.write_model:
+    def tuning(self) -> TuneOptions:
+        """The library's options for the search; raises `OptionError`."""
+        from int8calib.tuning.results import TECHNIQUES, TuneOptions
+
+        skipped = self.skip or ()
+        for name in skipped:
+            if name not in TECHNIQUES:
+                raise OptionError(f"--skip {name}: expected one of {', '.join(TECHNIQUES)}")
+        if skipped and not self.write_model:
+            raise OptionError(
+                "--skip: without --write-model the weights do not change; leave it out"
+            )
+        return TuneOptions(
+            change_model=self.write_model is not None,
+            techniques=tuple(name for name in TECHNIQUES if name not in skipped),
+            more_work=self._more_work(TuneOptions.more_work),
+            max_drop=self.max_drop,
+            min_agreement=self.min_agreement,
+            max_float_layers=self.max_float_layers,
+            images=self.tune_images,
+            validation=self.validation,
+            seconds=self.time,
+            scores=self.scores,
+        )
+
+    def _more_work(self, default: float) -> float:
+        if self.more_work is None:
+            return default
+        if not self.write_model:
             raise OptionError("--more-work: without --write-model nothing is copied; leave it out")
-        if not 0 <= args.more_work <= 100:
-            raise OptionError(f"--more-work {args.more_work:g}: expected percent, 0 to 100")
-        more_work = args.more_work / 100
-    return TuneOptions(
-        change_model=args.write_model is not None,
-        techniques=tuple(name for name in TECHNIQUES if name not in skipped),
-        more_work=more_work,
-        max_drop=args.max_drop,
-        min_agreement=args.min_agreement,
-        max_float_layers=args.max_float_layers,
-        images=args.tune_images,
-        validation=args.validation,
-        seconds=args.time,
-        scores=args.scores,
-    )
+        if not 0 <= self.more_work <= 100:
+            raise OptionError(f"--more-work {self.more_work:g}: expected percent, 0 to 100")
+        return self.more_work / 100
 
 
-def _write(args: argparse.Namespace, found: Tuning) -> None:
+def _write(options: _TuneOptions, found: Tuning, arguments: Mapping[str, Any]) -> None:
     """Model first, then what belongs to it: a table never stands there without its model."""
     from int8calib.caffe.export import write_model
     from int8calib.files import write_atomic
     from int8calib.table import write_table
 
-    if args.write_model:
-        caffemodel, prototxt = args.write_model
+    output = options.output
+    if options.write_model:
+        caffemodel, prototxt = options.write_model
         write_model(found.net, prototxt, caffemodel)
-    write_table(args.output, found.table)
+    write_table(output, found.table)
     report = replace(found.table, meta={**found.table.meta, "tuning": found.as_dict()})
-    write_table(beside(args.output, ".json"), report, "json")
-    write_config(beside(args.output, ".toml"), args, add_arguments)
-    write_atomic(beside(args.output, ".txt"), "\n".join([*_explained(args, found), ""]))
+    write_table(beside(output, ".json"), report, "json")
+    write_config(beside(output, ".toml"), "tune", arguments, add_arguments)
+    write_atomic(beside(output, ".txt"), "\n".join([*_explained(options, found), ""]))
 
 
-def _explained(args: argparse.Namespace, found: Tuning) -> list[str]:
+def _explained(options: _TuneOptions, found: Tuning) -> list[str]:
     """The text of the explanation."""
     lines = [f"Result: {found.chosen}."]
-    if found.changed:
-        lines.append(f"The table belongs to the model {' and '.join(args.write_model)}.")
-    elif args.write_model:
+    if options.write_model and found.changed:
+        lines.append(f"The table belongs to the model {' and '.join(options.write_model)}.")
+    elif options.write_model:
         lines.append("The weights did not change: the model written is the old one, folded.")
     if found.target_met is not None:
         lines.append(f"The target is {'met' if found.target_met else 'missed'}.")
@@ -248,25 +280,27 @@ def _explained(args: argparse.Namespace, found: Tuning) -> list[str]:
 
 def _evidence(found: Tuning) -> Sequence[tuple[str, ...]]:
     """A row for each result: name, top-1, equal classes, SQNR."""
+    from int8calib.evaluation.measures import format_decibels
+
     evidence = found.evidence
     if evidence is None:
         return ()
     rows = []
     if evidence.float_accuracy is not None:
-        rows.append(("float", share_text(evidence.float_accuracy.topk[1]), "", ""))
+        rows.append(("float", format_share(evidence.float_accuracy.topk[1]), "", ""))
     for table in evidence.tables:
-        top = share_text(table.accuracy.topk[1]) if table.accuracy else ""
+        top = format_share(table.accuracy.topk[1]) if table.accuracy else ""
         nearest = min((blob.sqnr for blob in table.blobs), default=None)
-        rows.append((table.name, top, share_text(table.agreement), decibels(nearest)))
+        rows.append((table.name, top, format_share(table.agreement), format_decibels(nearest)))
     return rows
 
 
-def _show(screen: Screen, found: Tuning) -> None:
+def _show(console: Console, found: Tuning) -> None:
     columns = ("", "top-1 %", "same top-1 %", "output SQNR dB")
     if found.evidence is not None:
         title = f"Validation over {found.evidence.images} images"
-        screen.table(title, columns, _evidence(found))
+        console.table(title, columns, _evidence(found))
     for note in found.notes:
-        screen.say(f"note: {note}")
+        console.say(f"note: {note}")
     if found.target_met is False:
-        screen.say("warning: the target is not met")
+        console.say("warning: the target is not met")

@@ -92,3 +92,12 @@ def total_energy(parts: Iterable[Energy]) -> Energy:
         math.fsum(part.cosines for part in found),
         sum(part.images for part in found),
     )
+
+
+def format_decibels(value: float | None, digits: int = 2) -> str:
+    """Return an SQNR in dB as text: infinite where nothing differs, empty where not measured."""
+    if value is None or math.isnan(value):
+        return ""
+    if math.isinf(value):
+        return "no error" if value > 0 else "no signal"
+    return f"{value:.{digits}f}"

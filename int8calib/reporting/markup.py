@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from urllib.parse import quote
 
-from int8calib.evaluation.measures import Share
+from int8calib.evaluation.measures import Share, format_decibels
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -35,11 +35,7 @@ def breakable(name: str) -> str:
 
 def decibels(value: float | None) -> str:
     """An SQNR with one decimal; infinite where nothing differs, empty where not measured."""
-    if value is None or math.isnan(value):
-        return ""
-    if math.isinf(value):
-        return "no error" if value > 0 else "no signal"
-    return f"{value:.1f}"
+    return format_decibels(value, digits=1)
 
 
 def percent(value: float, digits: int = 3) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from int8calib.calibration.scales import LEVELS
+from int8calib.evaluation.measures import format_decibels
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.tuning.results import Choice
 from int8calib.tuning.sequence import SettledLayer
@@ -46,7 +47,7 @@ def choices_of(
 
 
 def _decibels(error: float) -> str:
-    return f"{10 * math.log10(error):.1f} dB" if error > 0 else "nothing"
+    return f"{format_decibels(10 * math.log10(error), 1)} dB" if error > 0 else "nothing"
 
 
 def _reach(rows: LayerScales) -> str:

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    import rich.console
+
+    from int8calib.cli.options import MessageOptions
+    from int8calib.evaluation.measures import Share
 
 Progress = Callable[[str, int, int], None]
 LOG_EVERY = 5.0
 """Seconds between two log lines of one stage."""
 
 
-def add_output_arguments(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:
-    """What every command can be told about how much it says.
-
-    `inner`: for a command inside a command, which must not undo what was said before its name.
-    """
-    group = parser.add_argument_group("messages")
-    default: Any = argparse.SUPPRESS if inner else False
-    for name, text in (
-        ("--quiet", "print nothing but errors"),
-        ("--verbose", "print more of what is done"),
-        ("--debug", "show a traceback with an error"),
-    ):
-        group.add_argument(name, action="store_true", default=default, help=text)
-
-
-class Screen:
+class Console:
     """Where a command prints. Messages go to stderr, results to stdout."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.quiet: bool = args.quiet
-        self.verbose: bool = args.verbose
+    def __init__(self, options: MessageOptions) -> None:
+        self.quiet = options.quiet
+        self.verbose = options.verbose
 
     def say(self, message: str) -> None:
         """A line that `--quiet` leaves out."""
@@ -67,7 +54,7 @@ class Screen:
             table.add_column(column, justify="right" if numbers else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        self._console().print(table)
+        self._stdout().print(table)
 
     @contextmanager
     def progress(self, what: str = "images") -> Iterator[Progress]:
@@ -80,13 +67,13 @@ class Screen:
         else:
             yield _LogLines(self, what)
 
-    def _console(self) -> Console:
-        from rich.console import Console
+    def _stdout(self) -> rich.console.Console:
+        import rich.console
 
         if sys.stdout.isatty():
-            return Console()
+            return rich.console.Console()
         # Not a terminal: nothing to wrap to, so rows stay on their line.
-        return Console(width=200, color_system=None, soft_wrap=True)
+        return rich.console.Console(width=200, color_system=None, soft_wrap=True)
 
 
 def _begins_as_number(cell: str) -> bool:
@@ -96,7 +83,7 @@ def _begins_as_number(cell: str) -> bool:
 
 @contextmanager
 def _bar(what: str) -> Iterator[Progress]:
-    from rich.console import Console
+    import rich.console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -115,7 +102,7 @@ def _bar(what: str) -> Iterator[Progress]:
     )
     tasks: dict[str, TaskID] = {}
     started: dict[str, float] = {}
-    with RichProgress(*columns, console=Console(stderr=True)) as progress:
+    with RichProgress(*columns, console=rich.console.Console(stderr=True)) as progress:
 
         def show(stage: str, done: int, total: int) -> None:
             now = time.monotonic()
@@ -131,8 +118,8 @@ def _bar(what: str) -> Iterator[Progress]:
 class _LogLines:
     """Progress as plain lines: a stage's first, then one every few seconds, and its last."""
 
-    def __init__(self, screen: Screen, what: str) -> None:
-        self._screen = screen
+    def __init__(self, console: Console, what: str) -> None:
+        self._console = console
         self._what = what
         self._started: dict[str, float] = {}
         self._spoken: dict[str, float] = {}
@@ -148,4 +135,12 @@ class _LogLines:
         of = f" of {total}" if total else ""
         rate = f", {done / seconds:.1f} {self._what}/s" if seconds > 0 else ""
         left = f", {(total - done) * seconds / done:.0f} s left" if done and done < total else ""
-        self._screen.say(f"{stage}: {done}{of} {self._what}{rate}{left}")
+        self._console.say(f"{stage}: {done}{of} {self._what}{rate}{left}")
+
+
+def format_share(share: Share | None) -> str:
+    """Return a share in per cent with its interval, as `64.0 (57.1-70.3)`; empty for none."""
+    if share is None or not share.total:
+        return ""
+    low, high = share.interval
+    return f"{100 * share.value:.1f} ({100 * low:.1f}-{100 * high:.1f})"

@@ -1,0 +1,83 @@
+"""What the commands share that compare INT8 networks with the float network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from int8calib.errors import OptionError
+
+if TYPE_CHECKING:
+    from int8calib.caffe.engine.run import Net
+    from int8calib.table.model import CalibrationTable
+
+
+def add_scores_argument(group: Any) -> None:
+    """Declare `--scores`: which blob holds class scores."""
+    group.add_argument(
+        "--scores",
+        metavar="BLOB",
+        help="the blob of class scores (default: the only output, if it is a vector)",
+    )
+
+
+def add_labels_argument(group: Any) -> None:
+    """Declare `--labels`: where the class of each image is found."""
+    group.add_argument(
+        "--labels",
+        metavar="WHERE",
+        help="a file of `image index` lines, or a folder with one folder of images per class",
+    )
+
+
+def add_topk_argument(group: Any) -> None:
+    """Declare `--topk`: which accuracies are counted."""
+    group.add_argument(
+        "--topk", type=int, nargs="+", default=[1, 5], metavar="K", help="(default: 1 5)"
+    )
+
+
+def add_table_fold_arguments(group: Any) -> None:
+    """Declare `--fold-bn`: whether the model runs folded, where a table may know."""
+    fold = group.add_mutually_exclusive_group()
+    fold.add_argument(
+        "--fold-bn",
+        action="store_true",
+        default=None,
+        help="the model goes through ncnnoptimize (default: what a table's report says, or else "
+        "so)",
+    )
+    fold.add_argument(
+        "--no-fold-bn",
+        dest="fold_bn",
+        action="store_false",
+        help="the model goes to ncnn2int8 straight from caffe2ncnn",
+    )
+
+
+def add_json_argument(group: Any) -> None:
+    """Declare `--json`: output for programs."""
+    group.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def read_tables(paths: Sequence[str]) -> dict[str, CalibrationTable]:
+    """Return the tables of `--table` by path, in their order.
+
+    Raises `OptionError` for one that is given twice, `TableError` for one that cannot be read.
+    """
+    from int8calib.table import read_table
+
+    tables: dict[str, CalibrationTable] = {}
+    for path in paths:
+        if path in tables:
+            raise OptionError(f"--table {path}: is given twice")
+        tables[path] = read_table(path)
+    return tables
+
+
+def output_inputs(net: Net) -> tuple[str, ...]:
+    """Return the inputs that the outputs of `net` need."""
+    from int8calib.caffe.network.inputs import INPUT_TYPES
+
+    layers = net.graph.ancestors(net.graph.outputs)
+    return tuple(top.name for layer in layers for top in layer.tops if layer.type in INPUT_TYPES)

@@ -1,0 +1,213 @@
+"""Options that many commands take: the model, the machine, checkpoints, messages.
+
+Each group of options is a function that declares it and a frozen dataclass that holds what was
+given; a command reads its arguments into these, and nothing behind it sees the parser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from int8calib.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from int8calib.arrays import Shape
+    from int8calib.caffe.engine.run import Net
+    from int8calib.calibration.statistics.tally import Checkpoint
+
+Options = TypeVar("Options")
+MOST_CACHE = 2 << 30
+"""Bytes that the activation cache takes at most where `--cache` is not given."""
+
+
+def read_options(kind: type[Options], args: argparse.Namespace) -> Options:
+    """Return the dataclass `kind` with the parsed arguments of its fields' names.
+
+    Lists become tuples. A field with a default may be missing in `args`.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        if hasattr(args, field.name) or field.default is MISSING:
+            value = getattr(args, field.name)
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+@dataclass(frozen=True)
+class MessageOptions:
+    """How much a command says."""
+
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
+
+
+def add_message_arguments(parser: argparse.ArgumentParser, *, inner: bool = False) -> None:
+    """Declare the options of `MessageOptions`.
+
+    `inner`: for a command inside a command, which must not undo what was said before its name.
+    """
+    group = parser.add_argument_group("messages")
+    default: Any = argparse.SUPPRESS if inner else False
+    for name, text in (
+        ("--quiet", "print nothing but errors"),
+        ("--verbose", "print more of what is done"),
+        ("--debug", "show a traceback with an error"),
+    ):
+        group.add_argument(name, action="store_true", default=default, help=text)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The files of a Caffe model, and shapes of its inputs as `NAME=N,C,H,W`."""
+
+    proto: str
+    model: str
+    input_shape: tuple[str, ...] = ()
+
+    def load(self) -> Net:
+        """Return the network; raises `ModelError`, and `OptionError` for a shape."""
+        import int8calib
+
+        return int8calib.load_caffe(
+            self.proto, self.model, input_shapes=parse_input_shapes(self.input_shape)
+        )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, model_required: bool = True) -> None:
+    """Declare the options of `ModelOptions`."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--proto", required=True, metavar="FILE", help="the deploy prototxt")
+    group.add_argument(
+        "--model", required=model_required, metavar="FILE", help="the caffemodel with the weights"
+    )
+    add_input_shape_argument(group)
+
+
+def add_input_shape_argument(group: Any) -> None:
+    """Declare `--input-shape`."""
+    group.add_argument(
+        "--input-shape",
+        action="append",
+        default=[],
+        metavar="NAME=N,C,H,W",
+        help="shape of an input, where the prototxt does not say it or another is wanted",
+    )
+
+
+def parse_input_shapes(texts: tuple[str, ...] | list[str]) -> Mapping[str, Shape]:
+    """Return the shapes in texts such as `data=1,3,224,224` by name; raises `OptionError`."""
+    shapes: dict[str, Shape] = {}
+    for text in texts:
+        name, equals, dims = text.rpartition("=")
+        try:
+            shape = tuple(int(dim) for dim in dims.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not equals or not shape or min(shape) < 1:
+            raise OptionError(
+                f"--input-shape {text}: expected NAME=N,C,H,W, such as data=1,3,224,224"
+            )
+        shapes[name] = shape
+    return shapes
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The machine: images in parallel, and memory for activations as a text such as `2G`."""
+
+    workers: int | None = None
+    cache: str | None = None
+
+    @property
+    def worker_count(self) -> int:
+        """`--workers`, or the cores this process may use; raises `OptionError`."""
+        if self.workers is None:
+            usable = getattr(os, "sched_getaffinity", None)
+            return len(usable(0)) if usable else os.cpu_count() or 1
+        if self.workers < 1:
+            raise OptionError(f"--workers {self.workers}: expected at least 1")
+        return self.workers
+
+    @property
+    def cache_bytes(self) -> int:
+        """`--cache` in bytes, or a quarter of the free memory, at most `MOST_CACHE`."""
+        if self.cache is None:
+            return min(MOST_CACHE, _free_memory() // 4)
+        units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+        text = self.cache.upper().removesuffix("B").removesuffix("I")
+        number, unit = (text[:-1], text[-1]) if text[-1:] in "KMGT" and text else (text, "")
+        try:
+            size = float(number) * units[unit]
+        except ValueError:
+            size = -1.0
+        if not 0 <= size < 1e18:
+            raise OptionError(f"--cache {self.cache}: expected a size such as 0, 500M or 2G")
+        return int(size)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `RunOptions`, for a command that calibrates."""
+    group = add_workers_argument(parser)
+    group.add_argument(
+        "--cache",
+        metavar="SIZE",
+        help="memory for activations, so that images run once instead of twice, such as 500M or "
+        "2G (default: a quarter of the free memory, at most 2G); the table does not depend on it",
+    )
+
+
+def add_workers_argument(parser: argparse.ArgumentParser) -> Any:
+    """Declare `--workers`, for a command that only runs images, and return the group."""
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="images in parallel (default: the cores)"
+    )
+    return group
+
+
+def _free_memory() -> int:
+    """Free memory in bytes; a guess of 4 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """Where a long run keeps what it has counted, and how often it writes it, in seconds."""
+
+    checkpoint: str | None = None
+    checkpoint_every: float = 30.0
+
+    def open(self, fingerprint: Mapping[str, Any]) -> Checkpoint | None:
+        """Return the checkpoint for a run of this `fingerprint`, None where none is wanted."""
+        from int8calib.calibration.statistics.tally import Checkpoint
+
+        if self.checkpoint is None:
+            return None
+        return Checkpoint(self.checkpoint, fingerprint, self.checkpoint_every)
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `CheckpointOptions`."""
+    group = parser.add_argument_group("long runs")
+    group.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="a file that is written now and then; if it is there, the run goes on from it and "
+        "counts nothing twice. It is removed at the end",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds between two writes of the checkpoint (default: 30)",
+    )

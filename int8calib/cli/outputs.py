@@ -1,0 +1,75 @@
+"""Files that commands write: checked before the work, written together after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from int8calib.errors import OutputError
+
+if TYPE_CHECKING:
+    from int8calib.calibration.assemble import Calibration
+    from int8calib.calibration.options import Options
+    from int8calib.calibration.table_layers import TableLayer
+    from int8calib.cli.console import Console
+
+
+def check_output(output: str) -> None:
+    """Raise `OutputError` for an output that cannot be written, before the work begins."""
+    path = Path(output)
+    if path.is_dir():
+        raise OutputError(f"{output}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"{output}: cannot be written; there is no folder {path.parent}")
+
+
+def beside(output: str, suffix: str) -> Path:
+    """Return where what belongs to a table goes: beside it, with `suffix` added."""
+    path = Path(output)
+    return path.with_name(path.name + suffix)
+
+
+def write_calibration(
+    output: str,
+    format: str,
+    done: Calibration,
+    layers: tuple[TableLayer, ...],
+    options: Options,
+) -> None:
+    """Write the table in its format, and the report with everything."""
+    from int8calib.cli.table_options import laid_out
+    from int8calib.table import write_table
+
+    write_table(output, laid_out(done.table, layers, options, format), format)
+    write_table(beside(output, ".json"), done.table, "json")
+
+
+def show_calibration(console: Console, done: Calibration) -> None:
+    """Show the scale of each layer and the warnings."""
+    rows = []
+    for layer in done.table.layers:
+        evidence = layer.evidence
+        if evidence is None:
+            continue
+        rows.append(
+            (
+                layer.name,
+                f"{evidence.absmax:.5g}",
+                f"{evidence.threshold:.5g}",
+                "" if evidence.spread is None else f"{100 * evidence.spread:.1f}",
+                f"{layer.bottom_scale:.6g}",
+                f"{100 * evidence.clipped:.3f}",
+                evidence.blob,
+                evidence.method,
+            )
+        )
+    columns = ("layer", "absmax", "threshold", "± %", "scale", "clipped %", "bottom", "method")
+    console.table("Bottom scales", columns, rows)
+    stability = done.table.meta["stability"]
+    if stability is not None:
+        console.say(
+            f"thresholds are certain to ± {100 * stability['median']:.1f} % in the median, "
+            f"± {100 * stability['worst']:.1f} % at worst ({stability['worst_blob']})"
+        )
+    for warning in done.warnings:
+        console.say(f"warning: {warning}")
