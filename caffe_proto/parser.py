@@ -1,7 +1,7 @@
-"""In the flow: tokens come in; a filled protobuf message goes out, with the unknown fields named.
+"""A parser of prototxt text into a protobuf message, which keeps what the schema does not know.
 
-Protobuf's own text parser either refuses an unknown field or drops it silently; this one names
-them, and its errors say what was expected where.
+Protobuf's own text parser either refuses an unknown field or drops it silently; this one keeps it
+with its line (see `unread`), and its errors say what was expected where.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import NamedTuple, cast
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from caffe_proto.errors import CaffeFormatError
-from caffe_proto.lexer import Token, Tokens
-from caffe_proto.scalars import Reader, scalar_reader, string_bytes
+from caffe_proto.caffe_pb2 import NetParameter, UnreadField, V1LayerParameter
+from caffe_proto.lexer import CLOSERS, Token, Tokens
+from caffe_proto.limits import MAX_LAYERS
+from caffe_proto.scalars import Reader, enum_number, scalar_reader
+from caffe_proto.unread import Entries, UnreadReader
 
 __all__ = ["Parser"]
 
-_CLOSERS = {"{": "}", "<": ">", "[": "]"}
+_LAYERS = ("layer", "layers")
 
 
 class _Field(NamedTuple):
@@ -27,7 +29,8 @@ class _Field(NamedTuple):
 
     descriptor: FieldDescriptor
     repeated: bool
-    read: Reader | None  # none for a message
+    message: bool
+    read: Reader | None  # none for a message or an enum
 
     @property
     def name(self) -> str:
@@ -42,47 +45,50 @@ class _Form(NamedTuple):
 
 
 class Parser:
-    """Recursive descent over the tokens of one text.
-
-    ``unknown`` maps the dotted name of each field that the schema lacks to the line on which it
-    first stands.
-    """
+    """Recursive descent over the tokens of one text."""
 
     def __init__(self, tokens: Tokens) -> None:
-        """Start at the front of the tokens."""
+        """Stand at the front of the tokens."""
         self._tokens = tokens
-        self._path: list[str] = []
         self._forms: dict[str, _Form] = {}
-        self.unknown: dict[str, int] = {}
+        self._path: list[str] = []  # from the layer, or from the net outside of all layers
+        self._unread: Entries  # of that layer or net
+        self._reader = UnreadReader(tokens)
+        self._layers = 0
 
     def parse(self, target: Message) -> None:
-        """Fill the message from the whole text.
+        """Fill an empty message, such as a net, from the whole text.
 
-        Raises:
-            CaffeFormatError: The text breaks the format or the schema.
+        What is not known is kept in a net and its layers, and dropped from other messages.
 
+        Raises
+        ------
+        CaffeFormatError
+            The text breaks the format or the schema, or exceeds a limit.
         """
+        net = target if isinstance(target, NetParameter) else NetParameter()
+        self._unread = net.unread
         self._fields(target, Token("end", "", 0))
 
     def _fields(self, target: Message, opener: Token) -> None:
         """Read fields until the opener's closing bracket or, at the top, until the end."""
         tokens = self._tokens
         form = self._form(target)
-        closer = _CLOSERS.get(opener.text)  # none at the top
-        seen: dict[str, Token] = {}
+        closer = CLOSERS.get(opener.text)  # none at the top
+        seen: set[str] = set()
         while not (tokens.accept(closer) if closer else tokens.peek.kind == "end"):
             name = tokens.peek
             field = form.fields.get(name.text)
             if name.kind == "end":
-                raise self._unclosed(opener)
+                raise tokens.unclosed(opener)
             if name.kind != "word" or field is None:
-                self._skip_field()
+                self._keep(self._reader.name(), name.at, UnreadField.FIELD)
+            elif name.text in seen and not field.repeated:
+                tokens.advance()
+                self._keep(name.text, name.at, UnreadField.REPEATED)
             else:
                 tokens.advance()
-                if seen.setdefault(name.text, name) is not name and not field.repeated:
-                    first = tokens.line(seen[name.text].at)
-                    message = f"{name.text} is given twice, first on line {first}"
-                    raise tokens.error(name.at, message)
+                seen.add(name.text)
                 self._field(target, field)
             if not tokens.accept(","):
                 tokens.accept(";")
@@ -90,10 +96,13 @@ class Parser:
             if missing not in seen:
                 raise tokens.error(opener.at, f"{self._dotted(missing)} must be given")
 
+    def _keep(self, name: str, at: int, kind: UnreadField.Kind) -> None:
+        self._reader.read(self._unread, self._dotted(name), at, kind)
+
     def _field(self, target: Message, field: _Field) -> None:
         """Read what follows a field's name: one value, or a list of them."""
         tokens = self._tokens
-        if not tokens.accept(":") and field.read:
+        if not tokens.accept(":") and not field.message:
             raise tokens.expected(f"':' after {field.name}")
         if not (field.repeated and tokens.accept("[")):
             self._value(target, field)
@@ -106,11 +115,20 @@ class Parser:
                 raise tokens.expected(f"',' or ']' in the list of {field.name}")
 
     def _value(self, target: Message, field: _Field) -> None:
-        if not field.read:
+        if field.message:
             self._message(target, field)
             return
         at = self._tokens.peek.at
-        value = field.read(self._tokens, field.descriptor)
+        if field.read:
+            value = field.read(self._tokens, field.descriptor)
+        else:
+            number, text = enum_number(self._tokens, field.descriptor)
+            if number is None:
+                of_type = field.name == "type" and isinstance(target, V1LayerParameter)
+                kind = UnreadField.LAYER_TYPE if of_type else UnreadField.ENUM
+                self._reader.add(self._unread, self._dotted(field.name), at, kind, text)
+                return
+            value = number
         try:
             if field.repeated:
                 getattr(target, field.name).append(value)
@@ -129,78 +147,40 @@ class Parser:
             nested = nested.add()
         else:
             nested.SetInParent()  # an empty message counts as given
-        self._path.append(field.name)
-        self._fields(nested, opener)
-        self._path.pop()
-
-    def _skip_field(self) -> None:
-        """Step over a field that the schema lacks, and note its name."""
-        tokens = self._tokens
-        first = tokens.advance()
-        name = first.text
-        if name == "[" and first.kind == "mark":  # an extension: [package.name]
-            while not name.endswith("]"):
-                if tokens.peek.kind == "end":
-                    raise tokens.expected("']'")
-                name += tokens.advance().text
-        elif first.kind != "word":
-            raise tokens.error(first.at, f"expected the name of a field, found {name!r}")
-        self.unknown.setdefault(self._dotted(name), tokens.line(first.at))
-        if not tokens.accept(":") and tokens.peek.text not in ("{", "<"):
-            raise tokens.expected(f"':' or '{{' after {name}")
-        self._skip_value(name)
-
-    def _skip_value(self, name: str) -> None:
-        tokens = self._tokens
-        if tokens.peek.text in _CLOSERS and tokens.peek.kind == "mark":
-            self._skip_brackets()
-        elif tokens.peek.kind == "string":
-            string_bytes(tokens, name)
+        outside = self._path, self._unread
+        if field.name in _LAYERS:
+            self._path = []
+            if isinstance(target, NetParameter):  # not the V0 layer inside of a V1 layer
+                self._unread = nested.unread
+                self._count_layer(opener)
         else:
-            tokens.accept("-")
-            if tokens.peek.kind not in ("word", "number"):
-                raise tokens.expected(f"a value for {name}")
-            tokens.advance()
+            self._path = [*self._path, field.name]
+        self._fields(nested, opener)
+        self._path, self._unread = outside
 
-    def _skip_brackets(self) -> None:
-        """Step over a bracketed value; only its brackets are looked at."""
-        open_ones: list[Token] = []
-        while True:
-            token = self._tokens.advance()
-            if token.kind == "end":
-                raise self._unclosed(open_ones[-1])
-            if token.kind != "mark":
-                continue
-            if token.text in _CLOSERS:
-                open_ones.append(token)
-            elif token.text in _CLOSERS.values():
-                closer = _CLOSERS[open_ones.pop().text]
-                if token.text != closer:
-                    raise self._tokens.error(token.at, f"expected {closer!r}, found {token.text!r}")
-                if not open_ones:
-                    return
+    def _count_layer(self, opener: Token) -> None:
+        self._layers += 1
+        if self._layers > MAX_LAYERS:
+            raise self._tokens.error(opener.at, f"more than {MAX_LAYERS} layers")
 
     def _dotted(self, name: str) -> str:
         return ".".join([*self._path, name])
-
-    def _unclosed(self, opener: Token) -> CaffeFormatError:
-        closer = _CLOSERS[opener.text]
-        line = self._tokens.line(opener.at)
-        return self._tokens.expected(f"{closer!r} for the {opener.text!r} of line {line}")
 
     def _form(self, target: Message) -> _Form:
         name = target.DESCRIPTOR.full_name
         if name not in self._forms:
             descriptors = cast("Sequence[FieldDescriptor]", target.DESCRIPTOR.fields)
             required = tuple(d.name for d in descriptors if _label(d) == "required")
-            self._forms[name] = _Form({d.name: _field(d) for d in descriptors}, required)
+            fields = {d.name: _field(d) for d in descriptors if d.name != "unread"}
+            self._forms[name] = _Form(fields, required)
         return self._forms[name]
 
 
 def _field(descriptor: FieldDescriptor) -> _Field:
-    nested = descriptor.type == FieldDescriptor.TYPE_MESSAGE
-    reader = None if nested else scalar_reader(descriptor)
-    return _Field(descriptor, _label(descriptor) == "repeated", reader)
+    message = descriptor.type == FieldDescriptor.TYPE_MESSAGE
+    enum = descriptor.type == FieldDescriptor.TYPE_ENUM
+    reader = None if message or enum else scalar_reader(descriptor)
+    return _Field(descriptor, _label(descriptor) == "repeated", message, reader)
 
 
 def _label(field: FieldDescriptor) -> str:

@@ -1,4 +1,4 @@
-"""In the flow: the first bytes of a file come in; an error that says what it is goes out.
+"""What a file is, told by its first bytes, for the error about a file of another kind.
 
 Most files that cannot be read are whole files of another kind: a download that saved a web page,
 a Git LFS pointer, the prototxt where the caffemodel belongs.
@@ -11,6 +11,8 @@ from os import PathLike, fspath
 from typing import TypeAlias
 
 from caffe_proto.errors import CaffeFormatError
+from caffe_proto.limits import MAX_NAME
+from caffe_proto.oneline import one_line
 
 __all__ = ["HEAD", "Path", "file_name", "holds_control_bytes", "refuse_binary", "refuse_foreign"]
 
@@ -32,31 +34,37 @@ _MAGIC = (
     (b"\xff\xfe", "UTF-16 text; save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text; save it as UTF-8"),
 )
+_HTTP_ERROR = re.compile(rb"[45]\d\d:? [A-Z][A-Za-z ]{2,40}\s*\Z")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _CAFFEMODEL_STARTS = (b"\n", b"\x12", b"\xa2\x06")  # the keys of name, layers and layer
 
 
 def file_name(path: Path) -> str:
-    """How messages name the file: its path as given, on one line."""
-    return fspath(path).replace("\n", "\\n")
+    """Return how messages name the file: its path as given, fit for printing."""
+    return one_line(fspath(path), MAX_NAME)
 
 
 def holds_control_bytes(head: bytes) -> bool:
-    """Whether the bytes hold control characters that no text file has."""
+    """Return whether the bytes hold control characters that no text file has."""
     return _CONTROL.search(head) is not None
 
 
 def refuse_foreign(path: Path, head: bytes, wanted: str) -> None:
     """Refuse a file that is recognisably something else.
 
-    Args:
-        path: The file, for the message.
-        head: Its first bytes (``HEAD`` of them are enough).
-        wanted: What the file should be, such as ``"a caffemodel"``.
+    Parameters
+    ----------
+    path
+        The file, for the message.
+    head
+        Its first bytes (``HEAD`` of them are enough).
+    wanted
+        What the file should be, such as ``"a caffemodel"``.
 
-    Raises:
-        CaffeFormatError: The file is empty, a Git LFS pointer, a web page, HDF5, an archive, ...
-
+    Raises
+    ------
+    CaffeFormatError
+        The file is empty, a Git LFS pointer, a web page, HDF5, an archive, ...
     """
     found = _foreign_kind(head)
     if found:
@@ -66,9 +74,10 @@ def refuse_foreign(path: Path, head: bytes, wanted: str) -> None:
 def refuse_binary(path: Path, head: bytes) -> None:
     """Refuse binary data where a prototxt is wanted.
 
-    Raises:
-        CaffeFormatError: The head holds control characters.
-
+    Raises
+    ------
+    CaffeFormatError
+        The head holds control characters.
     """
     if not holds_control_bytes(head):
         return
@@ -91,6 +100,10 @@ def _foreign_kind(head: bytes) -> str:
     # No field name begins so, and as a protobuf key it would close a group that none opened.
     if start.startswith(b"<"):
         return "an HTML or XML page; the download probably saved an error or login page"
+    if _HTTP_ERROR.match(start):
+        return f"an HTTP error page, {start.decode('ascii').strip()}; download the file again"
+    if start.startswith((b'{"', b"[{", b'["')):
+        return "JSON text"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""In the flow: tokens come in; one value of a field's type goes out.
+"""The values of a prototxt's fields, read from tokens.
 
 What each type accepts follows protobuf's text format (protobuf.dev, "Text Format Language
 Specification"), as Caffe's own reader does.
@@ -14,7 +14,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
 from caffe_proto.lexer import Tokens
 
-__all__ = ["Reader", "Scalar", "scalar_reader", "string_bytes"]
+__all__ = ["Reader", "Scalar", "enum_number", "scalar_reader", "string_bytes"]
 
 Scalar: TypeAlias = bool | int | float | str | bytes
 Reader: TypeAlias = Callable[[Tokens, FieldDescriptor], Scalar]
@@ -28,8 +28,11 @@ _ESCAPE = re.compile(
 _PLAIN_ESCAPES = dict(zip(b"nrtabfv\\'\"?", b"\n\r\t\a\b\f\v\\'\"?", strict=True))
 
 
+_MAX_DIGITS = 24  # of a whole number: more than any 64-bit number has, in octal too
+
+
 def scalar_reader(field: FieldDescriptor) -> Reader:
-    """Return the function that reads one value of the field's type."""
+    """Return the function that reads one value of the field's type, which is no enum."""
     return _READERS[field.type]
 
 
@@ -38,6 +41,8 @@ def _integer(tokens: Tokens, field: FieldDescriptor) -> int:
     text = tokens.peek.text
     if tokens.peek.kind != "number" or not re.fullmatch(r"\d+|0[xX][0-9a-fA-F]+", text):
         raise tokens.expected(f"a whole number for {field.name}")
+    if len(text) > _MAX_DIGITS:
+        raise tokens.error(tokens.peek.at, f"{field.name}: {text[:40]} is out of range")
     octal = text.startswith("0") and text.isdigit()
     try:
         value = int(text, 8 if octal else 0)
@@ -67,20 +72,29 @@ def _boolean(tokens: Tokens, field: FieldDescriptor) -> bool:
     return value
 
 
-def _enum(tokens: Tokens, field: FieldDescriptor) -> int:
+def enum_number(tokens: Tokens, field: FieldDescriptor) -> tuple[int | None, str]:
+    """Read one value of an enum, given by name or by number.
+
+    Returns
+    -------
+    tuple
+        Its number, None where the enum has no such value, and the value as it was written.
+
+    Raises
+    ------
+    CaffeFormatError
+        What comes next is neither a name nor a whole number.
+    """
     known = cast("EnumDescriptor", field.enum_type)
-    choices = "one of " + ", ".join(value.name for value in known.values)
     if tokens.peek.kind == "word":
-        named = known.values_by_name.get(tokens.peek.text)
-        if named is None:
-            raise tokens.expected(f"{choices} for {field.name}")
-        tokens.advance()
-        return named.number
-    begin = tokens.peek
+        text = tokens.advance().text
+        named = known.values_by_name.get(text)
+        return (named.number if named is not None else None), text
+    if tokens.peek.kind != "number" and tokens.peek.text != "-":
+        choices = ", ".join(value.name for value in known.values)
+        raise tokens.expected(f"one of {choices} for {field.name}")
     number = _integer(tokens, field)
-    if number not in known.values_by_number:
-        raise tokens.error(begin.at, f"{field.name}: {number} is not the number of {choices}")
-    return number
+    return (number if number in known.values_by_number else None), str(number)
 
 
 def _string(tokens: Tokens, field: FieldDescriptor) -> str:
@@ -99,21 +113,22 @@ def _bytes(tokens: Tokens, field: FieldDescriptor) -> bytes:
 def string_bytes(tokens: Tokens, name: str) -> bytes:
     """Read one or more quoted strings side by side; they count as one.
 
-    Raises:
-        CaffeFormatError: Something else comes next, or an escape is not known.
-
+    Raises
+    ------
+    CaffeFormatError
+        Something else comes next, or an escape is not known.
     """
     if tokens.peek.kind != "string":
         raise tokens.expected(f"text in quotes for {name}")
-    raw = b""
+    parts = []
     while tokens.peek.kind == "string":
         token = tokens.advance()
         part = token.text[1:-1].encode("utf-8", "surrogateescape")
         try:
-            raw += _ESCAPE.sub(_unescape, part) if b"\\" in part else part
+            parts.append(_ESCAPE.sub(_unescape, part) if b"\\" in part else part)
         except ValueError as error:
             raise tokens.error(token.at, f"{name}: {error}") from None
-    return raw
+    return b"".join(parts)
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:
@@ -142,7 +157,6 @@ _READERS: dict[int, Reader] = {
     FieldDescriptor.TYPE_INT64: _integer,
     FieldDescriptor.TYPE_UINT32: _integer,
     FieldDescriptor.TYPE_BOOL: _boolean,
-    FieldDescriptor.TYPE_ENUM: _enum,
     FieldDescriptor.TYPE_STRING: _string,
     FieldDescriptor.TYPE_BYTES: _bytes,
 }

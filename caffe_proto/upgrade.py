@@ -1,4 +1,4 @@
-"""In the flow: a ``NetParameter`` of any age comes in; the same net in today's form stays.
+"""The upgrade of a ``NetParameter`` of any age to today's form.
 
 The rules are those of BVLC Caffe, src/caffe/util/upgrade_proto.cpp. What layers themselves read
 (``concat_dim``, ``slice_dim``, BatchNorm's three blobs) stays as it is.
@@ -6,7 +6,13 @@ The rules are those of BVLC Caffe, src/caffe/util/upgrade_proto.cpp. What layers
 
 from __future__ import annotations
 
-from caffe_proto.caffe_pb2 import LayerParameter, NetParameter, ParamSpec, V1LayerParameter
+from caffe_proto.caffe_pb2 import (
+    LayerParameter,
+    NetParameter,
+    ParamSpec,
+    UnreadField,
+    V1LayerParameter,
+)
 from caffe_proto.errors import CaffeFormatError
 from caffe_proto.upgrade_v0 import upgrade_v0_layers
 
@@ -54,7 +60,8 @@ _V1_TYPES = {
     "THRESHOLD": "Threshold",
     "WINDOW_DATA": "WindowData",
 }
-_RESHAPED = ("type", "param", "blob_share_mode", "blobs_lr", "weight_decay", "layer")
+_RESHAPED = ("type", "unread", "param", "blob_share_mode", "blobs_lr", "weight_decay", "layer")
+_SAME_LISTS = ("bottom", "top", "include", "exclude", "blobs", "loss_weight")
 _DATA_PARAMS = {
     "DATA": "data_param",
     "IMAGE_DATA": "image_data_param",
@@ -66,14 +73,18 @@ _TRANSFORM_FIELDS = ("scale", "mean_file", "crop_size", "mirror")
 def upgrade_net(net: NetParameter, name: str) -> None:
     """Bring a net into today's form, in place.
 
-    Args:
-        net: The net; afterwards it has ``layer`` entries only, and no ``input`` fields.
-        name: How messages call it, such as its file.
+    Parameters
+    ----------
+    net
+        The net; afterwards it has ``layer`` entries only, and no ``input`` fields.
+    name
+        How messages call it, such as its file.
 
-    Raises:
-        CaffeFormatError: Old and new layers are mixed, a V0 layer cannot be translated, or the
-            inputs and their shapes do not go together.
-
+    Raises
+    ------
+    CaffeFormatError
+        Old and new layers are mixed, a V0 layer cannot be translated, or the inputs and their
+        shapes do not go together.
     """
     if net.layers and net.layer:
         raise CaffeFormatError(
@@ -104,13 +115,13 @@ def _upgrade_v1_layer(old: V1LayerParameter, new: LayerParameter) -> None:
     for field, value in old.ListFields():
         if field.name in _RESHAPED:
             continue
-        if field.name in ("bottom", "top", "include", "exclude", "blobs", "loss_weight"):
+        if field.name in _SAME_LISTS:
             getattr(new, field.name).extend(value)
         elif field.name == "name":
             new.name = value
         else:
             getattr(new, field.name).CopyFrom(value)
-    new.type = _V1_TYPES[V1LayerParameter.LayerType.Name(old.type)]
+    _take_type(old, new)
     multipliers = max(len(old.blobs_lr), len(old.weight_decay))
     for i in range(max(len(old.param), len(old.blob_share_mode), multipliers)):
         spec = new.param.add()
@@ -123,6 +134,13 @@ def _upgrade_v1_layer(old: V1LayerParameter, new: LayerParameter) -> None:
             spec.lr_mult = old.blobs_lr[i]
         if i < len(old.weight_decay):
             spec.decay_mult = old.weight_decay[i]
+
+
+def _take_type(old: V1LayerParameter, new: LayerParameter) -> None:
+    """Give the type its name of today; one that is not known keeps its own."""
+    unknown = [e.value for e in old.unread if e.kind == UnreadField.LAYER_TYPE]
+    new.type = (*unknown, _V1_TYPES[V1LayerParameter.LayerType.Name(old.type)])[0]
+    new.unread.extend(e for e in old.unread if e.kind != UnreadField.LAYER_TYPE)
 
 
 def _upgrade_inputs(net: NetParameter, name: str) -> None:

@@ -1,4 +1,4 @@
-"""In the flow: nested V0 layers come in; V1 layers stay in their place.
+"""The upgrade of nested V0 layers to V1 layers.
 
 The rules are those of BVLC Caffe, src/caffe/util/upgrade_proto.cpp. A V0 layer is one flat message,
 and each of its options goes to a place that depends on the layer's type.
@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from caffe_proto.caffe_pb2 import NetParameter, V0LayerParameter, V1LayerParameter
+from caffe_proto.caffe_pb2 import NetParameter, UnreadField, V0LayerParameter, V1LayerParameter
 from caffe_proto.errors import CaffeFormatError
 
 __all__ = ["upgrade_v0_layers"]
@@ -101,21 +101,26 @@ _MOVES: dict[str, dict[str, str]] = {
 def upgrade_v0_layers(net: NetParameter, name: str) -> None:
     """Turn the V0 layers of a net into V1 layers, in place.
 
-    Args:
-        net: The net; without V0 layers nothing happens.
-        name: How messages call it, such as its file.
+    A layer of a type that V0 does not have keeps the name of its type, and loses its options.
 
-    Raises:
-        CaffeFormatError: A type that V0 does not have, or a padding layer before something other
-            than a convolution or a pooling.
+    Parameters
+    ----------
+    net
+        The net; without V0 layers nothing happens.
+    name
+        How messages call it, such as its file.
 
+    Raises
+    ------
+    CaffeFormatError
+        A padding layer before something other than a convolution or a pooling.
     """
     if not any(layer.HasField("layer") for layer in net.layers):
         return
     _fold_padding(net, name)
     for layer in net.layers:
         if layer.HasField("layer"):
-            _upgrade_layer(layer, name)
+            _upgrade_layer(layer)
 
 
 def _fold_padding(net: NetParameter, name: str) -> None:
@@ -133,6 +138,7 @@ def _fold_padding(net: NetParameter, name: str) -> None:
                     f"padding layer {padding.layer.name!r}, found {layer.layer.type!r}"
                 )
             layer.layer.pad = padding.layer.pad
+            layer.unread.extend(padding.unread)
             layer.bottom[i] = padding.bottom[0]
         for top in layer.top:
             padded_by.pop(top, None)
@@ -148,17 +154,15 @@ def _fold_padding(net: NetParameter, name: str) -> None:
         del net.layers[index]
 
 
-def _upgrade_layer(layer: V1LayerParameter, name: str) -> None:
+def _upgrade_layer(layer: V1LayerParameter) -> None:
     """Spread the nested flat message over the fields of the V1 layer around it."""
     old = V0LayerParameter()
     old.CopyFrom(layer.layer)
     layer.ClearField("layer")
-    if old.type not in _TYPES:
-        known = ", ".join(_TYPES)
-        raise CaffeFormatError(
-            f"{name}: layer {old.name!r}: unknown V0 type {old.type!r}; known: {known}, padding"
-        )
-    _put(layer, "type", V1LayerParameter.LayerType.Value(_TYPES[old.type]))
+    if old.type in _TYPES:
+        layer.type = V1LayerParameter.LayerType.Value(_TYPES[old.type])
+    else:
+        layer.unread.add(name="type", kind=UnreadField.LAYER_TYPE, value=old.type)
     for field, value in old.ListFields():
         moves = _MOVES.get(field.name, {})
         place = moves.get(old.type) or moves.get("*")

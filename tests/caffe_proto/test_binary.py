@@ -233,11 +233,11 @@ def test_no_number_becomes_a_python_object(tmp_path: Path) -> None:
 def test_resident_memory_peaks_at_the_size_of_the_weights(tmp_path: Path) -> None:
     path, size = big_model(tmp_path)
     code = (
-        "import re, sys, caffe_proto\n"
+        "import re, sys\nfrom caffe_proto import read_weights\n"
         "status = lambda: open('/proc/self/status').read()\n"
         "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', status())[1])\n"
         "before = peak()\n"
-        "weights = caffe_proto.read_weights(sys.argv[1])\n"
+        "weights = read_weights(sys.argv[1])\n"
         "print(peak() - before, len(weights))"
     )
     root = str(Path(__file__).resolve().parents[2])

@@ -15,9 +15,12 @@ from caffe_proto import (
     CaffeFormatError,
     NetParameter,
     UnknownFieldWarning,
+    Unread,
     caffe_pb2,
     parse_prototxt,
     read_prototxt,
+    unknown_fields,
+    unread_fields,
 )
 from caffe_proto.lexer import Tokens
 from caffe_proto.parser import Parser
@@ -135,9 +138,8 @@ def test_real_files_agree_with_protobufs_parser(shared: Path) -> None:
         ('layer {\n name: "a"\n\n', "4:1", "'}' for the '{' of line 1, found the end of the file"),
         ('layer < name: "a" }', "1:19", "name of a field, found '}'"),
         ("layer { }\n}", "2:1", "name of a field, found '}'"),
-        ("layer { include { phase: TESTING } }", "1:26", "one of TRAIN, TEST for phase"),
-        ("layer { include { phase: 7 } }", "1:26", "7 is not the number of one of TRAIN, TEST"),
-        ("layers {\n type: PRELU }", "2:8", "one of NONE, .* for type, found 'PRELU'"),
+        ("layer { include { phase: 'TEST' } }", "1:26", "one of TRAIN, TEST for phase"),
+        ("layers {\n type: ? }", "2:8", "'\\?' is not understood"),
         ("input_dim: 1.5", "1:12", "whole number for input_dim, found '1.5'"),
         ("input_dim: 08", "1:12", "whole number"),
         ("layer { loss_weight: 010 }", "1:22", "number for loss_weight, found '010'"),
@@ -148,16 +150,16 @@ def test_real_files_agree_with_protobufs_parser(shared: Path) -> None:
         ("layer { loss_weight: big }", "1:22", "number for loss_weight, found 'big'"),
         ("layer { propagate_down: yes }", "1:25", "true or false for propagate_down"),
         ("layer: 3", "1:8", "'{' after layer, found '3'"),
-        ('name: "a"\nforce_backward: 1\nname: "b"', "3:1", "name is given twice, first on line 1"),
-        ("layer { relu_param { } relu_param { } }", "1:24", "relu_param is given twice"),
-        ("layer {\n clip_param { min: 1 } }", "2:13", "layer.clip_param.max must be given"),
+        ("layer {\n clip_param { min: 1 } }", "2:13", "clip_param.max must be given"),
         ("layer { ? }", "1:9", "'\\?' is not understood"),
         ("5: 3", "1:1", "name of a field, found '5'"),
         ("strange 5", "1:9", "':' or '{' after strange"),
         ("strange: ,", "1:10", "a value for strange"),
-        ("strange { a [ b } }", "1:17", "expected ']', found '}'"),
+        ("strange { a [ b } }", "1:13", "':' or '{' after a, found '\\['"),
+        ("strange { a: [ b } }", "1:18", "',' or '\\]' in the list of a, found '}'"),
+        ("strange < a: 1 } >", "1:16", "name of a field, found '}'"),
         ("strange {\n a: 1", "2:6", "'}' for the '{' of line 1"),
-        ("[some.ext: 1", "1:13", "expected ']'"),
+        ("[some.ext", "1:10", "expected ']'"),
         ("layer { " + "strange: 1 " * 3 + "name: }", "1:48", "text in quotes for name"),
     ],
 )
@@ -173,30 +175,104 @@ def test_errors_count_lines_with_any_line_end() -> None:
             parse_prototxt(end.join(["\ufefflayer { # é", ' name: "a" # b', " type: 1 }"]))
 
 
-def test_unknown_fields_are_skipped_and_named_once() -> None:
-    text = (
-        'name: "n" odd: -inf\n'
-        'layer { name: "a" type: "ReLU" odd_param { a: 1 b < c: [1, {}] > d { e: "}" } } }\n'
-        'layer { name: "b" type: "Convolution" odd_param { } fork: SOME_VALUE\n'
-        '  convolution_param { num_output: 7 odd: "x" "y" odd_list: [1, 2] } [pkg.ext] { z: 1 }\n'
-        "}\n"
-    )
+UNKNOWN = (
+    'name: "n" odd: -inf\n'
+    'layer { name: "a" type: "ReLU" odd_param { a: 1 b < c: [1, {}] > d { e: "}" } } }\n'
+    'layer { name: "b" type: "Convolution" odd_param { } fork: SOME_VALUE\n'
+    '  convolution_param { num_output: 7 odd: "x" "y" odd_list: [1, 2] } [pkg.ext] { z: 1 }\n'
+    "}\n"
+)
+
+
+def test_unknown_fields_are_left_out_and_named_once() -> None:
     with pytest.warns(UnknownFieldWarning) as caught:
-        net = parse_prototxt(text, "fork.prototxt")
+        net = parse_prototxt(UNKNOWN, "fork.prototxt")
     assert [str(w.message) for w in caught] == [
-        "fork.prototxt: unknown fields skipped: odd (line 1), layer.odd_param (line 2), "
-        "layer.fork (line 3), layer.convolution_param.odd (line 4), "
-        "layer.convolution_param.odd_list (line 4), layer.[pkg.ext] (line 4)"
+        "fork.prototxt: not understood and left out: odd (line 1), odd_param (line 2, 2 times), "
+        "fork (line 3), convolution_param.odd (line 4), "
+        "convolution_param.odd_list (line 4, 2 times), [pkg.ext] (line 4)"
     ]
     assert Path(caught[0].filename).name == Path(__file__).name
-    reference = text_format.Parse(re.sub(r"odd_list|\[pkg.ext\]", "odd", text), NetParameter(),
+    for message in (net, *net.layer):
+        message.ClearField("unread")
+    reference = text_format.Parse(re.sub(r"odd_list|\[pkg.ext\]", "odd", UNKNOWN), NetParameter(),
                                   allow_unknown_field=True)  # fmt: skip
     assert net == reference
 
 
+def test_a_warning_names_ten_fields_and_counts_the_rest() -> None:
+    text = "layer { " + "".join(f"odd{i}: {i}\n" for i in range(23)) + "}"
+    with pytest.warns(UnknownFieldWarning, match=r"odd9 \(line 10\), 13 more$"):
+        parse_prototxt(text)
+
+
+def test_what_is_not_known_is_kept_as_it_was_written() -> None:
+    net = parse_prototxt(UNKNOWN, warn=False)
+    assert unread_fields(net) == (Unread("odd", 1, "field", "-inf"),)
+    assert unread_fields(net.layer[0]) == (Unread("odd_param", 2, "field", ""),)
+    assert unknown_fields(net.layer[0]) == {
+        "odd_param": [{"a": ["1"], "b": [{"c": ["1", {}]}], "d": [{"e": ["}"]}]}]
+    }
+    assert [(u.field, u.value) for u in unread_fields(net.layer[1])] == [
+        ("odd_param", ""),
+        ("fork", "SOME_VALUE"),
+        ("convolution_param.odd", "xy"),
+        ("convolution_param.odd_list", "1"),
+        ("convolution_param.odd_list", "2"),
+        ("[pkg.ext]", ""),
+    ]
+    assert unknown_fields(net.layer[1]) == {
+        "odd_param": [{}],
+        "fork": ["SOME_VALUE"],
+        "convolution_param": [{"odd": ["xy"], "odd_list": ["1", "2"]}],
+        "[pkg.ext]": [{"z": ["1"]}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("pooling_param { pool: FOO }", Unread("pooling_param.pool", 2, "enum", "FOO")),
+        ("pooling_param { pool: 77 }", Unread("pooling_param.pool", 2, "enum", "77")),
+        ("include { phase: VAL }", Unread("include.phase", 2, "enum", "VAL")),
+        (
+            "pooling_param { kernel_size: 3 kernel_size: 5 }",
+            Unread("pooling_param.kernel_size", 2, "repeated", "5"),
+        ),
+        ("relu_param { } relu_param { }", Unread("relu_param", 2, "repeated", "")),
+        ('type: "A" type: "B"', Unread("type", 2, "repeated", "B")),
+    ],
+)
+def test_other_things_that_are_not_understood(text: str, kept: Unread) -> None:
+    net = parse_prototxt(f'input: "x"\nlayer {{ name: "a" {text} }}', warn=False)
+    assert unread_fields(net.layer[1]) == (kept,)
+    assert net.layer[1].pooling_param.kernel_size in (0, 3)  # the first value stands
+    assert not net.layer[1].pooling_param.HasField("pool")
+
+
+def test_older_layers_keep_what_is_not_understood() -> None:
+    net = parse_prototxt(
+        'layers { name: "a" type: UNPOOLING bottom: "x" odd: 1 }\n'
+        'layers { name: "b" type: 99 }\n'
+        'layers { bottom: "b" top: "p" layer { name: "p" type: "padding" pad: 2 odd_pad: 3 } }\n'
+        'layers { bottom: "p" top: "c" layer { name: "c" type: "conv" odd_conv: 4 } }\n'
+        'layers { layer { name: "d" type: "odd" } }\n',
+        warn=False,
+    )
+    assert [layer.type for layer in net.layer] == ["UNPOOLING", "99", "Convolution", "odd"]
+    assert [unread_fields(layer) for layer in net.layer] == [
+        (Unread("odd", 1, "field", "1"),),
+        (),
+        (Unread("odd_conv", 4, "field", "4"), Unread("odd_pad", 3, "field", "3")),
+        (),
+    ]
+    assert list(net.layer[2].convolution_param.pad) == [2]
+
+
 def test_deep_nesting_is_an_error_not_a_crash() -> None:
-    with pytest.raises(CaffeFormatError, match=r"'\}' for the '\{'"):
+    with pytest.raises(CaffeFormatError, match=r"odd: more than 100 messages deep"):
         parse_prototxt("odd {" * 10000)
+    assert parse_prototxt("layer { " + "odd {" * 100 + "}" * 101, warn=False)
 
 
 def write(folder: Path, data: bytes) -> Path:
@@ -210,6 +286,8 @@ def write(folder: Path, data: bytes) -> Path:
     [
         (b"", "the file is empty"),
         (b"\n# only a comment\n", "not a network: no layer and no input"),
+        (b"404: Not Found", "an HTTP error page, 404: Not Found"),
+        (b'{"message": "Not Found"}', "JSON text"),
         (b"\n <!DOCTYPE html><html>404</html>", "an HTML or XML page"),
         (b"\xef\xbb\xbf<html>", "an HTML or XML page"),
         (

@@ -161,7 +161,6 @@ def test_inputs_without_a_shape_stay_inputs() -> None:
         ("layer { } layers { }", "both layer .* and layers"),
         ('input: "a" input_dim: 1 input_dim: 3', "2 input_dim for 1 input; give 4 each"),
         ('input: "a" input: "b" input_shape { }', "1 input_shape for 2 input"),
-        ('layers { layer { name: "x" type: "odd" } }', "layer 'x': unknown V0 type 'odd'; known"),
         (
             'layers { layer { name: "p" type: "padding" } bottom: "a" top: "b" }'
             'layers { layer { name: "r" type: "relu" } bottom: "b" top: "c" }',
