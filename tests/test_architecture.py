@@ -122,13 +122,13 @@ def test_files_say_what_they_are_for_and_stay_short(path: Path) -> None:
         ("import int8calib; int8calib.load_caffe; int8calib.calibrate", {"numba", "cv2"}),
         (
             "import int8calib.calibration.statistics.store, int8calib.calibration.thresholds",
-            {"numba", "cv2", "caffe_proto"},
+            {"numba", "cv2", "google.protobuf"},
         ),
         (
             "import int8calib; int8calib.simulate; int8calib.evaluate; int8calib.analyze",
             {"numba", "cv2"},
         ),
-        ("import int8calib.table", {"numba", "cv2", "caffe_proto"}),
+        ("import int8calib.table", {"numba", "cv2", "google.protobuf"}),
         ("import caffe_proto", {"int8calib", "numba", "cv2"}),
     ],
 )
