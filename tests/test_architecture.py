@@ -19,6 +19,7 @@ STAGES = {
     "int8calib.arrays": 1,
     "int8calib.files": 2,
     "int8calib.workers": 2,
+    "int8calib.limits": 2,
     "int8calib.compiled": 3,
     "int8calib.images": 4,
     "int8calib.caffe.layers": 4,

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from int8calib.caffe.inspection.tolerant import Reading
-from int8calib.caffe.layers.registry import has_type
+from int8calib.caffe.inspection.lenient import Reading
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QUANTIZED_TYPES, quantized_layers
+from int8calib.caffe.network.runnable import listed
 from int8calib.caffe.network.shapes import is_batchable
 from int8calib.calibration.scales import DEAD_ABSMAX
 from int8calib.table.rules import duplicates
@@ -20,29 +20,20 @@ from int8calib.table.rules import duplicates
 FAR_OUT = 40.0
 """A weight this many times the root mean square of its row leaves the typical weight about 3 of
 127 levels."""
-SHOWN = 5
-"""How many names a warning gives before it only counts."""
 
 
-def find_warnings(
-    reading: Reading, blocked: Mapping[Layer, Layer], folded: Mapping[Layer, str]
-) -> Iterator[str]:
+def find_warnings(reading: Reading, folded: Mapping[Layer, str]) -> Iterator[str]:
     """All warnings of a model, those of reading it first."""
     yield from reading.warnings
     yield from _names(reading)
-    yield from _unsupported(reading, blocked)
+    yield from _unsupported(reading)
     yield from _batch_norm(reading, folded)
-    yield from _fixed_batch(reading, blocked)
+    yield from _fixed_batch(reading)
     if reading.graph.unused_weights:
         found = reading.graph.unused_weights
-        yield f"the caffemodel holds weights of {len(found)} more layers: {_some(found)}"
+        yield f"the caffemodel holds weights of {len(found)} more layers: {listed(found)}"
     if reading.weighed and not _repeated(reading):
         yield from _weights(reading)
-
-
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _repeated(reading: Reading) -> list[str]:
@@ -65,21 +56,21 @@ def _names(reading: Reading) -> Iterator[str]:
                 yield f"layer {layer.name} makes the blob {top.name} again, without reading it"
 
 
-def _unsupported(reading: Reading, blocked: Mapping[Layer, Layer]) -> Iterator[str]:
+def _unsupported(reading: Reading) -> Iterator[str]:
     """Types the engine does not run, and whether a layer to quantize waits for them."""
-    for layer in reading.graph.layers:
-        if layer.type in INPUT_TYPES or has_type(layer.type):
+    for layer, obstacle in reading.blocked.items():
+        if obstacle.layer is not layer or obstacle.error is not None:
             continue
         waiting = [
             other.name
-            for other, culprit in blocked.items()
-            if culprit is layer and other.type in QUANTIZED_TYPES
+            for other, why in reading.blocked.items()
+            if why.layer is layer and other.type in QUANTIZED_TYPES
         ]
         yield (
-            f"{layer.label} is of a type that does not run; "
+            f"{obstacle}; "
             + (
-                f"it stands before {_some(waiting)}: leave them out (--exclude) or register "
-                "the type (int8calib.register_layer)"
+                f"{listed(waiting)} behind it stay in float, unless int8calib.register_layer() "
+                "teaches the type"
                 if waiting
                 else "no layer to quantize needs it, so calibration works"
             )
@@ -98,15 +89,15 @@ def _batch_norm(reading: Reading, folded: Mapping[Layer, str]) -> Iterator[str]:
     norms = [layer for layer in reading.graph.layers if layer.type == "BatchNorm"]
     stay = [layer.name for layer in norms if layer not in folded]
     if stay:
-        yield f"{len(stay)} BatchNorm with nothing before it to be folded into: {_some(stay)}"
+        yield f"{len(stay)} BatchNorm with nothing before it to be folded into: {listed(stay)}"
 
 
-def _fixed_batch(reading: Reading, blocked: Mapping[Layer, Layer]) -> Iterator[str]:
+def _fixed_batch(reading: Reading) -> Iterator[str]:
     """The first layer that mixes the images of a batch, on the way to what is quantized."""
     graph = reading.graph
     heavy = [layer for layer in graph.layers if layer.type in QUANTIZED_TYPES]
     needed = graph.ancestors(
-        bottom for layer in heavy if layer not in blocked for bottom in layer.bottoms
+        bottom for layer in heavy if layer not in reading.blocked for bottom in layer.bottoms
     )
     inputs = {name: shape for name, shape in reading.inputs.items() if shape}
     if not all(top in reading.shapes for layer in needed for top in layer.tops):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from int8calib.arrays import Shape
 from int8calib.caffe.inspection.findings import find_warnings
+from int8calib.caffe.inspection.lenient import Reading, load_lenient
 from int8calib.caffe.inspection.results import InspectedLayer, Inspection
-from int8calib.caffe.inspection.tolerant import Reading, read_tolerantly
 from int8calib.caffe.layers.registry import find_type, has_type
 from int8calib.caffe.network.fold import fold_chains
-from int8calib.caffe.network.graph import Blob, Layer
+from int8calib.caffe.network.graph import Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.caffe.network.quantized import QUANTIZED_TYPES, quantized_layers
-from int8calib.errors import ShapeError
+from int8calib.caffe.network.quantized import QUANTIZED_TYPES, quantized_layer
 from int8calib.table.rules import name_problem
 
 
@@ -31,11 +29,10 @@ def inspect(
     `load_caffe`. What does not fit becomes a warning in the result. Raises `ModelError` where a
     file cannot be read or holds no graph, `OptionError` for a shape given to no input.
     """
-    reading = read_tolerantly(prototxt, caffemodel, input_shapes)
+    reading = load_lenient(prototxt, caffemodel, input_shapes)
     graph = reading.graph
-    blocked = blocked_layers(reading)
     folded = {link: layer.name for layer, chain in fold_chains(graph).items() for link in chain}
-    layers = tuple(_layer(reading, layer, blocked, folded) for layer in graph.layers)
+    layers = tuple(_layer(reading, layer, folded) for layer in graph.layers)
     kept = {layer.name for layer in graph.layers}
     return Inspection(
         network=graph.name,
@@ -49,34 +46,18 @@ def inspect(
         quantized_macs=sum(layer.macs or 0 for layer in layers if layer.quantized),
         complete=all(layer.macs is not None for layer in layers),
         left_out=tuple(name for name in reading.names if name not in kept),
-        warnings=tuple(find_warnings(reading, blocked, folded)),
+        warnings=tuple(find_warnings(reading, folded)),
     )
 
 
-def blocked_layers(reading: Reading) -> dict[Layer, Layer]:
-    """Each layer that cannot run, with the first of an unknown type on its way."""
-    blocked: dict[Layer, Layer] = {}
-    makers: dict[Blob, Layer] = {}
-    for layer in reading.graph.layers:
-        culprits = [makers[bottom] for bottom in layer.bottoms if bottom in makers]
-        if not has_type(layer.type) and layer.type not in INPUT_TYPES:
-            culprits = [*culprits, layer]
-        if culprits:
-            blocked[layer] = culprits[0]
-            makers.update(dict.fromkeys(layer.tops, culprits[0]))
-    return blocked
-
-
-def _layer(
-    reading: Reading, layer: Layer, blocked: Mapping[Layer, Layer], folded: Mapping[Layer, str]
-) -> InspectedLayer:
+def _layer(reading: Reading, layer: Layer, folded: Mapping[Layer, str]) -> InspectedLayer:
     shapes = tuple(reading.shapes.get(top) for top in layer.tops)
     known = None not in shapes and all(bottom in reading.shapes for bottom in layer.bottoms)
     if layer.type in INPUT_TYPES:
         parameters: int | None = 0
     else:
         parameters = _count(layer) if known or (reading.weighed and layer.weights) else None
-    quantized, why = _part_in_int8(reading, layer, blocked, folded)
+    quantized, why = _part_in_int8(reading, layer, folded)
     return InspectedLayer(
         name=layer.name,
         type=layer.type,
@@ -119,9 +100,7 @@ def _macs(reading: Reading, layer: Layer, shapes: Sequence[Shape | None]) -> int
     return kind.macs(layer.params, bottoms, tops) // batch
 
 
-def _part_in_int8(
-    reading: Reading, layer: Layer, blocked: Mapping[Layer, Layer], folded: Mapping[Layer, str]
-) -> tuple[bool, str]:
+def _part_in_int8(reading: Reading, layer: Layer, folded: Mapping[Layer, str]) -> tuple[bool, str]:
     """Whether a table has rows for the layer, and as what or why not."""
     if layer in folded:
         return False, f"folded into {folded[layer]}"
@@ -134,10 +113,10 @@ def _part_in_int8(
     problem = name_problem(layer.name)
     if problem is not None:
         return False, problem
-    if layer in blocked:
-        return False, f"behind {blocked[layer].label}, which cannot run"
-    try:
-        found = quantized_layers(replace(reading.graph, layers=(layer,)))
-    except ShapeError as error:
-        return False, str(error)
-    return (True, found[0].ncnn_type) if found else (False, "reads several blobs")
+    if layer in reading.blocked:
+        obstacle = reading.blocked[layer]
+        if obstacle.layer is layer:
+            return False, obstacle.reason
+        return False, f"behind {obstacle.layer.label}, which cannot run"
+    found = quantized_layer(layer)
+    return (False, "reads several blobs") if found is None else (True, found.ncnn_type)

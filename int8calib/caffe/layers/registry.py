@@ -126,14 +126,14 @@ def register_layer(
 
 
 def find_type(name: str) -> LayerType:
-    """The type registered as `name`; raises `UnsupportedLayerError`, which lists those known."""
+    """The type registered as `name`; raises `UnsupportedLayerError`."""
     _load_builtin()
     try:
         return _types[name]
     except KeyError:
         raise UnsupportedLayerError(
-            f"layer type {name!r} is not supported; supported are {', '.join(type_names())}; "
-            "int8calib.register_layer() adds one from outside"
+            f"layer type {name!r} is not supported; int8calib.register_layer() adds one, "
+            "`int8calib inspect --layers` lists those there are"
         ) from None
 
 

@@ -8,7 +8,7 @@ behind it. A Scale without a BatchNorm before it stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -49,12 +49,24 @@ def _chain(layer: Layer, readers: dict[Blob, list[Layer]], kept: set[Blob]) -> l
     batch_norm = _only_reader(layer.tops[0], readers, kept)
     if batch_norm is None or batch_norm.type != "BatchNorm" or len(batch_norm.weights) < 3:
         return []
+    if not _fit(layer, batch_norm.weights[:2]):
+        return []
     scale = _only_reader(batch_norm.tops[0], readers, kept)
     if scale is None or scale.type != "Scale" or len(scale.bottoms) != 1 or not scale.weights:
         return [batch_norm]
     if scale.weights[0].ndim != 1 or scale.params.scale_param.axis != 1:
         return [batch_norm]
-    return [batch_norm, scale]
+    return [batch_norm, scale] if _fit(layer, scale.weights) else [batch_norm]
+
+
+def _fit(layer: Layer, blobs: Sequence[Array]) -> bool:
+    """Whether `blobs` have a value for each output of `layer`; of one that cannot run they may not.
+
+    Weights of size 0 stand for unknown ones.
+    """
+    param = layer.params.inner_product_param
+    outputs = (param if layer.type == "InnerProduct" else layer.params.convolution_param).num_output
+    return layer.weights[0].size == 0 or all(blob.size == outputs for blob in blobs)
 
 
 def _only_reader(blob: Blob, readers: dict[Blob, list[Layer]], kept: set[Blob]) -> Layer | None:

@@ -1,17 +1,34 @@
-"""From files to a graph: a prototxt and a caffemodel in, a `Graph` with checked weights out."""
+"""A graph with weights from the files of a Caffe model."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 import caffe_proto
 from caffe_proto import NetParameter
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.network.bind import bind_weights
-from int8calib.caffe.network.graph import Graph, build_graph
-from int8calib.caffe.network.shapes import free_batch, infer_shapes, resolve_inputs
-from int8calib.errors import ModelFileError
+from int8calib.caffe.layers.convolution import groups
+from int8calib.caffe.layers.registry import find_type, has_type
+from int8calib.caffe.network.build import build_graph
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.inputs import (
+    checked_inputs,
+    complete_input,
+    is_full,
+    resolve_inputs,
+    small_inputs,
+)
+from int8calib.caffe.network.quantized import QUANTIZED_TYPES
+from int8calib.caffe.network.shapes import Reach, free_batch, reach, refuse_misfits
+from int8calib.errors import (
+    ModelError,
+    ModelFileError,
+    ShapeError,
+    UnsupportedLayerError,
+    WeightsError,
+)
 
 
 def load_graph(
@@ -19,18 +36,83 @@ def load_graph(
     caffemodel: str | os.PathLike[str] | None,
     input_shapes: Mapping[str, Shape] | None = None,
 ) -> tuple[Graph, dict[str, Shape]]:
-    """The TEST-phase graph of a Caffe model and the shape of each input.
+    """Load the TEST-phase graph of a Caffe model and the shape of each input.
 
-    `input_shapes` overrides what the prototxt says of its inputs. With `caffemodel` None the
-    layers have no weights. Raises `ModelError` and its kin, each naming file and layer.
+    Parameters
+    ----------
+    prototxt, caffemodel
+        The files; without a caffemodel the layers have no weights.
+    input_shapes
+        Shapes by input name, which override what the prototxt says.
+
+    Returns
+    -------
+    tuple
+        The graph with checked weights, and input name to shape. Layers that cannot run may have
+        no weights.
+
+    Raises
+    ------
+    ModelError
+        Or one of its kin: a file that cannot be read, sizes that are missing, are placeholders or
+        do not fit, weights that do not fit. Names file and layer.
+    OptionError
+        For a shape given to something that is no input.
     """
     net, weights = read_files(prototxt, caffemodel)
     graph = build_graph(net, os.fspath(prototxt))
+    if not graph.inputs:
+        raise ModelError(
+            f"{graph.source}: the network has no input; expected an Input layer, or input and "
+            "input_shape at its head"
+        )
     inputs = resolve_inputs(graph, input_shapes, weights)
-    shapes = infer_shapes(graph, inputs)
+    declared = {name: shape for name, shape in inputs.items() if name not in (input_shapes or {})}
+    found = reach(graph, inputs)
+    for _, message in small_inputs(graph, declared, found.shapes):
+        raise ShapeError(f"{graph.source}: {message}")
+    refuse_misfits(found)
     if weights is not None:
-        graph = bind_weights(graph, weights, shapes, os.fspath(caffemodel or ""))
-    return free_batch(graph, shapes), inputs
+        graph = bind_weights(graph, weights, found, os.fspath(caffemodel or ""))
+    return free_batch(graph, found.shapes), inputs
+
+
+def load_unsized(
+    prototxt: str | os.PathLike[str],
+    caffemodel: str | os.PathLike[str],
+    input_shapes: Mapping[str, Shape] | None = None,
+) -> Graph:
+    """Load a graph with weights whether or not its sizes are known, for what runs nothing.
+
+    Parameters
+    ----------
+    prototxt, caffemodel
+        The files.
+    input_shapes
+        Shapes by input name, if any; more of the weights can be checked with them.
+
+    Returns
+    -------
+    Graph
+        Every Convolution and InnerProduct has weights of fitting shapes, but for those behind a
+        layer that cannot run, which may have none.
+
+    Raises
+    ------
+    ModelError
+        Or one of its kin, for a file that cannot be read or weights that do not fit.
+    OptionError
+        For a shape given to something that is no input.
+    """
+    net, weights = read_files(prototxt, caffemodel)
+    graph = build_graph(net, os.fspath(prototxt))
+    given = checked_inputs(graph, input_shapes)
+    shapes = {
+        name: given.get(name) or complete_input(graph, name, declared, weights or {})
+        for name, declared in graph.inputs.items()
+    }
+    known = {name: shape for name, shape in shapes.items() if is_full(shape)}
+    return bind_weights(graph, weights or {}, reach(graph, known), os.fspath(caffemodel))
 
 
 def read_files(
@@ -45,3 +127,113 @@ def read_files(
     except OSError as error:
         raise ModelFileError(f"{error.filename}: cannot be read ({error.strerror})") from None
     return net, weights
+
+
+def bind_weights(
+    graph: Graph, weights: Mapping[str, tuple[Array, ...]], found: Reach, source: str
+) -> Graph:
+    """Give each layer its blobs of the caffemodel, by layer name.
+
+    Parameters
+    ----------
+    graph
+        The network.
+    weights
+        Blobs by layer name. A layer that shares parameters by name may take them from the layer
+        that owns them.
+    found
+        How far the graph runs. Where a bottom has no size, all but the sizes that follow from it
+        is checked; of a layer behind one that cannot run, blobs that do not fit are left out.
+    source
+        The caffemodel in messages.
+
+    Returns
+    -------
+    Graph
+        The same layers with weights; `unused_weights` lists layers that only `weights` has.
+
+    Raises
+    ------
+    WeightsError
+        Where blobs are missing or do not have the shape the prototxt asks for.
+    """
+    owners = _owners(graph, weights)
+    layers = []
+    for layer in graph.layers:
+        obstacle = found.blocked.get(layer)
+        try:
+            bound = _fitting(layer, weights.get(layer.name, ()), owners, found.shapes)
+        except WeightsError as error:
+            if obstacle is None or obstacle.is_size:
+                raise WeightsError(f"{source}: {layer.label}: {error}") from None
+            bound = ()
+        layers.append(replace(layer, weights=bound))
+    names = {layer.name for layer in layers}
+    unused = tuple(name for name, blobs in weights.items() if blobs and name not in names)
+    return replace(graph, layers=tuple(layers), unused_weights=unused)
+
+
+def _owners(graph: Graph, weights: Mapping[str, tuple[Array, ...]]) -> dict[str, Array]:
+    """Blobs by the parameter name (`param { name: ... }`) under which layers share them."""
+    table: dict[str, Array] = {}
+    for layer in graph.layers:
+        for spec, blob in zip(layer.params.param, weights.get(layer.name, ()), strict=False):
+            if spec.name:
+                table.setdefault(spec.name, blob)
+    return table
+
+
+def _fitting(
+    layer: Layer,
+    blobs: tuple[Array, ...],
+    owners: Mapping[str, Array],
+    shapes: Mapping[Blob, Shape],
+) -> tuple[Array, ...]:
+    """`blobs`, or those of `owners`, in the shapes that the layer asks for, the rest as it is."""
+    rule = find_type(layer.type).weights if has_type(layer.type) else None
+    bottoms: list[Shape] | None = [shapes[bottom] for bottom in layer.bottoms if bottom in shapes]
+    if len(bottoms or ()) < len(layer.bottoms) or any(top not in shapes for top in layer.tops):
+        bottoms = _assumed_bottoms(layer, blobs)
+    if rule is None or not bottoms:
+        return blobs
+    try:
+        wanted = list(rule(layer.params, bottoms))
+    except (ShapeError, UnsupportedLayerError) as error:
+        raise WeightsError(str(error)) from None
+    if not blobs:
+        names = [spec.name for spec in layer.params.param[: len(wanted)]]
+        blobs = tuple(owners[name] for name in names if name in owners)
+    if wanted and not blobs:
+        raise WeightsError("has no weights; is it the caffemodel of this prototxt?")
+    if len(blobs) < len(wanted):
+        raise WeightsError(f"has {len(blobs)} blobs; the prototxt asks for {len(wanted)}")
+    fitted = (
+        _fit(blob, shape, i) for i, (blob, shape) in enumerate(zip(blobs, wanted, strict=False))
+    )
+    return (*fitted, *blobs[len(wanted) :])
+
+
+def _assumed_bottoms(layer: Layer, blobs: tuple[Array, ...]) -> list[Shape] | None:
+    """A bottom for which weights have as many values as they have, where its shape is unknown.
+
+    None for types other than those whose weights are quantized.
+    """
+    if layer.type not in QUANTIZED_TYPES:
+        return None
+    if layer.type == "InnerProduct":
+        param = layer.params.inner_product_param
+        inputs = blobs[0].size // max(param.num_output, 1) if blobs else 1
+        return [(*(1,) * max(param.axis, 0), inputs)]
+    per_group = blobs[0].shape[1] if blobs and blobs[0].ndim == 4 else 1
+    return [(1, per_group * groups(layer.params), 1, 1)]
+
+
+def _fit(blob: Array, shape: Shape, index: int) -> Array:
+    """`blob` in `shape`; axes of length 1 may differ, as in the four axes of old caffemodels."""
+    if _squeezed(blob.shape) != _squeezed(shape):
+        raise WeightsError(f"blob {index} has shape {blob.shape}; the prototxt asks for {shape}")
+    return blob.reshape(shape)
+
+
+def _squeezed(shape: Shape) -> Shape:
+    return tuple(dim for dim in shape if dim != 1)

@@ -1,4 +1,4 @@
-"""Which layers ncnn runs in INT8, and what their table rows need: a graph to `QuantizedLayer`s."""
+"""Quantized layers: those that ncnn can run in INT8, and what their table rows need."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from int8calib.arrays import Array
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.layers.windows import convolution_windows
 from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.errors import ModelError, WeightsError
 
 CONVOLUTIONS = frozenset(("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution"))
 QUANTIZED_TYPES = CONVOLUTIONS | {"InnerProduct"}
@@ -34,7 +35,15 @@ class QuantizedLayer:
         return self.layer.name
 
     def weight_rows(self) -> Array:
-        """The weights as (rows, values), one row for each scale of the table."""
+        """The weights as (rows, values), one row for each scale of the table.
+
+        Raises
+        ------
+        WeightsError
+            Where the layer has none, as one that cannot run may.
+        """
+        if not self.layer.weights:
+            raise WeightsError(f"{self.layer.label} has no weights; give the caffemodel")
         weight = self.layer.weights[0]
         if self.ncnn_type == "InnerProduct" and self.layer.params.inner_product_param.transpose:
             weight = weight.T
@@ -47,7 +56,16 @@ def quantized_layers(graph: Graph) -> tuple[QuantizedLayer, ...]:
     ncnn's table has one scale per output of an ungrouped Convolution or InnerProduct and one per
     group of a grouped Convolution. Source: ncnn's tools/quantize/ncnn2table.cpp.
     """
-    return tuple(found for layer in graph.layers if (found := _quantized(layer)) is not None)
+    found = (quantized_layer(layer) for layer in graph.layers)
+    return tuple(layer for layer in found if layer is not None)
+
+
+def quantized_layer(layer: Layer) -> QuantizedLayer | None:
+    """One layer as ncnn quantizes it; None where it does not, or its options mean nothing."""
+    try:
+        return _quantized(layer)
+    except ModelError:
+        return None
 
 
 def _quantized(layer: Layer) -> QuantizedLayer | None:

@@ -1,69 +1,204 @@
-"""Shapes of all blobs before anything runs: a graph and its input shapes to `{Blob: shape}`."""
+"""Shapes of all blobs before anything runs, and which layers cannot run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Shape
 from int8calib.caffe.layers.registry import find_type, has_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
-from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.inputs import INPUT_TYPES, shape_advice
 from int8calib.caffe.network.quantized import QUANTIZED_TYPES
-from int8calib.errors import OptionError, ShapeError, UnsupportedLayerError
+from int8calib.errors import ModelError, ShapeError, UnsupportedLayerError
+from int8calib.limits import check_shape
 
-CHANNEL_KEEPERS = frozenset(
-    ("BatchNorm", "Bias", "Dropout", "LRN", "MVN", "Pooling", "Power", "ReLU", "Scale", "Split")
-)
-"""Types met between an input and its first convolution, with as many channels out as in."""
+
+@dataclass(frozen=True, eq=False)
+class Obstacle:
+    """Why a layer cannot run.
+
+    Attributes
+    ----------
+    layer
+        The layer that stands in the way: the one that cannot run, or one before it.
+    reason
+        What is wrong with it, as the rest of a sentence that begins with its label.
+    error
+        The error of its shape rule, where its type is known but its bottoms or options do not fit.
+    """
+
+    layer: Layer
+    reason: str
+    error: ModelError | None = None
+
+    def __str__(self) -> str:
+        """One line that names the layer and the reason."""
+        return f"{self.layer.label} {self.reason}"
+
+    @property
+    def is_size(self) -> bool:
+        """Whether nothing is wrong but the size of an input, which is not known."""
+        return self.layer.type in INPUT_TYPES
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """How far a graph runs.
+
+    Attributes
+    ----------
+    shapes
+        The shape of every blob that can be made.
+    blocked
+        Each layer that cannot run, with what stands in its way.
+    """
+
+    shapes: Mapping[Blob, Shape]
+    blocked: Mapping[Layer, Obstacle]
+
+
+def reach(graph: Graph, inputs: Mapping[str, Shape]) -> Reach:
+    """Follow the shapes from the inputs as far as layers can run.
+
+    Parameters
+    ----------
+    graph
+        The network, with or without weights.
+    inputs
+        Shapes of the inputs; what depends on others counts as blocked by them.
+
+    Returns
+    -------
+    Reach
+        Never raises for what a layer is or says: that becomes an `Obstacle`.
+    """
+    shapes: dict[Blob, Shape] = {}
+    blocked: dict[Layer, Obstacle] = {}
+    makers: dict[Blob, Obstacle] = {}
+    for layer in graph.layers:
+        obstacle = _own_obstacle(layer, inputs) or _first(makers, layer.bottoms)
+        if obstacle is None and layer.type in INPUT_TYPES:
+            shapes.update({top: inputs[top.name] for top in layer.tops})
+        elif obstacle is None:
+            try:
+                shapes.update(zip(layer.tops, top_shapes(graph, layer, shapes), strict=True))
+            except (ShapeError, UnsupportedLayerError) as error:
+                reason = str(error).removeprefix(f"{graph.source}: {layer.label}: ")
+                obstacle = Obstacle(layer, f"cannot run: {reason}", error)
+        if obstacle is not None:
+            blocked[layer] = obstacle
+            makers.update(dict.fromkeys(layer.tops, obstacle))
+    return Reach(shapes, blocked)
+
+
+def _own_obstacle(layer: Layer, inputs: Mapping[str, Shape]) -> Obstacle | None:
+    """Why a layer cannot run whatever its bottoms are."""
+    if layer.type in INPUT_TYPES:
+        unknown = [top.name for top in layer.tops if top.name not in inputs]
+        return Obstacle(layer, "makes a blob of unknown size") if unknown else None
+    if not has_type(layer.type):
+        return Obstacle(layer, "is of a type that does not run")
+    return None
+
+
+def _first(makers: Mapping[Blob, Obstacle], bottoms: Iterable[Blob]) -> Obstacle | None:
+    """The obstacle on the way to `bottoms`; missing sizes come last, for they can be given."""
+    found = [makers[bottom] for bottom in bottoms if bottom in makers]
+    return min(found, key=lambda obstacle: obstacle.is_size, default=None)
 
 
 def infer_shapes(
     graph: Graph, inputs: Mapping[str, Shape], layers: Iterable[Layer] | None = None
 ) -> dict[Blob, Shape]:
-    """The shape of every blob that `layers` (all by default) make from inputs of these shapes.
+    """Infer the shape of every blob that `layers` make.
 
-    With `layers` given, each must have a known type, and a failing shape rule raises `ShapeError`
-    with the layer's name. Without, what lies behind a type unknown to the engine is left out.
+    Parameters
+    ----------
+    graph
+        The network.
+    inputs
+        Shapes of its inputs.
+    layers
+        What is to run, in running order; each must be able to. By default all layers that can
+        run; others are passed over where no quantized layer waits for them.
+
+    Returns
+    -------
+    dict
+        Blob to shape.
+
+    Raises
+    ------
+    ShapeError
+        Where a layer cannot take its bottoms, or an input has no size; names the layer.
+    UnsupportedLayerError
+        For one of `layers` that cannot run.
     """
+    if layers is None:
+        found = reach(graph, inputs)
+        refuse_misfits(found)
+        return dict(found.shapes)
     shapes: dict[Blob, Shape] = {}
-    for layer in graph.layers if layers is None else layers:
+    for layer in layers:
+        obstacle = _own_obstacle(layer, inputs)
+        if obstacle is not None:
+            raise _refused(graph, obstacle)
         if layer.type in INPUT_TYPES:
-            unknown = [top.name for top in layer.tops if top.name not in inputs]
-            if unknown and layers is not None:
-                raise _unknown_size(graph, unknown[0])
-            shapes.update({top: inputs[top.name] for top in layer.tops if top.name in inputs})
-        elif layers is None and not (
-            has_type(layer.type) and all(bottom in shapes for bottom in layer.bottoms)
-        ):
-            continue
+            shapes.update({top: inputs[top.name] for top in layer.tops})
         else:
             shapes.update(zip(layer.tops, top_shapes(graph, layer, shapes), strict=True))
     return shapes
 
 
+def refuse_misfits(found: Reach) -> None:
+    """Raise the `ShapeError` of a layer that keeps a quantized layer, perhaps itself, from running.
+
+    It speaks of a wrong input size or a wrong file, unlike a type or option that is not supported.
+    """
+    for layer, obstacle in found.blocked.items():
+        if layer.type in QUANTIZED_TYPES and isinstance(obstacle.error, ShapeError):
+            raise obstacle.error
+
+
+def _refused(graph: Graph, obstacle: Obstacle) -> ModelError:
+    """The error for a layer that is to run and cannot."""
+    layer = obstacle.layer
+    if obstacle.is_size:
+        name = layer.tops[0].name
+        return ShapeError(
+            f"{graph.source}: the size of input {name!r} is not known; give it with "
+            f"--input-shape {shape_advice(name, graph.inputs.get(name))} (input_shapes in Python)"
+        )
+    return UnsupportedLayerError(
+        f"{graph.source}: {obstacle}; choose outputs before it (--outputs BLOB), leave layers "
+        "behind it in float (--exclude NAME), or register the type (int8calib.register_layer)"
+    )
+
+
 def top_shapes(graph: Graph, layer: Layer, shapes: Mapping[Blob, Shape]) -> list[Shape]:
     """One layer's top shapes; errors name the prototxt and the layer."""
     try:
-        kind = find_type(layer.type)
-    except UnsupportedLayerError as error:
-        raise UnsupportedLayerError(f"{graph.source}: {layer.label}: {error}") from None
-    bottoms = [shapes[bottom] for bottom in layer.bottoms]
-    try:
-        tops = list(kind.shape(layer.params, bottoms))
-        if kind.weights is not None and layer.weights:
-            _check_weights(layer, bottoms, kind.weights(layer.params, bottoms))
+        return _top_shapes(layer, [shapes[bottom] for bottom in layer.bottoms])
     except (ShapeError, UnsupportedLayerError) as error:
         raise type(error)(f"{graph.source}: {layer.label}: {error}") from None
+
+
+def _top_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    """The shapes by the type's own rule, held against the tops, the weights and the limits."""
+    kind = find_type(layer.type)
+    try:
+        tops = list(kind.shape(layer.params, bottoms))
+        wanted = [] if kind.weights is None else list(kind.weights(layer.params, bottoms))
     except IndexError:
-        raise ShapeError(
-            f"{graph.source}: {layer.label}: bottoms of shapes {bottoms} are too few, "
-            "or have too few axes"
-        ) from None
+        raise ShapeError(f"bottoms of shapes {bottoms} are too few, or have too few axes") from None
     if len(tops) != len(layer.tops):
-        raise ShapeError(
-            f"{graph.source}: {layer.label}: has {len(layer.tops)} tops; expected {len(tops)}"
-        )
+        raise ShapeError(f"has {len(layer.tops)} tops; expected {len(tops)}")
+    for top, shape in zip(layer.tops, tops, strict=True):
+        check_shape(shape, f"top {top.name!r}")
+    for i, shape in enumerate(wanted):
+        check_shape(shape, f"weight {i}")
+    _check_weights(layer, bottoms, wanted)
     return tops
 
 
@@ -75,73 +210,6 @@ def _check_weights(layer: Layer, bottoms: Sequence[Shape], wanted: Sequence[Shap
                 f"bottom of shape {bottoms[0]} asks for weights of shape {tuple(shape)}; "
                 f"they have {blob.shape}"
             )
-
-
-def resolve_inputs(
-    graph: Graph,
-    given: Mapping[str, Shape] | None = None,
-    weights: Mapping[str, tuple[Array, ...]] | None = None,
-) -> dict[str, Shape]:
-    """A full shape for every input: as given, as in the prototxt, channels from the weights.
-
-    An input that no layer to quantize needs, such as a label, is left out where its size is not
-    known. Raises `OptionError` for a shape given to no input, `ShapeError` where the size of one
-    that is needed stays unknown.
-    """
-    given = checked_inputs(graph, given)
-    needed = _needed_inputs(graph)
-    shapes: dict[str, Shape] = {}
-    for name, shape in graph.inputs.items():
-        found = given.get(name) or complete_input(graph, name, shape, weights or {})
-        if found and min(found) > 0:
-            shapes[name] = found
-        elif name in needed:
-            raise _unknown_size(graph, name, found)
-    return shapes
-
-
-def checked_inputs(graph: Graph, given: Mapping[str, Shape] | None) -> dict[str, Shape]:
-    """The shapes given to inputs; raises `OptionError` for one given to something else."""
-    for name in given or {}:
-        if name not in graph.inputs:
-            raise OptionError(
-                f"{graph.source}: an input shape is given for {name!r}, "
-                f"but the inputs are {', '.join(map(repr, graph.inputs))}"
-            )
-    return dict(given or {})
-
-
-def _needed_inputs(graph: Graph) -> set[str]:
-    """The inputs that feed layers to quantize; all of them where there is no such layer."""
-    heavy = [layer for layer in graph.layers if layer.type in QUANTIZED_TYPES]
-    needed = graph.ancestors(bottom for layer in heavy for bottom in layer.bottoms)
-    names = {top.name for layer in needed if layer.type in INPUT_TYPES for top in layer.tops}
-    return names or set(graph.inputs)
-
-
-def _unknown_size(graph: Graph, name: str, found: Shape | None = None) -> ShapeError:
-    return ShapeError(
-        f"{graph.source}: the size of input {name!r} is not in the prototxt "
-        f"(found {found}); give it as {name}=1,3,H,W (--input-shape)"
-    )
-
-
-def complete_input(
-    graph: Graph, name: str, shape: Shape | None, weights: Mapping[str, tuple[Array, ...]]
-) -> Shape | None:
-    """`shape` with unknown channels (0) taken from the weights of what reads the input."""
-    if not shape or len(shape) != 4 or shape[1] != 0:
-        return shape
-    readers, blobs = graph.readers(), [Blob(name)]
-    for blob in blobs:
-        for reader in readers.get(blob, []):
-            first = weights.get(reader.name, (None,))[0]
-            if reader.type == "Convolution" and first is not None:
-                channels = first.shape[1] * reader.params.convolution_param.group
-                return (shape[0], channels, *shape[2:])
-            if reader.type in CHANNEL_KEEPERS:
-                blobs.extend(top for top in reader.tops if top not in blobs)
-    return shape
 
 
 def free_batch(graph: Graph, shapes: Mapping[Blob, Shape]) -> Graph:

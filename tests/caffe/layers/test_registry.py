@@ -63,9 +63,10 @@ def test_type_of_the_field_runs(name: str) -> None:
     assert "Source:" in (find_type(name).run.__doc__ or "").replace("Sources:", "Source:")
 
 
-def test_unknown_type_lists_the_known_ones() -> None:
-    with pytest.raises(UnsupportedLayerError, match=r"'LSTM'.*AbsVal, .*Upsample.*register_layer"):
+def test_unknown_type_names_the_ways_out_and_no_list() -> None:
+    with pytest.raises(UnsupportedLayerError, match=r"'LSTM'.*register_layer.*--layers") as caught:
         find_type("LSTM")
+    assert "AbsVal" not in str(caught.value)
     assert not has_type("LSTM")
 
 

@@ -1,0 +1,212 @@
+"""A `Graph` from a parsed prototxt: phases filtered, data layers as inputs, layers in order.
+
+In-place tops become versions of their blob.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from caffe_proto import LayerParameter, NetParameter, caffe_pb2
+from int8calib.arrays import Shape
+from int8calib.caffe.layers.registry import has_type
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.inputs import INPUT_TYPES, input_shapes
+from int8calib.errors import ModelError
+
+LOSS_TYPES = frozenset(
+    {
+        "Accuracy",
+        "ContrastiveLoss",
+        "DetectionEvaluate",
+        "EuclideanLoss",
+        "HingeLoss",
+        "InfogainLoss",
+        "MultiBoxLoss",
+        "MultinomialLogisticLoss",
+        "SigmoidCrossEntropyLoss",
+        "SmoothL1Loss",
+        "SoftmaxWithLoss",
+        "CenterLoss",
+        "TripletLoss",
+        "L1Loss",
+        "FocalLoss",
+        "HDF5Output",
+    }
+)
+"""Types that score or store what the network gives; a network that runs does without."""
+
+
+@dataclass(frozen=True)
+class NetState:
+    """What the rules are held against: the phase (TEST), a level and named stages."""
+
+    phase: int = caffe_pb2.TEST
+    level: int = 0
+    stages: frozenset[str] = frozenset()
+
+
+def build_graph(
+    net: NetParameter, source: str, state: NetState | None = None, *, unique: bool = True
+) -> Graph:
+    """The graph of an upgraded `NetParameter`, still without weights.
+
+    Raises `ModelError` where a bottom is made by no layer, layers wait for each other, or, if
+    `unique`, two layers share a name.
+    """
+    wanted = [layer for layer in net.layer if included(layer, state or NetState())]
+    if not wanted:
+        raise ModelError(f"{source}: holds no layer for the TEST phase")
+    if unique:
+        _check_names(wanted, source)
+    wanted = [*_data_of_other_phases(net, wanted), *wanted]
+    computing = [_as_input(layer) for layer in wanted if not _scores(layer)]
+    layers = _version_blobs(_running_order(computing, source))
+    used = {bottom for layer in layers for bottom in layer.bottoms}
+    layers = tuple(part for layer in layers for part in _input_by_input(layer, used))
+    inputs: dict[str, Shape | None] = {}
+    for layer in layers:
+        if layer.type in INPUT_TYPES:
+            shapes = input_shapes(layer.params)
+            inputs.update({top.name: shapes[top.name] for top in layer.tops})
+    outputs = tuple(
+        top
+        for layer in layers
+        for top in layer.tops
+        if top not in used and layer.type not in INPUT_TYPES
+    )
+    return Graph(net.name, source, layers, inputs, outputs)
+
+
+def _scores(layer: LayerParameter) -> bool:
+    """Whether a layer only scores what the network gives; forks name theirs alike."""
+    if layer.type in LOSS_TYPES:
+        return True
+    return layer.type.endswith(("Loss", "Accuracy")) and not has_type(layer.type)
+
+
+def _data_of_other_phases(
+    net: NetParameter, wanted: Sequence[LayerParameter]
+) -> list[LayerParameter]:
+    """Data layers of another phase that make what nothing makes in this one.
+
+    A prototxt for training alone batches its network in the TRAIN phase only.
+    """
+    made = {top for layer in wanted for top in layer.top}
+    found = []
+    for layer in net.layer:
+        missing = {bottom for other in wanted for bottom in other.bottom} - made
+        if layer.type in INPUT_TYPES and missing.intersection(layer.top):
+            found.append(layer)
+            made.update(layer.top)
+    return found
+
+
+def _as_input(layer: LayerParameter) -> LayerParameter:
+    """A layer of an unknown type without bottoms, such as data in Python, as an Input."""
+    if layer.bottom or layer.type in INPUT_TYPES or has_type(layer.type):
+        return layer
+    return LayerParameter(name=layer.name, type="Input", top=layer.top)
+
+
+def _check_names(layers: Sequence[LayerParameter], source: str) -> None:
+    """Weights and table rows go by layer name, so two layers must not share one."""
+    seen: dict[str, str] = {}
+    for layer in layers:
+        if layer.name in seen and not {layer.type, seen[layer.name]} & INPUT_TYPES:
+            raise ModelError(
+                f"{source}: two layers are named {layer.name!r} "
+                f"({seen[layer.name]} and {layer.type}); names must differ"
+            )
+        seen[layer.name] = layer.type
+
+
+def _input_by_input(layer: Layer, used: set[Blob]) -> list[Layer]:
+    """A data layer as one layer for each top that something reads; other layers as they are.
+
+    So a blob that needs the images needs no labels.
+    """
+    if layer.type not in INPUT_TYPES:
+        return [layer]
+    return [replace(layer, tops=(top,)) for top in layer.tops if top in used]
+
+
+def _running_order(layers: Sequence[LayerParameter], source: str) -> list[LayerParameter]:
+    """File order where that runs, as Caffe demands.
+
+    Otherwise each time the earliest layer that is ready, in-place layers before the other readers
+    of their blob: a blob's name stands for what it is in the end.
+    """
+    if _runs(layers):
+        return list(layers)
+    waiting, order, made = list(layers), [], set[str]()
+    while waiting:
+        ready = [layer for layer in waiting if made.issuperset(layer.bottom)]
+        if not ready:
+            raise ModelError(_stuck(waiting, source))
+        layer = next((layer for layer in ready if set(layer.bottom) & set(layer.top)), ready[0])
+        waiting.remove(layer)
+        order.append(layer)
+        made.update(layer.top)
+    return order
+
+
+def _runs(layers: Sequence[LayerParameter]) -> bool:
+    """Whether each layer finds its bottoms made by layers before it."""
+    made = set[str]()
+    for layer in layers:
+        if not made.issuperset(layer.bottom):
+            return False
+        made.update(layer.top)
+    return True
+
+
+def _stuck(waiting: Sequence[LayerParameter], source: str) -> str:
+    """Why none of the `waiting` layers can run."""
+    tops = {top for layer in waiting for top in layer.top}
+    for layer in waiting:
+        for bottom in layer.bottom:
+            if bottom not in tops:
+                return (
+                    f"{source}: layer {layer.name!r} ({layer.type}) reads the blob {bottom!r}, "
+                    "which no layer makes and no input names"
+                )
+    names = ", ".join(repr(layer.name) for layer in waiting[:5])
+    return f"{source}: the layers {names} wait for each other in a circle"
+
+
+def _version_blobs(layers: Sequence[LayerParameter]) -> tuple[Layer, ...]:
+    """Layers with their bottoms and tops as blob versions."""
+    current: dict[str, Blob] = {}
+    result = []
+    for params in layers:
+        bottoms = tuple(current[name] for name in params.bottom)
+        for name in params.top:
+            current[name] = Blob(name, current[name].version + 1) if name in current else Blob(name)
+        tops = tuple(current[name] for name in params.top)
+        result.append(Layer(params.name, params.type, params, bottoms, tops))
+    return tuple(result)
+
+
+def included(layer: LayerParameter, state: NetState) -> bool:
+    """Whether `layer` takes part in `state`.
+
+    With include rules one of them must hold; otherwise no exclude rule may. Source: Caffe's
+    Net::FilterNet and Net::StateMeetsRule. The older `phase` field of a layer itself is no rule
+    in Caffe and is not looked at.
+    """
+    if layer.include:
+        return any(_meets(rule, state) for rule in layer.include)
+    return not any(_meets(rule, state) for rule in layer.exclude)
+
+
+def _meets(rule: caffe_pb2.NetStateRule, state: NetState) -> bool:
+    """Whether `state` meets every condition of `rule`."""
+    return (
+        (not rule.HasField("phase") or rule.phase == state.phase)
+        and (not rule.HasField("min_level") or state.level >= rule.min_level)
+        and (not rule.HasField("max_level") or state.level <= rule.max_level)
+        and state.stages.issuperset(rule.stage)
+        and state.stages.isdisjoint(rule.not_stage)
+    )

@@ -1,0 +1,58 @@
+"""Limits of what files may ask for, checked with overflow in mind before memory is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from int8calib.errors import ShapeError
+
+MAX_AXES = 32
+"""Axes of a blob. Source: kMaxBlobAxes in Caffe's include/caffe/blob.hpp."""
+
+MAX_VALUES = 2**31 - 1
+"""Values of a blob or weight (8 GiB of float32). Source: Blob::Reshape of Caffe's
+src/caffe/blob.cpp, which refuses a count above INT_MAX."""
+
+
+def check_shape(shape: Sequence[int], what: str) -> None:
+    """Refuse a shape that no blob can have, before memory is asked for it.
+
+    Parameters
+    ----------
+    shape
+        The sizes of the axes, any Python integers.
+    what
+        What has that shape, for the message, such as ``"top 0"``.
+
+    Raises
+    ------
+    ShapeError
+        For more than `MAX_AXES` axes, a negative size, or more than `MAX_VALUES` values.
+    """
+    if len(shape) > MAX_AXES:
+        raise ShapeError(f"{what} has {len(shape)} axes; at most {MAX_AXES} are supported")
+    if any(size < 0 for size in shape):
+        raise ShapeError(f"{what} has the shape {_text(shape)}; sizes must not be negative")
+    if value_count(shape) > MAX_VALUES:
+        raise ShapeError(
+            f"{what} of shape {_text(shape)} has more than {MAX_VALUES} values (the limit)"
+        )
+
+
+def value_count(shape: Iterable[int]) -> int:
+    """The product of the sizes, as a Python integer, which cannot overflow."""
+    count = 1
+    for size in shape:
+        count *= int(size)
+    return count
+
+
+def _text(shape: Sequence[int]) -> str:
+    """The shape in a message; sizes of many digits are cut."""
+    return "x".join(map(_size, shape[:MAX_AXES]))
+
+
+def _size(size: int) -> str:
+    """A size in a message; many digits are counted instead."""
+    digits = str(size)
+    return digits if len(digits) <= 12 else f"1e{len(digits) - 1}"

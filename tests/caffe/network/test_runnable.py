@@ -1,0 +1,180 @@
+"""Networks that cannot run as a whole: which outputs and quantized layers are left."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import caffe_proto
+import int8calib
+from int8calib.caffe.network.graph import Graph
+from int8calib.caffe.network.inputs import resolve_inputs
+from int8calib.caffe.network.load import load_graph
+from int8calib.caffe.network.runnable import layers_to_quantize, named_outputs, runnable_outputs
+from int8calib.errors import ModelError, OptionError, UnsupportedLayerError
+from tests.network_styles import conv, data, layer
+
+INPUT = data(1, 3, 13, 11)
+POINT = "num_output: 7 kernel_size: 1"
+
+
+def load(folder: Path, text: str) -> tuple[Graph, dict]:
+    proto = folder / "net.prototxt"
+    proto.write_text(text, encoding="utf-8")
+    return load_graph(proto, None)
+
+
+def ways() -> dict[str, tuple[str, list[str], list[str]]]:
+    """Network, its last blobs that can run, and a word of each reason."""
+    head = INPUT + conv("c1", "data", POINT)
+    return {
+        "whole": (head + conv("c2", "c1", POINT, relu=False), ["c2"], []),
+        "tail": (head + layer("Yolo", "det", "c1"), ["c1#1"], ["'det' (Yolo)"]),
+        "in place": (head + layer("Odd", "o", "c1", "c1"), ["c1#1"], ["'o' (Odd)"]),
+        "chain": (
+            head + layer("Odd", "o", "c1") + layer("ReLU", "r", "o") + layer("ReLU", "s", "r"),
+            ["c1#1"],
+            ["'o' (Odd)"],
+        ),
+        "two heads": (
+            head
+            + conv("loc", "c1", POINT, relu=False)
+            + conv("conf", "c1", POINT, relu=False)
+            + layer("Odd", "det", "loc conf"),
+            ["loc", "conf"],
+            ["'det' (Odd)"],
+        ),
+        "beside an output": (
+            head + layer("Softmax", "prob", "c1") + layer("Odd", "o", "c1"),
+            ["prob"],
+            ["'o' (Odd)"],
+        ),
+        "two ends": (
+            head + layer("Odd", "a", "c1") + layer("Strange", "b", "data"),
+            ["c1#1"],
+            ["'a' (Odd)", "'b' (Strange)"],
+        ),
+        "nothing": (INPUT + layer("Odd", "a", "data"), [], ["'a' (Odd)"]),
+        "a shape that does not fit": (
+            head + layer("Softmax", "s", "c1", param="softmax_param { axis: 7 }"),
+            ["c1#1"],
+            ["'s' (Softmax)"],
+        ),
+        "a size that is not known": (
+            head + layer("Input", "im", "", param="") + layer("Concat", "j", "c1 im"),
+            ["c1#1"],
+            ["'im' (Input) makes a blob of unknown size"],
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ways())
+def test_last_blobs_that_can_run(name: str, tmp_path: Path) -> None:
+    text, blobs, words = ways()[name]
+    graph, inputs = load(tmp_path, text)
+    found, reasons = runnable_outputs(graph, inputs)
+    assert [str(blob) for blob in found] == blobs
+    assert len(reasons) == len(words)
+    assert all(word in reason for word, reason in zip(words, reasons, strict=True))
+
+
+def test_reasons_name_the_output_and_what_is_compared(tmp_path: Path) -> None:
+    graph, inputs = load(tmp_path, ways()["two heads"][0])
+    (reason,) = runnable_outputs(graph, inputs)[1]
+    assert reason == (
+        "output det is left out: layer 'det' (Odd) is of a type that does not run; "
+        "the last blobs that can run are loc, conf"
+    )
+
+
+def test_named_outputs(tmp_path: Path) -> None:
+    graph, inputs = load(tmp_path, ways()["chain"][0])
+    assert [str(blob) for blob in named_outputs(graph, ["c1", "data", "c1"], inputs)] == [
+        "c1#1",
+        "data",
+    ]
+    with pytest.raises(OptionError, match=r"outputs c11: no layer makes .* near names are c1$"):
+        named_outputs(graph, ["c11"], inputs)
+    with pytest.raises(
+        OptionError, match=r"outputs s: layer 'o' \(Odd\) .* last blobs that can run are c1$"
+    ):
+        named_outputs(graph, ["s"], inputs)
+
+
+def test_in_place_layer_that_cannot_run_leaves_the_version_before(tmp_path: Path) -> None:
+    graph, inputs = load(tmp_path, ways()["in place"][0])
+    assert [str(blob) for blob in named_outputs(graph, ["c1"], inputs)] == ["c1#1"]
+
+
+def test_layers_behind_an_obstacle_stay_in_float(tmp_path: Path) -> None:
+    text = INPUT + conv("c1", "data", POINT) + layer("LSTM", "l", "c1")
+    text += conv("c2", "l", POINT) + conv("c3", "c2", POINT) + conv("c4", "c1", POINT)
+    layers, warnings = layers_to_quantize(*load(tmp_path, text))
+    assert [found.name for found in layers] == ["c1", "c4"]
+    (warning,) = warnings
+    assert warning.startswith("c2, c3 stay in float: layer 'l' (LSTM) is of a type")
+
+
+def test_nothing_left_says_what_stands_in_the_way(tmp_path: Path) -> None:
+    graph, inputs = load(tmp_path, INPUT + layer("Python", "p", "data") + conv("c", "p", POINT))
+    with pytest.raises(ModelError, match=r"nothing is left .* 'p' \(Python\) .* before c;"):
+        layers_to_quantize(graph, inputs)
+    graph, inputs = load(tmp_path, INPUT + layer("ReLU", "r", "data"))
+    with pytest.raises(ModelError, match="has no Convolution or InnerProduct layer"):
+        layers_to_quantize(graph, inputs)
+
+
+@pytest.mark.parametrize("kind", ["Odd", "LSTM", "Im2col"])
+def test_running_what_cannot_run_names_the_ways_out(kind: str, tmp_path: Path) -> None:
+    proto = tmp_path / "net.prototxt"
+    proto.write_text(INPUT + layer(kind, "o", "data"), encoding="utf-8")
+    net = int8calib.load_caffe(proto, None)
+    with pytest.raises(UnsupportedLayerError) as caught:
+        net.forward({"data": np.zeros((1, 3, 13, 11))})
+    message = str(caught.value)
+    assert re.search(rf"'o' \({kind}\).*--outputs.*--exclude.*register_layer", message)
+    assert len(message) < 500
+    assert "AbsVal" not in message
+
+
+def test_weights_behind_an_obstacle_may_be_anything(tmp_path: Path) -> None:
+    text = INPUT + conv("c1", "data", POINT, relu=False) + layer("LSTM", "l", "c1")
+    text += conv("c2", "l", POINT, relu=False) + layer("BatchNorm", "bn", "c2", "c2")
+    text += layer("InnerProduct", "fc", "c2", param="inner_product_param { num_output: 5 }")
+    proto, model = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
+    proto.write_text(text, encoding="utf-8")
+    good = (np.ones((7, 3, 1, 1), np.float32), np.ones(7, np.float32))
+    for bad in ((), (np.ones(2, np.float32),), (np.ones((3, 2, 5, 5), np.float32),) * 2):
+        weights = {"c1": good, "c2": bad, "fc": bad, "bn": (np.ones(3, np.float32),) * 3}
+        caffe_proto.write_caffemodel(model, caffe_proto.read_prototxt(proto), weights)
+        graph, inputs = load_graph(proto, model)
+        assert [found.name for found in layers_to_quantize(graph, inputs)[0]] == ["c1"]
+        assert [node.name for node in int8calib.inspect(proto, model).layers if node.quantized] == [
+            "c1"
+        ]
+
+
+def test_no_input_is_an_error(tmp_path: Path) -> None:
+    proto = tmp_path / "net.prototxt"
+    proto.write_text(conv("c", "data", POINT).replace('bottom: "data"', ""), encoding="utf-8")
+    with pytest.raises(ModelError, match="the network has no input; expected an Input layer"):
+        int8calib.load_caffe(proto, None)
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown fields")
+def test_cases_of_the_collection(shared: Path) -> None:
+    if not (shared / "cases").is_dir():
+        pytest.skip("no folder of cases")
+    for case, last, quantized in (("b8_tail", ["c2"], ["c1", "c2"]), ("b6_ctpn", ["c1"], ["c1"])):
+        folder = shared / "cases" / case
+        graph, inputs = load_graph(folder / "net.prototxt", folder / "net.caffemodel")
+        assert [blob.name for blob in runnable_outputs(graph, inputs)[0]] == last
+        assert [found.name for found in layers_to_quantize(graph, inputs)[0]] == quantized
+    folder = shared / "cases/e1_crnn"
+    shape = {"data": (1, 1, 32, 101)}
+    graph, inputs = load_graph(folder / "net.prototxt", folder / "net.caffemodel", shape)
+    assert [found.name for found in layers_to_quantize(graph, inputs)[0]] == ["c1", "c2"]
+    assert resolve_inputs(graph, shape) == shape
