@@ -14,14 +14,17 @@ from typing import TypeAlias
 
 import numpy as np
 
+from caffe_proto import caffe_pb2
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.convolution import groups
-from int8calib.caffe.layers.windows import convolution_windows, pair
+from int8calib.caffe.layers.pooling import pooling_windows
+from int8calib.caffe.layers.windows import convolution_windows
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 
 MAGIC = 7767517
 FLOAT32 = b"\0\0\0\0"
+NCNN_POOLING = {caffe_pb2.PoolingParameter.MAX: 0, caffe_pb2.PoolingParameter.AVE: 1}
 Params: TypeAlias = dict[int, int | float | list[float]]
 Converted: TypeAlias = tuple[str, Params, bytes]
 
@@ -177,9 +180,10 @@ def _convolution(layer: Layer) -> Converted:
     param, group = layer.params.convolution_param, groups(layer.params)
     windows = convolution_windows(param)
     params: Params = {0: int(param.num_output), 5: len(layer.weights) - 1}
-    sizes = (windows.kernel, windows.dilation, windows.stride, windows.pad)
+    sizes = (windows.kernel, windows.dilation, windows.stride, windows.pad_begin)
     for key, (vertical, horizontal) in enumerate(sizes, 1):
         params[key], params[10 + key] = horizontal, vertical
+    params[16], params[15] = windows.pad_end
     params[6] = int(layer.weights[0].size)
     if group != 1:
         params[7] = group
@@ -204,14 +208,11 @@ def _inner_product(layer: Layer) -> Converted:
 
 def _pooling(layer: Layer) -> Converted:
     param = layer.params.pooling_param
-    params: Params = {0: int(param.pool), 4: int(param.global_pooling)}
-    sizes = (
-        pair([param.kernel_size], param.kernel_h, param.kernel_w, 0),
-        pair([param.stride], param.stride_h, param.stride_w, 1),
-        pair([param.pad], param.pad_h, param.pad_w, 0),
-    )
-    for key, (vertical, horizontal) in enumerate(sizes, 1):
+    windows = pooling_windows(layer.params, 1, 1)
+    params: Params = {0: NCNN_POOLING[param.pool], 4: int(param.global_pooling)}
+    for key, (vertical, horizontal) in enumerate((windows.kernel, windows.stride), 1):
         params[key], params[10 + key] = horizontal, vertical
+    (params[13], params[3]), (params[15], params[14]) = windows.pad_begin, windows.pad_end
     return "Pooling", params, b""
 
 

@@ -71,7 +71,7 @@ def _convolution(layer: Layer, shapes: Shapes) -> Node:
     return "Conv", {
         "kernel_shape": windows.kernel,
         "strides": windows.stride,
-        "pads": (*windows.pad, *windows.pad),
+        "pads": (*windows.pad_begin, *windows.pad_end),
         "dilations": windows.dilation,
         "group": groups(layer.params),
     }
@@ -92,15 +92,15 @@ def _pooling(layer: Layer, shapes: Shapes) -> Node:
     far = [
         (count - 1) * stride + kernel - length - pad
         for count, stride, kernel, length, pad in zip(
-            top[2:], windows.stride, windows.kernel, bottom[2:], windows.pad, strict=True
+            top[2:], windows.stride, windows.kernel, bottom[2:], windows.pad_begin, strict=True
         )
     ]
-    if kind == "AveragePool" and (any(windows.pad) or any(value > 0 for value in far)):
+    if kind == "AveragePool" and (windows.padded or any(value > 0 for value in far)):
         raise NotConvertibleError(f"{layer.label} averages over padding")
     return kind, {
         "kernel_shape": windows.kernel,
         "strides": windows.stride,
-        "pads": (*windows.pad, *(max(value, 0) for value in far)),
+        "pads": (*windows.pad_begin, *(max(value, 0) for value in far)),
     }
 
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
+from int8calib.caffe.layers.convolution import check_images
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
-from int8calib.caffe.layers.shapes import need_ndim
 from int8calib.caffe.layers.windows import Windows, convolution_windows
 from int8calib.errors import ShapeError
+from int8calib.limits import check_shape
 
 
 def _spread_size(windows: Windows, height: int, width: int) -> tuple[int, int]:
@@ -22,26 +23,32 @@ def _spread_size(windows: Windows, height: int, width: int) -> tuple[int, int]:
     )
 
 
+def _cut(windows: Windows, height: int, width: int) -> tuple[slice, slice]:
+    """What the padding leaves of the windows spread out."""
+    above, left = windows.pad_begin
+    rows, columns = (
+        slice(above, height - windows.pad_end[0]),
+        slice(left, width - windows.pad_end[1]),
+    )
+    if rows.stop <= above or columns.stop <= left:
+        raise ShapeError(
+            f"padding {windows.pad_begin} and {windows.pad_end} leaves nothing of {height}x{width}"
+        )
+    return rows, columns
+
+
 def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
     param = params.convolution_param
     windows = convolution_windows(param)
     tops: list[Shape] = []
     for shape in bottoms:
-        need_ndim([shape], 4)
-        if (
-            min(param.num_output, param.group) < 1
-            or shape[1] % param.group
-            or param.num_output % param.group
-        ):
-            raise ShapeError(
-                f"{shape[1]} channels in and num_output {param.num_output} "
-                f"do not divide into {param.group} groups"
-            )
+        check_images(params, shape, param.group)
         spread = _spread_size(windows, *shape[2:])
-        size = spread[0] - 2 * windows.pad[0], spread[1] - 2 * windows.pad[1]
-        if min(size) < 1:
-            raise ShapeError(f"padding {windows.pad} leaves nothing of {spread[0]}x{spread[1]}")
-        tops.append((shape[0], int(param.num_output), *size))
+        check_shape((shape[0], int(param.num_output), *spread), "the top with its padding")
+        taps = windows.kernel[0] * windows.kernel[1]
+        check_shape((int(param.num_output), taps, *shape[2:]), "what the windows add")
+        size = _cut(windows, *spread)
+        tops.append((shape[0], int(param.num_output), *(axis.stop - axis.start for axis in size)))
     return tops
 
 
@@ -90,11 +97,7 @@ def _plan(
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
         for images, outputs, (columns, spread) in zip(bottoms, tops, buffers, strict=True):
-            inside = spread[
-                :,
-                windows.pad[0] : windows.pad[0] + outputs.shape[2],
-                windows.pad[1] : windows.pad[1] + outputs.shape[3],
-            ]
+            inside = spread[(slice(None), *_cut(windows, *spread.shape[1:]))]
             matrix = columns.reshape(group, rows.shape[1], -1)
             for image, top in zip(images, outputs, strict=True):
                 np.matmul(rows, image.reshape(group, rows.shape[2], -1), out=matrix)
@@ -111,7 +114,7 @@ def deconvolution(
 ) -> list[Array]:
     """Every pixel of channel c adds weight[c, o] times itself to a window of each top channel o.
 
-    top[n, o] = bias[o] + the sum of those windows, `stride` apart, `pad` cut off all around.
+    top[n, o] = bias[o] + the sum of those windows, `stride` apart, the padding cut off.
     Source: Caffe's DeconvolutionLayer, the transpose of its convolution. Weights
     (C, num_output / group, kernel_h, kernel_w), the channels of a group feed its outputs only.
     """
@@ -122,10 +125,9 @@ def deconvolution(
         n, channels, height, width = images.shape
         rows = weights[0].reshape(group, channels // group, -1).transpose(0, 2, 1)
         columns = np.matmul(rows, images.reshape(n, group, channels // group, -1))
-        spread = np.zeros((n * param.num_output, *_spread_size(windows, height, width)), np.float32)
+        full = _spread_size(windows, height, width)
+        spread = np.zeros((n * param.num_output, *full), np.float32)
         _add_taps(columns.reshape(-1, *windows.kernel, height, width), windows, spread)
-        size = _shape(params, [images.shape])[0]
-        top, left = windows.pad
-        cut = spread[:, top : top + size[2], left : left + size[3]].reshape(size)
+        cut = spread.reshape(n, -1, *full)[(..., *_cut(windows, *full))]
         tops.append(cut + weights[1].reshape(-1, 1, 1) if len(weights) > 1 else cut.copy())
     return tops

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -21,6 +22,15 @@ from int8calib.caffe.layers.windows import Windows
 
 CHUNK = 1 << 18
 """Floats of scratch memory in use at a time (1 MiB): about what the L2 cache of a core holds."""
+
+
+MAX_TAPS = 1 << 12
+"""Taps and phases are walked one by one in Python: larger windows and strides go by im2col."""
+
+
+def suits_depthwise(windows: Windows) -> bool:
+    """Whether this way pays: few taps, and few phases."""
+    return max(prod(windows.kernel), prod(windows.stride)) <= MAX_TAPS
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ def _layout(windows: Windows, height: int, width: int) -> _Layout:
     rows, columns = (
         max(count - 1 + (extent - 1) // stride + 1, -(-(length + pad) // stride))
         for count, extent, stride, length, pad in zip(
-            size, windows.extent, windows.stride, (height, width), windows.pad, strict=True
+            size, windows.extent, windows.stride, (height, width), windows.pad_begin, strict=True
         )
     )
     return _Layout(windows, size, columns, rows)
@@ -112,7 +122,7 @@ def _phase_views(
     planes: Array, layout: _Layout, height: int, width: int
 ) -> list[tuple[Array, slice, slice]]:
     """For each phase: where its pixels go, and which rows and columns of the image they are."""
-    (down, across), (above, left) = layout.windows.stride, layout.windows.pad
+    (down, across), (above, left) = layout.windows.stride, layout.windows.pad_begin
     views = []
     for row in range(down):
         for column in range(across):

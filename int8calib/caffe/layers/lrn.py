@@ -32,7 +32,7 @@ def _plan(
     param, (_, channels, height, width) = params.lrn_param, bottoms[0]
     if param.norm_region != caffe_pb2.LRNParameter.ACROSS_CHANNELS:
         return copying_fast_path(lrn, params, weights)
-    half, pixels = param.local_size // 2, height * width
+    half, pixels = _reach(param.local_size, channels), height * width
     chunk = max(1, min(pixels, CHUNK // (3 * channels)))
     squares = scratch((channels + 2 * half, chunk))
     total = scratch((channels, chunk))
@@ -44,7 +44,7 @@ def _plan(
         window, base, power = squares[:, :count], total[:, :count], root[:, :count]
         np.square(image, out=window[half : half + channels])
         np.copyto(base, window[:channels])
-        for i in range(1, param.local_size):
+        for i in range(1, 2 * half + 1):
             np.add(base, window[i : i + channels], out=base)
         np.multiply(base, alpha, out=base)
         np.add(base, np.float32(param.k), out=base)
@@ -92,12 +92,18 @@ def _power(base: Array, exponent: float, spare: Array) -> None:
         np.power(base, np.float32(exponent), out=base)
 
 
+def _reach(size: int, length: int) -> int:
+    """How far a centered window of `size` reaches at each side among `length` entries."""
+    return min(size // 2, length - 1)
+
+
 def _mean_across(images: Array, size: int) -> Array:
     """The sum over a centered window of `size` channels, divided by `size`."""
-    half, channels = size // 2, images.shape[1]
+    channels = images.shape[1]
+    half = _reach(size, channels)
     padded = np.pad(images, ((0, 0), (half, half), (0, 0), (0, 0)))
     total: Array = padded[:, :channels].copy()
-    for i in range(1, size):
+    for i in range(1, 2 * half + 1):
         total += padded[:, i : i + channels]
     total /= np.float32(size)
     return total
@@ -105,14 +111,16 @@ def _mean_across(images: Array, size: int) -> Array:
 
 def _mean_within(images: Array, size: int) -> Array:
     """AVE pooling of a centered size x size window, stride 1."""
-    half = size // 2
     height, width = images.shape[2:]
-    padded = np.pad(images, ((0, 0), (0, 0), (half, half), (half, half)))
+    down, across = _reach(size, height), _reach(size, width)
+    padded = np.pad(images, ((0, 0), (0, 0), (down, down), (across, across)))
     rows = padded[:, :, :height].copy()
-    for i in range(1, size):
+    for i in range(1, 2 * down + 1):
         rows += padded[:, :, i : i + height]
     total: Array = rows[..., :width].copy()
-    for j in range(1, size):
+    for j in range(1, 2 * across + 1):
         total += rows[..., j : j + width]
-    total /= window_counts(Windows((size, size), pad=(half, half)), (height, width), height, width)
+    pad = (size // 2, size // 2)
+    windows = Windows((size, size), pad_begin=pad, pad_end=pad)
+    total /= window_counts(windows, (height, width), height, width)
     return total

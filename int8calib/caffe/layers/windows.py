@@ -1,4 +1,4 @@
-"""Windows that slide over images: convolution's geometry, padding and strided views of it."""
+"""Windows that slide over images: their geometry, the padding around images, views of windows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,33 @@ from int8calib.errors import ShapeError
 
 @dataclass(frozen=True)
 class Windows:
-    """Kernel, stride, pad and dilation, each as (vertical, horizontal), in pixels."""
+    """The geometry of a convolution or pooling, each part as (vertical, horizontal), in pixels.
+
+    kernel
+        the taps of a window.
+    stride
+        from one window to the next.
+    pad_begin, pad_end
+        the padding above and left of an image, and that below and right of it.
+    dilation
+        from one tap to the next.
+    """
 
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
-    pad: tuple[int, int] = (0, 0)
+    pad_begin: tuple[int, int] = (0, 0)
+    pad_end: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def padded(self) -> bool:
+        """Whether there is any padding."""
+        return any((*self.pad_begin, *self.pad_end))
 
     @property
     def pointwise(self) -> bool:
         """Whether each window is exactly one pixel and every pixel has one."""
-        return self.kernel == (1, 1) and self.stride == (1, 1) and self.pad == (0, 0)
+        return self.kernel == (1, 1) and self.stride == (1, 1) and not self.padded
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -34,41 +50,76 @@ class Windows:
             self.dilation[1] * (self.kernel[1] - 1) + 1,
         )
 
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image with its padding."""
+        return (
+            self.pad_begin[0] + height + self.pad_end[0],
+            self.pad_begin[1] + width + self.pad_end[1],
+        )
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Windows that fit, rounded down as Caffe's convolution does; raises `ShapeError`."""
         size = tuple(
-            (length + 2 * pad - extent) // stride + 1
-            for length, pad, extent, stride in zip(
-                (height, width), self.pad, self.extent, self.stride, strict=True
+            (length - extent) // stride + 1
+            for length, extent, stride in zip(
+                self.padded_size(height, width), self.extent, self.stride, strict=True
             )
         )
         if min(size) < 1:
             raise ShapeError(
-                f"a {height}x{width} bottom with padding {self.pad} is smaller than the "
-                f"{self.extent[0]}x{self.extent[1]} window"
+                f"a {height}x{width} bottom with padding {self.pad_begin} and {self.pad_end} "
+                f"is smaller than the {self.extent[0]}x{self.extent[1]} window"
             )
         return size[0], size[1]
 
 
-def pair(values: Sequence[int], vertical: int, horizontal: int, default: int) -> tuple[int, int]:
-    """Caffe's three ways to give a size: one value, two values, or a `_h` and `_w` field."""
-    if vertical or horizontal:
-        return vertical, horizontal
+def pair(
+    name: str, values: Sequence[int], vertical: int, horizontal: int, default: int
+) -> tuple[int, int]:
+    """Caffe's three ways to give a size: one value, two values, or a `_h` and `_w` field.
+
+    Raises `ShapeError` for more values and for values that contradict the fields.
+    """
     if len(values) > 2:
-        raise ShapeError(f"{len(values)} spatial sizes given; only 2-d images are supported")
-    if len(values) == 2:
-        return values[0], values[1]
-    value = values[0] if values else default
-    return value, value
+        raise ShapeError(f"{name} has {len(values)} values: 3-d convolution is not supported")
+    both = (values[0], values[-1]) if values else (default, default)
+    if not (vertical or horizontal):
+        return both
+    if values and both != (vertical, horizontal):
+        raise ShapeError(
+            f"{name} is {list(values)} and {name}_h and {name}_w are {vertical} and "
+            f"{horizontal}; give one or the other"
+        )
+    return vertical, horizontal
+
+
+def padding(param: Any, pad: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The padding before and behind an image: each side's own, or `pad` on both sides.
+
+    `param` is a ConvolutionParameter or PoolingParameter; with `pad_l`, `pad_r`, `pad_t` or
+    `pad_b` those are the padding. Source: BaseConvolutionLayer and PoolingLayer of the Synopsys
+    fork. Raises `ShapeError` where both ways are used.
+    """
+    sides = (param.pad_t, param.pad_l), (param.pad_b, param.pad_r)
+    if not any((*sides[0], *sides[1])):
+        return pad, pad
+    if any(pad):
+        raise ShapeError(
+            f"pad {pad} and the padding of each side (pad_t, pad_l, pad_b, pad_r) are both "
+            "given; give one or the other"
+        )
+    return sides
 
 
 def convolution_windows(param: Any) -> Windows:
     """The geometry of a `ConvolutionParameter`; raises `ShapeError` for sizes of no meaning."""
+    begin, end = padding(param, pair("pad", param.pad, param.pad_h, param.pad_w, 0))
     windows = Windows(
-        kernel=pair(param.kernel_size, param.kernel_h, param.kernel_w, 0),
-        stride=pair(param.stride, param.stride_h, param.stride_w, 1),
-        pad=pair(param.pad, param.pad_h, param.pad_w, 0),
-        dilation=pair(param.dilation, 0, 0, 1),
+        kernel=pair("kernel_size", param.kernel_size, param.kernel_h, param.kernel_w, 0),
+        stride=pair("stride", param.stride, param.stride_h, param.stride_w, 1),
+        pad_begin=begin,
+        pad_end=end,
+        dilation=pair("dilation", param.dilation, 0, 0, 1),
     )
     if min(*windows.kernel, *windows.stride, *windows.dilation) < 1:
         raise ShapeError(
@@ -80,10 +131,10 @@ def convolution_windows(param: Any) -> Windows:
 
 def pad_images(images: Array, windows: Windows) -> Array:
     """`images` (N, C, H, W) with zeros around each plane."""
-    vertical, horizontal = windows.pad
-    if vertical == horizontal == 0:
+    if not windows.padded:
         return images
-    return np.pad(images, ((0, 0), (0, 0), (vertical, vertical), (horizontal, horizontal)))
+    (above, left), (below, right) = windows.pad_begin, windows.pad_end
+    return np.pad(images, ((0, 0), (0, 0), (above, below), (left, right)))
 
 
 def window_view(padded: Array, windows: Windows, size: tuple[int, int]) -> Array:

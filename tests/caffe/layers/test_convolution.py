@@ -8,6 +8,7 @@ import pytest
 from int8calib.caffe.layers.registry import find_type
 from int8calib.errors import ModelError, ShapeError
 from tests.layer_cases import Case, check
+from tests.ncnn_layer import FLOAT32, ncnn_layer, stacked
 
 ODD = (
     "kernel_h: 3 kernel_w: 5 pad_h: 2 pad_w: 1 stride_h: 1 stride_w: 2",
@@ -19,6 +20,33 @@ ODD = (
 )
 
 
+def sides(param, pad):
+    """The padding above and left, and below and right."""
+    own = (param.pad_t, param.pad_l), (param.pad_b, param.pad_r)
+    return own if any((*own[0], *own[1])) else (pad, pad)
+
+
+def in_ncnn(params, weights, bottoms):
+    """The layer in ncnn's runtime, which knows each side's padding."""
+    param = params.convolution_param
+    weight, group, kind = weights[0], param.group, params.type
+    options = {0: param.num_output, 1: weight.shape[3], 11: weight.shape[2], 6: weight.size,
+               3: param.stride[0] if param.stride else 1, 4: param.pad_l, 15: param.pad_r,
+               14: param.pad_t, 16: param.pad_b, 5: len(weights) - 1}  # fmt: skip
+    if kind == "Deconvolution":
+        # ncnn has outputs before inputs, in each group.
+        inputs = len(weight) // group
+        weight = weight.reshape(group, inputs, -1, *weight.shape[2:]).swapaxes(1, 2)
+    else:
+        group = param.num_output if "Depthwise" in kind else group
+        kind = "Convolution"
+    if group != 1:
+        kind, options[7] = kind + "DepthWise", group
+    text = " ".join(f"{key}={value}" for key, value in options.items())
+    binary = FLOAT32 + np.ascontiguousarray(weight).tobytes()
+    return stacked(ncnn_layer(kind, text, bottoms, binary + b"".join(map(bytes, weights[1:]))))
+
+
 def per_axis(params, weights, bottoms):
     """Convolution by its definition: every window of every image, tap by tap."""
     param = params.convolution_param
@@ -28,18 +56,23 @@ def per_axis(params, weights, bottoms):
             (param.kernel_size, 0), (param.stride, 1), (param.pad, 0), (param.dilation, 1)
         )
     )  # fmt: skip
+    if param.kernel_h:
+        kernel = [param.kernel_h, param.kernel_w]
     x, weight = np.asarray(bottoms[0], np.float64), np.asarray(weights[0], np.float64)
     group = param.num_output if params.type != "Convolution" else param.group
     n, channels, height, width = x.shape
     inputs, outputs = channels // group, param.num_output // group
+    begin, end = sides(param, pad)
     size = [
-        (length + 2 * p - (d * (k - 1) + 1)) // s + 1
-        for length, p, d, k, s in zip((height, width), pad, dilation, kernel, stride, strict=True)
+        (length + p + q - (d * (k - 1) + 1)) // s + 1
+        for length, p, q, d, k, s in zip(
+            (height, width), begin, end, dilation, kernel, stride, strict=True
+        )
     ]
     top = np.zeros((n, param.num_output, *size))
     for o, i, j, a, b, c in np.ndindex(*top.shape[1:], *kernel, inputs):
-        y = i * stride[0] - pad[0] + a * dilation[0]
-        z = j * stride[1] - pad[1] + b * dilation[1]
+        y = i * stride[0] - begin[0] + a * dilation[0]
+        z = j * stride[1] - begin[1] + b * dilation[1]
         if 0 <= y < height and 0 <= z < width:
             top[:, o, i, j] += weight[o, c, a, b] * x[:, o // outputs * inputs + c, y, z]
     if param.bias_term:
@@ -70,7 +103,8 @@ def deconvolution(params, weights, bottoms):
     for c, o, i, j, a, b in np.ndindex(channels, outputs, height, width, *kernel):
         y, z = i * stride[0] + a * dilation[0], j * stride[1] + b * dilation[1]
         top[:, c // inputs * outputs + o, y, z] += weight[c, o, a, b] * x[:, c, i, j]
-    top = top[:, :, pad[0] : full[0] - pad[0], pad[1] : full[1] - pad[1]]
+    begin, end = sides(param, pad)
+    top = top[:, :, begin[0] : full[0] - end[0], begin[1] : full[1] - end[1]]
     return [top + np.asarray(weights[1]).reshape(-1, 1, 1) if param.bias_term else top]
 
 
@@ -86,7 +120,20 @@ def indices(rng, shape):
     return rng.integers(0, 11, shape)
 
 
+SIDES = (
+    "kernel_size: 3 stride: 2 pad_l: 0 pad_r: 1 pad_t: 0 pad_b: 1",
+    "kernel_size: 3 pad_l: 2 pad_r: 1 pad_t: 1 pad_b: 0",
+    "kernel_h: 2 kernel_w: 5 pad_r: 3",
+    "kernel_size: 1 pad_t: 2",
+)
+
 CONVOLUTIONS = (
+    *(Case("Convolution", f"convolution_param {{ num_output: {outputs} {o} }}", ((2, 6, 11, 13),),
+           oracle=oracle)
+      for o in SIDES for outputs in ("5", "10 group: 2", "6 group: 6")
+      for oracle in (per_axis, in_ncnn)),
+    *(Case("ConvolutionDepthwise", f"convolution_param {{ num_output: 7 {o} bias_term: false }}",
+           ((2, 7, 11, 13),), oracle=oracle) for o in SIDES for oracle in (per_axis, in_ncnn)),
     *(Case("Convolution", f"convolution_param {{ num_output: 5 {o} }}", ((2, 3, 11, 13),))
       for o in (*ODD, "kernel_size: 1")),
     *(Case("Convolution", f"convolution_param {{ num_output: 10 group: 2 {o} }}", ((2, 6, 11, 13),))
@@ -111,6 +158,11 @@ CONVOLUTIONS = (
 )  # fmt: skip
 
 DECONVOLUTIONS = (
+    *(Case("Deconvolution", f"convolution_param {{ num_output: 10 group: {group} {o} }}",
+           ((2, 6, 5, 7),), oracle=oracle)
+      for o in ("kernel_size: 4 stride: 2 pad_l: 1 pad_r: 2 pad_t: 0 pad_b: 3",
+                "kernel_size: 3 pad_b: 2") for group in (1, 2)
+      for oracle in (deconvolution, in_ncnn)),
     Case("Deconvolution", "convolution_param { num_output: 5 kernel_size: 4 stride: 2 pad: 1 }",
          ((2, 3, 7, 11),)),
     Case("Deconvolution", "convolution_param { num_output: 10 group: 2 kernel_size: 3 }",

@@ -10,25 +10,32 @@ import pytest
 from caffe_proto import caffe_pb2
 from int8calib.errors import ShapeError
 from tests.layer_cases import Case, check
+from tests.ncnn_layer import ncnn_layer, stacked
 
 
-def pool(x, maximum, kernel, stride, pad, ceil=True):
-    """Caffe's loops: (values, places of the maxima); sizes up by `ceil`, windows clipped."""
+def pool(x, maximum, kernel, stride, pad, ceil=True, end=None, inside=False):
+    """Caffe's loops: (values, places of the maxima); sizes up by `ceil`, windows clipped.
+
+    `pad` is the padding above and left, `end` that below and right where it differs; with
+    `inside` a mean is over the pixels of the image alone.
+    """
     n, channels, *lengths = x.shape
-    size = []
-    for length, k, s, p in zip(lengths, kernel, stride, pad, strict=True):
-        count = (math.ceil if ceil else math.floor)((length + 2 * p - k) / s) + 1
-        if any(pad) and (count - 1) * s >= length + p:
+    size, end = [], end or pad
+    for length, k, s, p, q in zip(lengths, kernel, stride, pad, end, strict=True):
+        count = (math.ceil if ceil else math.floor)((length + p + q - k) / s) + 1
+        if any((*pad, *end)) and (count - 1) * s >= length + p:
             count -= 1
         size.append(count)
     top, places = np.zeros((n, channels, *size)), np.full((n, channels, *size), -1)
     for b, c, i, j in np.ndindex(*top.shape):
         y, z = i * stride[0] - pad[0], j * stride[1] - pad[1]
         y_end, z_end = (
-            min(y + kernel[0], lengths[0] + pad[0]),
-            min(z + kernel[1], lengths[1] + pad[1]),
+            min(y + kernel[0], lengths[0] + end[0]),
+            min(z + kernel[1], lengths[1] + end[1]),
         )
         area = (y_end - y) * (z_end - z)
+        if inside:
+            area = (min(y_end, lengths[0]) - max(y, 0)) * (min(z_end, lengths[1]) - max(z, 0))
         best, total = -np.finfo(np.float32).max, 0.0
         for row in range(max(y, 0), min(y_end, lengths[0])):
             for column in range(max(z, 0), min(z_end, lengths[1])):
@@ -51,8 +58,27 @@ def loops(params, weights, bottoms):
     if param.global_pooling:
         kernel, stride, pad = bottoms[0].shape[2:], (1, 1), (0, 0)
     maximum = param.pool == caffe_pb2.PoolingParameter.MAX
-    ceil = param.round_mode == caffe_pb2.PoolingParameter.CEIL and param.ceil_mode
-    return list(pool(bottoms[0], maximum, kernel, stride, pad, ceil)[: len(params.top)])
+    ceil = (
+        param.round_mode == caffe_pb2.PoolingParameter.CEIL
+        and param.ceil_mode
+        and not param.round_below
+    )
+    begin, end = (param.pad_t, param.pad_l), (param.pad_b, param.pad_r)
+    if not any((*begin, *end)):
+        begin = end = pad
+    inside = param.pool == caffe_pb2.PoolingParameter.AVE_EXC_PAD
+    tops = pool(bottoms[0], maximum, kernel, stride, begin, ceil, end, inside)
+    return list(tops[: len(params.top)])
+
+
+def in_ncnn(params, weights, bottoms):
+    """Sizes rounded down in ncnn's runtime, which averages over the pixels of the image."""
+    param = params.pooling_param
+    options = {0: int(param.pool != caffe_pb2.PoolingParameter.MAX), 1: param.kernel_size,
+               2: param.stride, 3: param.pad_l, 14: param.pad_r, 13: param.pad_t, 15: param.pad_b,
+               5: 1, 6: 0}  # fmt: skip
+    text = " ".join(f"{key}={value}" for key, value in options.items())
+    return stacked(ncnn_layer("Pooling", text, bottoms))
 
 
 def spp(params, weights, bottoms):
@@ -88,7 +114,12 @@ GEOMETRIES = (
 ROUNDED_DOWN = ("kernel_size: 3 stride: 2 round_mode: FLOOR",
                 "kernel_size: 3 stride: 2 pad: 1 round_mode: FLOOR",
                 "kernel_size: 3 stride: 4 pad: 1 round_mode: FLOOR",
-                "kernel_size: 3 stride: 2 ceil_mode: false")  # fmt: skip
+                "kernel_size: 3 stride: 2 ceil_mode: false",
+                "kernel_size: 3 stride: 2 round_below: true")  # fmt: skip
+SIDES = ("kernel_size: 3 stride: 2 pad_l: 0 pad_r: 1 pad_t: 0 pad_b: 1",
+         "kernel_size: 3 stride: 1 pad_l: 2 pad_r: 1 pad_t: 1 pad_b: 0",
+         "kernel_size: 5 stride: 3 pad_r: 4",
+         "kernel_size: 3 stride: 4 pad_l: 1 pad_r: 2")  # fmt: skip
 METHODS = ("MAX", "AVE")
 # OpenCV does not know round_mode, and where only one axis is padded it drops windows that start
 # outside the image on that axis only.
@@ -99,6 +130,17 @@ CASES = (
       for method in METHODS for geometry in (*GEOMETRIES, *ROUNDED_DOWN)
       for shape in ((2, 3, 11, 13), (2, 5, 12, 8)) for oracle in (None, loops)
       if oracle is loops or (method, geometry) not in NOT_IN_OPENCV),
+    *(Case("Pooling", f"pooling_param {{ pool: {method} {geometry} }}", (shape,), oracle=loops)
+      for method in (*METHODS, "AVE_EXC_PAD") for geometry in SIDES
+      for shape in ((2, 3, 11, 13), (2, 5, 12, 8))),
+    *(Case("Pooling", f"pooling_param {{ pool: {method} {geometry} round_below: true }}",
+           ((2, 3, 11, 13),), oracle=oracle, label=f"{method} {geometry} rounded down")
+      for method in ("MAX", "AVE_TF") for geometry in SIDES for oracle in (loops, in_ncnn)),
+    *(Case("Pooling", f"pooling_param {{ pool: {method} {geometry} }}", ((2, 3, 11, 13),),
+           oracle=loops) for method in ("AVE_EXC_PAD", "AVE_TF")
+      for geometry in (*GEOMETRIES, *ROUNDED_DOWN)),
+    Case("Pooling", f"pooling_param {{ {SIDES[1]} }}", ((2, 3, 11, 13),), oracle=loops, tops=2,
+         makers=(ties,), label="mask sides"),
     *(Case("Pooling", f"pooling_param {{ pool: {method} global_pooling: true }}",
            ((2, 3, 11, 13),)) for method in METHODS),
     *(Case("Pooling", f"pooling_param {{ pool: {method} kernel_size: 2 stride: 5 }}",
