@@ -11,8 +11,7 @@ from collections.abc import Container, Mapping
 
 import numpy as np
 
-from int8calib.caffe.network.graph import Blob, Graph, Layer
-from int8calib.caffe.network.quantized import CONVOLUTIONS
+from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
 
 ACTIVATIONS = frozenset(("ReLU", "ReLU6", "Clip", "Sigmoid", "Mish", "HardSwish"))
 """Activations that ncnnoptimize makes part of a convolution."""

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from int8calib.arrays import Shape
 from int8calib.caffe.layers.convolution import groups
-from int8calib.caffe.network.graph import Blob, Graph, Layer
-from int8calib.caffe.network.quantized import CONVOLUTIONS
+from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
 
 Ids = NDArray[np.intp]
 FIXED = 0

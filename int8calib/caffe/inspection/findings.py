@@ -9,9 +9,9 @@ import numpy as np
 
 from int8calib.caffe.inspection.lenient import Reading
 from int8calib.caffe.network.fold import fold_batch_norm
-from int8calib.caffe.network.graph import Layer
+from int8calib.caffe.network.graph import QUANTIZED_TYPES, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.caffe.network.quantized import QUANTIZED_TYPES, quantized_layers
+from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.caffe.network.runnable import listed
 from int8calib.caffe.network.shapes import is_batchable
 from int8calib.calibration.scales import DEAD_ABSMAX

@@ -11,9 +11,9 @@ from int8calib.caffe.inspection.lenient import Reading, load_lenient
 from int8calib.caffe.inspection.results import InspectedLayer, Inspection
 from int8calib.caffe.layers.registry import find_type, has_type
 from int8calib.caffe.network.fold import fold_chains
-from int8calib.caffe.network.graph import Layer
+from int8calib.caffe.network.graph import QUANTIZED_TYPES, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.caffe.network.quantized import QUANTIZED_TYPES, quantized_layer
+from int8calib.caffe.network.quantized import quantized_layer
 from int8calib.table.rules import name_problem
 
 

@@ -10,6 +10,10 @@ from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.errors import ModelError
 
+CONVOLUTIONS = frozenset(("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution"))
+QUANTIZED_TYPES = CONVOLUTIONS | {"InnerProduct"}
+"""Types that ncnn can run in INT8."""
+
 
 class Blob(NamedTuple):
     """One version of a blob: `version` counts the in-place layers that have rewritten `name`."""

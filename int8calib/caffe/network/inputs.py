@@ -10,8 +10,7 @@ from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.layers.pooling import pooling_windows
 from int8calib.caffe.layers.windows import convolution_windows
-from int8calib.caffe.network.graph import Blob, Graph, Layer
-from int8calib.caffe.network.quantized import CONVOLUTIONS, QUANTIZED_TYPES
+from int8calib.caffe.network.graph import CONVOLUTIONS, QUANTIZED_TYPES, Blob, Graph, Layer
 from int8calib.errors import ModelError, OptionError, ShapeError
 from int8calib.limits import check_shape
 

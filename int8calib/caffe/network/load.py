@@ -12,7 +12,7 @@ from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.layers.registry import find_type, has_type
 from int8calib.caffe.network.build import build_graph
-from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.graph import QUANTIZED_TYPES, Blob, Graph, Layer
 from int8calib.caffe.network.inputs import (
     checked_inputs,
     complete_input,
@@ -20,7 +20,6 @@ from int8calib.caffe.network.inputs import (
     resolve_inputs,
     small_inputs,
 )
-from int8calib.caffe.network.quantized import QUANTIZED_TYPES
 from int8calib.caffe.network.shapes import Reach, free_batch, reach, refuse_misfits
 from int8calib.errors import (
     ModelError,

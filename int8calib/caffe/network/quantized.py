@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from int8calib.arrays import Array
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.layers.windows import convolution_windows
-from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
 from int8calib.errors import ModelError, WeightsError
-
-CONVOLUTIONS = frozenset(("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution"))
-QUANTIZED_TYPES = CONVOLUTIONS | {"InnerProduct"}
 
 
 @dataclass(frozen=True, eq=False)

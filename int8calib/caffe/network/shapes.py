@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 from int8calib.arrays import Shape
 from int8calib.caffe.layers.registry import find_type, has_type
-from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.graph import QUANTIZED_TYPES, Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES, shape_advice
-from int8calib.caffe.network.quantized import QUANTIZED_TYPES
 from int8calib.errors import ModelError, ShapeError, UnsupportedLayerError
 from int8calib.limits import check_shape
 
