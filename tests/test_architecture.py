@@ -22,25 +22,26 @@ STAGES = {
     "int8calib.limits": 2,
     "int8calib.compiled": 3,
     "int8calib.images": 4,
-    "int8calib.caffe.layers": 4,
-    "int8calib.caffe.network": 5,
-    "int8calib.caffe.engine": 6,
-    "int8calib.caffe": 7,
-    "int8calib.table": 5,
-    "int8calib.ncnn": 6,
-    "int8calib.calibration": 8,
-    "int8calib.caffe.inspection": 9,
-    "int8calib.demo": 10,
-    "int8calib.simulation": 11,
-    "int8calib.evaluation": 12,
-    "int8calib.analysis": 13,
-    "int8calib.tuning": 14,
-    "int8calib.reporting": 15,
+    "int8calib.table": 4,
+    "int8calib.calibration": 5,
+    "int8calib.ncnn": 5,
+    "int8calib.caffe.layers": 6,
+    "int8calib.caffe.network": 7,
+    "int8calib.caffe.engine": 8,
+    "int8calib.caffe": 9,
+    "int8calib.caffe.inspection": 10,
+    "int8calib.demo": 11,
+    "int8calib.simulation": 12,
+    "int8calib.evaluation": 13,
+    "int8calib.analysis": 14,
+    "int8calib.tuning": 15,
+    "int8calib.reporting": 16,
     "int8calib.cli": 20,
 }
 # Stages that another converter embeds, and what they must not drag in.
 ALONE = {
     "int8calib.table": {"int8calib.caffe", "int8calib.ncnn", "caffe_proto"},
+    "int8calib.calibration": {"int8calib.caffe", "int8calib.ncnn", "caffe_proto"},
     "int8calib.images": {"int8calib.caffe"},
 }
 HOMES = {
@@ -124,6 +125,10 @@ def test_files_say_what_they_are_for_and_stay_short(path: Path) -> None:
         (
             "import int8calib.calibration.statistics.store, int8calib.calibration.thresholds",
             {"numba", "cv2", "google.protobuf"},
+        ),
+        (
+            "import int8calib; int8calib.calibrate",
+            {"numba", "cv2", "caffe_proto", "google.protobuf", "int8calib.caffe"},
         ),
         (
             "import int8calib; int8calib.simulate; int8calib.evaluate; int8calib.analyze",

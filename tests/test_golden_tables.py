@@ -121,7 +121,7 @@ def test_histograms_are_the_reference_tools_bin_for_bin(shared: Path, folder: Pa
     moved = 0
     for layer in collected.layers:
         absmax, _, counts = golden[layer.name]
-        found = histograms[layer.bottom]
+        found = histograms[layer.blob]
         assert found.absmax == pytest.approx(absmax, rel=1e-5)
         as_the_tool = found.positive.copy()
         as_the_tool[0] += found.zeros

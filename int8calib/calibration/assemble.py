@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 import int8calib
+from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import Options
-from int8calib.calibration.scales import LEVELS, dead_rows, scales_of
+from int8calib.calibration.scales import LEVELS, dead_rows, weight_scales
 from int8calib.calibration.selection import blob_methods, chosen_layers, default_method, matching
 from int8calib.calibration.stability import UNSTEADY, summary, threshold_spreads
 from int8calib.calibration.statistics.activation import Histogram
 from int8calib.calibration.statistics.store import Statistics
-from int8calib.calibration.table_layers import TableLayer
 from int8calib.calibration.thresholds import find_thresholds
 from int8calib.errors import OptionError, StatisticsError
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
@@ -44,7 +44,7 @@ class Blobs:
     inputs: frozenset[str]
 
 
-def select_layers(layers: Sequence[TableLayer], options: Options) -> tuple[TableLayer, ...]:
+def select_layers(layers: Sequence[QuantLayer], options: Options) -> tuple[QuantLayer, ...]:
     """The layers that `options` want in INT8; raises `OptionError` for a pattern without a layer.
 
     The methods of layers and their 6-bit weights are checked here too, before any image runs.
@@ -58,7 +58,7 @@ def select_layers(layers: Sequence[TableLayer], options: Options) -> tuple[Table
 
 
 def assemble(
-    layers: Sequence[TableLayer],
+    layers: Sequence[QuantLayer],
     statistics: Statistics,
     options: Options,
     *,
@@ -131,21 +131,21 @@ def _clipped(histogram: Histogram, threshold: float) -> float:
 
 
 def _rows(
-    layers: Iterable[TableLayer], found: Mapping[str, BottomEvidence], options: Options
+    layers: Iterable[QuantLayer], found: Mapping[str, BottomEvidence], options: Options
 ) -> tuple[list[LayerScales], list[str]]:
     """The rows of every layer with a living bottom, and what there is to say."""
     rows, warnings = [], []
     weights = options.weight_options()
     for layer in layers:
-        evidence = found[layer.bottom]
+        evidence = found[layer.blob]
         if evidence.threshold <= 0:
             warnings.append(
                 f"{layer.name}: its bottom {evidence.blob} is 0 in every image; left in float"
             )
             continue
-        dead = dead_rows(layer.clips, weights)
+        dead = dead_rows(layer, weights)
         warnings += _layer_warnings(layer, evidence, len(dead))
-        scales = scales_of(layer, layer.clips, weights)
+        scales = weight_scales(layer, weights)
         rows.append(LayerScales(layer.name, scales, LEVELS / evidence.threshold, evidence, dead))
     return rows, warnings
 
@@ -176,7 +176,7 @@ def _run_warnings(
     return warnings
 
 
-def _layer_warnings(layer: TableLayer, found: BottomEvidence, dead: int) -> list[str]:
+def _layer_warnings(layer: QuantLayer, found: BottomEvidence, dead: int) -> list[str]:
     warnings = []
     if found.threshold < FAR_BELOW * found.absmax:
         warnings.append(
@@ -204,11 +204,12 @@ def tool_rows(table: CalibrationTable) -> CalibrationTable:
     return replace(table, layers=tuple(rows))
 
 
-def tool_v1_rows(table: CalibrationTable, layers: Sequence[TableLayer]) -> CalibrationTable:
+def tool_v1_rows(table: CalibrationTable, layers: Sequence[QuantLayer]) -> CalibrationTable:
     """`table` as the reference tool's first version has it: rows of its kind of layers alone.
 
     That is one weight scale for each ungrouped or grouped convolution of a 1x1 or 3x3 window.
     """
-    kept = {layer.name for layer in layers if layer.kernel in (1, 3)}
+    convolutions = [layer for layer in layers if layer.kind != "InnerProduct"]
+    kept = {layer.name for layer in convolutions if layer.kernel in ((1, 1), (3, 3))}
     rows = tuple(layer for layer in table.layers if layer.name in kept)
     return tool_rows(replace(table, layers=rows))

@@ -15,27 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from int8calib.arrays import Array
 from int8calib.calibration.assemble import Blobs
-from int8calib.calibration.scales import LEVELS, WINOGRAD_LEVELS, WeightClips
+from int8calib.calibration.layers import QuantLayer, WeightClips
+from int8calib.calibration.scales import LEVELS, WINOGRAD_LEVELS
 from int8calib.calibration.statistics.file import load_statistics, save_statistics
 from int8calib.calibration.statistics.store import Statistics, merge_statistics
-from int8calib.calibration.table_layers import TableLayer
 from int8calib.errors import StatisticsError
 
-_FIELDS = (
-    "name",
-    "ncnn_type",
-    "bottom",
-    "rows",
-    "winograd",
-    "kernel",
-    "reads_input",
-    "first",
-    "last",
-)
+_FIELDS = ("name", "kind", "blob", "rows", "group", "reads_input", "first", "last")
+_PAIRS = ("kernel", "stride", "dilation")
 _WAYS = [(levels, whole) for levels in (LEVELS, WINOGRAD_LEVELS) for whole in (False, True)]
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +37,7 @@ class Collected:
     """
 
     statistics: Statistics
-    layers: tuple[TableLayer, ...]
+    layers: tuple[QuantLayer, ...]
     blobs: Blobs
     source: str
     identity: Mapping[str, Any]
@@ -56,7 +46,8 @@ class Collected:
 def save_collected(path: str | os.PathLike[str], collected: Collected) -> None:
     """Write `collected` to `path` (.npz), whole or not at all; raises `OutputError`."""
     layers = [
-        {field: getattr(layer, field) for field in _FIELDS} | {"count": layer.clips.count}
+        {field: getattr(layer, field) for field in (*_FIELDS, *_PAIRS)}
+        | {"count": layer.clips.count}
         for layer in collected.layers
     ]
     meta = {
@@ -121,22 +112,22 @@ def _mse_name(levels: int, whole: bool) -> str:
     return f"mse/{levels}/{'layer' if whole else 'row'}"
 
 
-def _all_mse(layers: Sequence[TableLayer], levels: int, whole: bool) -> Array:
+def _all_mse(layers: Sequence[QuantLayer], levels: int, whole: bool) -> Array:
     with ThreadPoolExecutor() as pool:
         return np.concatenate(list(pool.map(lambda x: x.clips.mse(levels, whole), layers)))
 
 
-def _layers(described: list[Any], arrays: Mapping[str, NDArray[Any]]) -> list[TableLayer]:
+def _layers(described: list[Any], arrays: Mapping[str, NDArray[Any]]) -> list[QuantLayer]:
     layers = []
     row = 0
     for index, stored in enumerate(described):
-        fields = dict(stored)
+        fields = dict(stored) | {field: tuple(stored[field]) for field in _PAIRS}
         count, rows = int(fields.pop("count")), int(fields["rows"])
         absmax: Array = arrays["absmax"][row : row + rows]
         if len(absmax) != rows:
             raise ValueError(f"{len(absmax)} weight rows of {fields['name']}, {rows} announced")
         mse = _stored_mse(arrays, slice(row, row + rows), slice(index, index + 1))
-        layers.append(TableLayer(**fields, clips=WeightClips(absmax, count, mse)))
+        layers.append(QuantLayer(**fields, known_clips=WeightClips(absmax, count, mse)))
         row += rows
     return layers
 

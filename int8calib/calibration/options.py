@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from int8calib.calibration.scales import WeightOptions
-from int8calib.calibration.selection import AUTO, SAME
 from int8calib.calibration.thresholds import MethodOptions, method_names
 from int8calib.errors import OptionError
+
+AUTO = "auto"
+SAME = "same"
 
 
 @dataclass(frozen=True)

@@ -1,81 +1,111 @@
-"""The pipeline: a network and images in, a calibration table with its evidence out."""
+"""A calibration from beginning to end: a network and images to a table with its evidence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, overload
 
-from int8calib.caffe.engine.run import Net
-from int8calib.caffe.network.fold import fold_batch_norm
-from int8calib.caffe.network.graph import Blob, Graph
-from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.calibration.assemble import Blobs, Calibration, assemble, select_layers
+from int8calib.calibration.executor import E, E_co, Executor, Network, source_of
+from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import Options
 from int8calib.calibration.statistics.collect import collect_statistics
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.calibration.statistics.tally import Checkpoint
-from int8calib.calibration.table_layers import TableLayer, table_layers
-from int8calib.errors import ModelError
+from int8calib.errors import ModelError, OptionError
 from int8calib.workers import Loader, Progress
 
 __all__ = ["Calibration", "Job", "Options", "calibrate", "make_table", "prepare", "run_job"]
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class Job(Generic[E_co]):
     """What a calibration will do.
 
-    `graph` is what runs; `layers` are those that get rows, `described` all that could; `inputs`
-    names the input blobs to batch, `blobs` those to observe, `named` every blob of the graph.
+    Attributes
+    ----------
+    executor : Executor
+        What runs.
+    candidates : tuple of QuantLayer
+        All layers that could get rows.
+    layers : tuple of QuantLayer
+        Those that the options choose.
+    inputs : tuple of str
+        The inputs to give.
+    blobs : tuple of str
+        The keys of the blobs to observe.
+    named : Blobs
+        Every blob of the network.
     """
 
-    graph: Graph
-    layers: tuple[QuantizedLayer, ...]
+    executor: E_co
+    candidates: tuple[QuantLayer, ...]
+    layers: tuple[QuantLayer, ...]
     inputs: tuple[str, ...]
-    described: tuple[TableLayer, ...]
-    blobs: tuple[Blob, ...]
+    blobs: tuple[str, ...]
     named: Blobs
 
 
-def prepare(net: Net, options: Options) -> Job:
-    """What `calibrate` would run for `options`.
+@overload
+def prepare(network: Network[E], options: Options) -> Job[E]: ...
+@overload
+def prepare(network: E, options: Options) -> Job[E]: ...
+def prepare(network: Any, options: Options) -> Job[Any]:
+    """Return what `calibrate` would do.
 
-    Raises `ModelError` where nothing is quantized, `OptionError` for a pattern without a layer.
+    Parameters
+    ----------
+    network : Executor, or something that gives one
+        As for `calibrate`.
+    options : Options
+
+    Raises
+    ------
+    ModelError
+        Where nothing can be quantized.
+    OptionError
+        For a pattern without a layer, and for something that is no executor and gives none.
     """
-    graph = fold_batch_norm(net.graph) if options.fold_bn else net.graph
-    layers = quantized_layers(graph)
-    if not layers:
+    executor = _executor_of(network, options)
+    source = source_of(executor)
+    candidates = tuple(executor.layers)
+    if not candidates:
         raise ModelError(
-            f"{graph.source}: has no Convolution or InnerProduct layer, so there is nothing "
-            "to calibrate"
+            f"{source}: has no Convolution or InnerProduct layer, so there is nothing to calibrate"
         )
-    described = table_layers(graph, layers)
-    chosen = {layer.name for layer in select_layers(described, options)}
-    layers = tuple(layer for layer in layers if layer.name in chosen)
-    named = _named(graph)
-    blobs = [layer.bottom for layer in layers]
+    layers = select_layers(candidates, options)
+    inputs = tuple(executor.inputs)
+    named = Blobs(dict(getattr(executor, "blobs", {})), frozenset(inputs))
+    wanted = [layer.blob for layer in layers]
     if options.all_blobs:
-        blobs += [graph.last_version(name) for name in named.keys]
-    needed = graph.ancestors(blobs)
-    inputs = [top.name for layer in needed for top in layer.tops if layer.type in INPUT_TYPES]
-    return Job(graph, layers, tuple(inputs), described, tuple(dict.fromkeys(blobs)), named)
-
-
-def _named(graph: Graph) -> Blobs:
-    """Every blob of the graph by name, in running order."""
-    names = dict.fromkeys(top.name for layer in graph.layers for top in layer.tops)
-    inputs = [top for layer in graph.layers for top in layer.tops if layer.type in INPUT_TYPES]
-    return Blobs(
-        {name: str(graph.last_version(name)) for name in names},
-        frozenset(str(top) for top in inputs),
+        if not named.keys:
+            raise OptionError(f"{source}: does not say which blobs it has; leave all_blobs out")
+        wanted += named.keys.values()
+    blobs = tuple(dict.fromkeys(wanted))
+    needed = getattr(executor, "needed_inputs", None)
+    return Job(
+        executor, candidates, layers, inputs if needed is None else needed(blobs), blobs, named
     )
 
 
+def _executor_of(network: Any, options: Options) -> Executor:
+    """`network` where it is an executor, else the one that it gives."""
+    if callable(getattr(network, "executor", None)):
+        network = network.executor(fold_bn=options.fold_bn)
+    missing = [name for name in ("layers", "inputs", "run") if not hasattr(network, name)]
+    if missing:
+        raise OptionError(
+            f"{type(network).__name__} is no executor: it has no {', '.join(missing)}; give a net "
+            "of load_caffe, or an object with layers, inputs and run(inputs, blobs)"
+        )
+    executor: Executor = network
+    return executor
+
+
 def calibrate(
-    net: Net,
+    network: Network[Executor] | Executor,
     batches: Loader,
     options: Options | None = None,
     *,
@@ -83,20 +113,45 @@ def calibrate(
     progress: Progress | None = None,
     meta: Mapping[str, Any] = MappingProxyType({}),
 ) -> Calibration:
-    """Calibrate `net` over the images of `batches`.
+    """Calibrate a network over images.
 
-    `batches()` starts a pass: an iterable of `{input blob: float32 (N, ...)}`, preprocessed. It may
-    be called twice and must give the same each time. `total` is the number of images, for
-    `progress(stage, done, total)`; `meta` goes into the report. Raises `ModelError` for a network
-    without layers to quantize, `StatisticsError` for NaN or infinite activations.
+    Parameters
+    ----------
+    network : Net or Executor
+        A net of `load_caffe`, or anything with ``layers``, ``inputs`` and
+        ``run(inputs, blobs)``; see `Executor`.
+    batches : callable
+        ``batches()`` starts a pass: an iterable of ``{input: float (N, ...)}``, preprocessed. It
+        may be called twice and must give the same each time.
+    options : Options, optional
+    total : int
+        The number of images, for `progress`; 0 where unknown.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``, in images.
+    meta : mapping
+        JSON values for the report.
+
+    Returns
+    -------
+    Calibration
+        The table, the statistics behind it, and warnings.
+
+    Raises
+    ------
+    ModelError
+        For a network without layers to quantize.
+    StatisticsError
+        For activations that are NaN or infinite.
+    ImageError
+        Where there are no images.
     """
     options = options or Options()
-    job = prepare(net, options)
+    job = prepare(network, options)
     return run_job(job, batches, options, total=total, progress=progress, meta=meta)
 
 
 def run_job(
-    job: Job,
+    job: Job[Executor],
     batches: Loader,
     options: Options,
     *,
@@ -105,9 +160,9 @@ def run_job(
     meta: Mapping[str, Any] = MappingProxyType({}),
     checkpoint: Checkpoint | None = None,
 ) -> Calibration:
-    """`calibrate` for a job that is prepared already; it may go on from a `checkpoint`."""
+    """Do what `calibrate` does for a job that is prepared; it may go on from a `checkpoint`."""
     statistics = collect_statistics(
-        job.graph,
+        job.executor,
         batches,
         job.blobs,
         workers=options.workers,
@@ -120,12 +175,17 @@ def run_job(
 
 
 def make_table(
-    job: Job,
+    job: Job[Executor],
     statistics: Statistics,
     options: Options,
     meta: Mapping[str, Any] = MappingProxyType({}),
 ) -> Calibration:
-    """The table of a job from statistics of its blobs; `assemble` tells the rest."""
+    """Return the table of a job from statistics of its blobs; `assemble` tells the rest."""
     return assemble(
-        job.described, statistics, options, source=job.graph.source, blobs=job.named, meta=meta
+        job.candidates,
+        statistics,
+        options,
+        source=source_of(job.executor),
+        blobs=job.named,
+        meta=meta,
     )

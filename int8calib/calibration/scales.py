@@ -6,19 +6,14 @@ scales are the same division, done where thresholds become table rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from int8calib.arrays import Array
+from int8calib.calibration.layers import QuantLayer, WeightClips
 from int8calib.errors import OptionError
-
-if TYPE_CHECKING:
-    from int8calib.arrays import Array
-    from int8calib.caffe.network.quantized import QuantizedLayer
 
 LEVELS = 127
 WINOGRAD_LEVELS = 31
@@ -28,31 +23,10 @@ transforms multiply it by 576, in 32 bits. Sums and partial sums in between may 
 they wrap back. Source: ncnn's src/layer/x86/convolution_3x3_winograd_int8.h and its kin."""
 METHODS = ("absmax", "aciq", "mse")
 GRANULARITIES = ("per-channel", "per-group", "per-tensor")
-_SHARES = np.linspace(0.2, 1.0, 100, dtype=np.float32)[::-1].copy()
 DEAD_SCALE = 1.0
 """The scale of a dead row, which ncnn can divide by without making inf or NaN."""
 DEAD_ABSMAX = 1e-20
 """Rows of smaller weights count as dead: they add nothing, and 127 over them may overflow."""
-
-
-class WeightedLayer(Protocol):
-    """What the scales of a layer's weights depend on, besides the weights."""
-
-    @property
-    def name(self) -> str:
-        """The layer's name."""
-
-    @property
-    def ncnn_type(self) -> str:
-        """Convolution, ConvolutionDepthWise or InnerProduct."""
-
-    @property
-    def rows(self) -> int:
-        """How many weight scales ncnn reads."""
-
-    @property
-    def winograd(self) -> bool:
-        """Whether ncnn may run it by int8 winograd."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +79,12 @@ class WeightOptions:
         if not DEAD_ABSMAX <= self.dead < np.inf:
             raise OptionError(f"dead weights below {self.dead}; expected at least {DEAD_ABSMAX}")
 
-    def levels(self, layer: WeightedLayer) -> int:
+    def levels(self, layer: QuantLayer) -> int:
         """The quantization levels on each side of zero for the weights of `layer`."""
         six = self._named_six_bit(layer) or (self.winograd and layer.winograd)
         return WINOGRAD_LEVELS if six else LEVELS
 
-    def grid(self, layer: WeightedLayer) -> Grid:
+    def grid(self, layer: QuantLayer) -> Grid:
         """What the levels of `layer` may be where they are chosen for each row by itself.
 
         31 levels are what keeps int8 winograd safe whatever the weights. Where the weights are
@@ -122,85 +96,60 @@ class WeightOptions:
             return Grid(LEVELS, WINOGRAD_SUM / LEVELS)
         return Grid(LEVELS)
 
-    def _named_six_bit(self, layer: WeightedLayer) -> bool:
+    def _named_six_bit(self, layer: QuantLayer) -> bool:
         return any(p == layer.name or fnmatchcase(layer.name, p) for p in self.six_bit)
 
-    def whole(self, layer: WeightedLayer) -> bool:
+    def whole(self, layer: QuantLayer) -> bool:
         """Whether one threshold serves all weights of `layer`."""
-        grouped = layer.ncnn_type == "ConvolutionDepthWise"
+        grouped = layer.kind == "ConvolutionDepthWise"
         return self.granularity == "per-tensor" or (self.granularity == "per-group" and not grouped)
 
 
-@dataclass(frozen=True, eq=False)
-class WeightClips:
-    """Where the weights of one layer may be clipped: all that its scales need of them.
+def weight_scales(layer: QuantLayer, options: WeightOptions | None = None) -> Array:
+    """Return the weight scales of a layer.
 
-    `absmax`: float32 (rows,), the largest |w| of each row; `count`: weights in a row;
-    `mse(levels, whole)`: the clips with the least squared error, float32 (rows,), or (1,) for
-    the layer as a whole.
+    Parameters
+    ----------
+    layer : QuantLayer
+        A layer with its weights, or what scales need of them.
+    options : WeightOptions, optional
+        How they are found.
+
+    Returns
+    -------
+    float32 (layer.rows,)
+        Levels over the clip of each row. A row without weights (nothing from `options.dead` up)
+        gets 1.0. Source: ncnn's tools/quantize/ncnn2table.cpp (127 / absmax, or 31 / absmax
+        under its winograd rule).
     """
-
-    absmax: NDArray[np.float32]
-    count: int
-    mse: Callable[[int, bool], NDArray[np.float32]]
-
-    def find(self, method: str, levels: int, whole: bool) -> NDArray[np.float32]:
-        """The clip of each row, float32 (rows,), or of all at once, (1,)."""
-        if method == "mse":
-            return self.mse(levels, whole)
-        absmax = self.absmax.max(keepdims=True) if whole else self.absmax
-        if method == "absmax":
-            return absmax
-        return _aciq(absmax, self.count * (len(self.absmax) if whole else 1), levels)
-
-
-def weight_clips(layer: QuantizedLayer) -> WeightClips:
-    """The clips of a layer whose weights are at hand."""
-    rows = layer.weight_rows()
-    absmax: Array = np.abs(rows).max(axis=1)
-
-    def mse(levels: int, whole: bool) -> NDArray[np.float32]:
-        return _mse(rows.reshape(1, -1) if whole else rows, levels)
-
-    return WeightClips(absmax, rows.shape[1], mse)
-
-
-def weight_scales(layer: QuantizedLayer, options: WeightOptions | None = None) -> Array:
-    """The weight scales of `layer`: float32 of shape (layer.rows,); `scales_of` tells the rest."""
-    return scales_of(layer, weight_clips(layer), options or WeightOptions())
-
-
-def scales_of(layer: WeightedLayer, clips: WeightClips, options: WeightOptions) -> Array:
-    """The weight scales of a layer from its clips: float32 of shape (layer.rows,).
-
-    A row without weights (nothing from `options.dead` up) gets 1.0. Source: ncnn's
-    tools/quantize/ncnn2table.cpp (127 / absmax, or 31 / absmax under its winograd rule).
-    """
+    options = options or WeightOptions()
     levels, whole = options.levels(layer), options.whole(layer)
-    thresholds = clips.find(options.method or "absmax", levels, whole)
-    scales = np.full(thresholds.shape, DEAD_SCALE, np.float32)
-    alive = (clips.absmax.max(keepdims=True) if whole else clips.absmax) >= options.dead
-    scales[alive] = np.float32(levels) / thresholds[alive]
+    clips = _clips(layer.clips, options.method or "absmax", levels, whole)
+    absmax = layer.clips.absmax
+    scales = np.full(clips.shape, DEAD_SCALE, np.float32)
+    alive = (absmax.max(keepdims=True) if whole else absmax) >= options.dead
+    scales[alive] = np.float32(levels) / clips[alive]
     return np.broadcast_to(scales, (layer.rows,)).copy() if whole else scales
 
 
-def dead_rows(clips: WeightClips, options: WeightOptions) -> tuple[int, ...]:
-    """The indices of the weight rows of a layer that hold nothing from `options.dead` up."""
-    return tuple(int(i) for i in np.flatnonzero(clips.absmax < options.dead))
+def dead_rows(layer: QuantLayer, options: WeightOptions) -> tuple[int, ...]:
+    """Return the indices of the weight rows that hold nothing from `options.dead` up."""
+    return tuple(int(i) for i in np.flatnonzero(layer.clips.absmax < options.dead))
 
 
-def _aciq(absmax: Array, count: int, levels: int) -> NDArray[np.float32]:
+def _clips(known: WeightClips, method: str, levels: int, whole: bool) -> Array:
+    """The clip of each row, float32 (rows,), or of all at once, (1,)."""
+    if method == "mse":
+        return known.mse(levels, whole)
+    absmax: Array = known.absmax.max(keepdims=True) if whole else known.absmax
+    if method == "absmax":
+        return absmax
+    return _aciq_clips(absmax, known.count * (len(known.absmax) if whole else 1), levels)
+
+
+def _aciq_clips(absmax: Array, count: int, levels: int) -> Array:
     """ncnn2table's Gaussian clipping of each row, from its absmax and its number of values."""
     from int8calib.calibration.thresholds.aciq import aciq_clip
 
     bits = 8 if levels == LEVELS else 6
     return np.array([aciq_clip(float(largest), count, bits) for largest in absmax], np.float32)
-
-
-def _mse(rows: Array, levels: int) -> NDArray[np.float32]:
-    """The clip of each row, out of 100 shares of its absmax, with the least squared error."""
-    from int8calib.calibration.thresholds.error_kernels import row_clips
-
-    clips = np.empty(len(rows), np.float32)
-    row_clips(np.ascontiguousarray(rows).reshape(-1), levels, _SHARES, clips)
-    return clips

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Protocol
 
+from int8calib.calibration.layers import QuantLayer
+from int8calib.calibration.options import AUTO, SAME, Options
 from int8calib.errors import OptionError
 
-AUTO = "auto"
-SAME = "same"
 INPUT_METHOD = "minmax"
 """The method of input blobs under `auto`. Pixels end where they end: on SqueezeNet v1.0, v1.1 and
 a MobileNet v2, kl clips 1.8 % of them and puts 10 to 13 dB more noise on the output than minmax,
@@ -22,58 +21,6 @@ as long as nothing else is quantized; with all of it quantized minmax is between
 and 1 dB ahead."""
 REPLICAS = frozenset(("kl-tool", "kl-tool-v1", "aciq"))
 """Methods that repeat another tool's table, which treats input blobs as any other."""
-
-
-class Selectable(Protocol):
-    """What choosing needs to know of a layer."""
-
-    @property
-    def name(self) -> str:
-        """The layer's name."""
-
-    @property
-    def bottom(self) -> str:
-        """The blob version it reads, as text."""
-
-    @property
-    def reads_input(self) -> bool:
-        """Whether that blob is an input of the network."""
-
-    @property
-    def first(self) -> bool:
-        """Whether no quantized layer stands before it."""
-
-    @property
-    def last(self) -> bool:
-        """Whether no quantized layer stands behind it."""
-
-
-class Choice(Protocol):
-    """The options that choose layers and methods."""
-
-    @property
-    def method(self) -> str:
-        """The method of all blobs without one of their own."""
-
-    @property
-    def input_method(self) -> str:
-        """The method of input blobs: a method's name, `auto` or `same`."""
-
-    @property
-    def layer_methods(self) -> Sequence[tuple[str, str]]:
-        """(pattern, method) pairs; of several that match a layer the last one counts."""
-
-    @property
-    def exclude(self) -> Sequence[str]:
-        """Patterns of layers that stay in float."""
-
-    @property
-    def only(self) -> Sequence[str]:
-        """Patterns of the layers to quantize; all where empty."""
-
-    @property
-    def first_last_float(self) -> bool:
-        """Whether the first and last quantized layers stay in float."""
 
 
 def matching(names: Sequence[str], pattern: str, option: str) -> tuple[str, ...]:
@@ -90,7 +37,7 @@ def matching(names: Sequence[str], pattern: str, option: str) -> tuple[str, ...]
     return found
 
 
-def chosen_layers(layers: Sequence[Selectable], choice: Choice) -> tuple[str, ...]:
+def chosen_layers(layers: Sequence[QuantLayer], options: Options) -> tuple[str, ...]:
     """The names of the layers to quantize, in their order.
 
     `only` first, then `exclude` and `first_last_float` take away. Raises `OptionError` for a
@@ -98,11 +45,11 @@ def chosen_layers(layers: Sequence[Selectable], choice: Choice) -> tuple[str, ..
     """
     names = [layer.name for layer in layers]
     kept = set(names)
-    if choice.only:
-        kept = {name for pattern in choice.only for name in matching(names, pattern, "only")}
-    for pattern in choice.exclude:
+    if options.only:
+        kept = {name for pattern in options.only for name in matching(names, pattern, "only")}
+    for pattern in options.exclude:
         kept.difference_update(matching(names, pattern, "exclude"))
-    if choice.first_last_float:
+    if options.first_last_float:
         kept.difference_update(layer.name for layer in layers if layer.first or layer.last)
     if not kept:
         raise OptionError(
@@ -113,7 +60,7 @@ def chosen_layers(layers: Sequence[Selectable], choice: Choice) -> tuple[str, ..
 
 
 def blob_methods(
-    layers: Sequence[Selectable], chosen: Iterable[str], choice: Choice
+    layers: Sequence[QuantLayer], chosen: Iterable[str], options: Options
 ) -> tuple[dict[str, str], list[str]]:
     """The method of each bottom of the `chosen` layers, and notes on what followed from what.
 
@@ -122,36 +69,36 @@ def blob_methods(
     methods given to consumers of one blob are an `OptionError` that names both layers.
     """
     wanted = set(chosen)
-    given = _given_methods(layers, choice.layer_methods)
+    given = _given_methods(layers, options.layer_methods)
     deciding: dict[str, str] = {}
     for layer in layers:
         if layer.name not in wanted or layer.name not in given:
             continue
-        other = deciding.setdefault(layer.bottom, layer.name)
+        other = deciding.setdefault(layer.blob, layer.name)
         if given[other] != given[layer.name]:
             raise OptionError(
                 f"layer-method: {other} ({given[other]}) and {layer.name} ({given[layer.name]}) "
-                f"read the same blob {layer.bottom}, which has one scale; give both one method"
+                f"read the same blob {layer.blob}, which has one scale; give both one method"
             )
     methods, notes = {}, []
     for layer in layers:
         if layer.name not in wanted:
             continue
-        leader = deciding.get(layer.bottom)
+        leader = deciding.get(layer.blob)
         if leader is None:
-            methods[layer.bottom] = default_method(layer.reads_input, choice)
+            methods[layer.blob] = default_method(layer.reads_input, options)
             continue
-        methods[layer.bottom] = given[leader]
+        methods[layer.blob] = given[leader]
         if layer.name not in given:
             notes.append(
                 f"{layer.name}: method {given[leader]}, as {leader} reads the same blob "
-                f"{layer.bottom}"
+                f"{layer.blob}"
             )
     return methods, notes
 
 
 def _given_methods(
-    layers: Sequence[Selectable], pairs: Sequence[tuple[str, str]]
+    layers: Sequence[QuantLayer], pairs: Sequence[tuple[str, str]]
 ) -> Mapping[str, str]:
     """The method given to each layer by name or pattern; the last pattern that matches counts."""
     names = [layer.name for layer in layers]
@@ -162,10 +109,10 @@ def _given_methods(
     }
 
 
-def default_method(is_input: bool, choice: Choice) -> str:
+def default_method(is_input: bool, options: Options) -> str:
     """The method of a blob that no layer-method names; `is_input`: whether it is an input."""
-    if not is_input or choice.input_method == SAME:
-        return choice.method
-    if choice.input_method == AUTO:
-        return choice.method if choice.method in REPLICAS else INPUT_METHOD
-    return choice.input_method
+    if not is_input or options.input_method == SAME:
+        return options.method
+    if options.input_method == AUTO:
+        return options.method if options.method in REPLICAS else INPUT_METHOD
+    return options.input_method

@@ -73,9 +73,13 @@ def run(args: argparse.Namespace) -> int:
     if net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
     batches = ImageLoader(
-        image_options(args), net, job.inputs, job.blobs, workers=machine.worker_count
+        image_options(args),
+        net,
+        job.inputs,
+        job.executor.versions(job.blobs),
+        workers=machine.worker_count,
     )
-    blobs = [str(blob) for blob in job.blobs]
+    blobs = list(job.blobs)
     fingerprint = job_fingerprint(model, net, batches, blobs, fold_bn=args.fold_bn)
     checkpoint = long_run.open({**fingerprint, **batches.order()})
     with console.progress() as progress:
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=checkpoint,
         )
     batches.tell(console)
-    write_calibration(output, args.format, done, job.described, options)
+    write_calibration(output, args.format, done, job.candidates, options)
     write_config(beside(output, ".toml"), "calibrate", vars(args), add_arguments)
     if checkpoint is not None:
         checkpoint.remove()

@@ -83,16 +83,20 @@ def run(args: argparse.Namespace) -> int:
     net = model.load()
     job = prepare(net, Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs))
     batches = ImageLoader(
-        image_options(args), net, job.inputs, job.blobs, workers=machine.worker_count
+        image_options(args),
+        net,
+        job.inputs,
+        job.executor.versions(job.blobs),
+        workers=machine.worker_count,
     )
-    blobs = [str(blob) for blob in job.blobs]
+    blobs = list(job.blobs)
     fingerprint = job_fingerprint(model, net, batches, blobs, fold_bn=args.fold_bn)
     ranges = _known_ranges(args.ranges, fingerprint)
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}
     checkpoint = long_run.open({**fingerprint, **batches.order(), **phase})
     with console.progress() as progress:
         statistics = collect_statistics(
-            job.graph,
+            job.executor,
             batches,
             job.blobs,
             workers=machine.worker_count,
@@ -104,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=checkpoint,
         )
     batches.tell(console)
-    collected = Collected(statistics, job.described, job.named, model.proto, fingerprint)
+    collected = Collected(statistics, job.candidates, job.named, model.proto, fingerprint)
     save_collected(args.output, collected)
     if checkpoint is not None:
         checkpoint.remove()

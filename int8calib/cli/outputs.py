@@ -10,7 +10,7 @@ from int8calib.errors import OutputError
 if TYPE_CHECKING:
     from int8calib.calibration.assemble import Calibration
     from int8calib.calibration.options import Options
-    from int8calib.calibration.table_layers import TableLayer
+    from int8calib.calibration.layers import QuantLayer
     from int8calib.cli.console import Console
 
 
@@ -33,7 +33,7 @@ def write_calibration(
     output: str,
     format: str,
     done: Calibration,
-    layers: tuple[TableLayer, ...],
+    layers: tuple[QuantLayer, ...],
     options: Options,
 ) -> None:
     """Write the table in its format, and the report with everything."""

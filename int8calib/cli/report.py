@@ -196,7 +196,7 @@ class _Job:
             return stored.statistics
         job = prepare(self.net, Options(fold_bn=fold))
         return collect_statistics(
-            job.graph,
+            job.executor,
             self.batches,
             job.blobs,
             workers=self.machine.worker_count,

@@ -137,7 +137,7 @@ def _requirements(args: argparse.Namespace, table: CalibrationTable) -> list[Req
     if args.proto is None or args.model is None:
         raise OptionError("--proto and --model: one does without the other only for --param")
     import int8calib
-    from int8calib.calibration.requirements import requirements_from_graph
+    from int8calib.caffe.requirements import requirements_from_graph
 
     graph = int8calib.load_caffe(args.proto, args.model).graph
     by_blob = bool(table.blob_scales) and all(math.isnan(x.bottom_scale) for x in table.layers)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from int8calib.calibration.options import Options
-    from int8calib.calibration.table_layers import TableLayer
+    from int8calib.calibration.layers import QuantLayer
     from int8calib.table.model import CalibrationTable
 
 FORMATS = ("ncnn", "tool", "tool-v1", "tensorrt", "json")
@@ -208,7 +208,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def laid_out(
-    table: CalibrationTable, layers: Sequence[TableLayer], options: Options, format: str
+    table: CalibrationTable, layers: Sequence[QuantLayer], options: Options, format: str
 ) -> CalibrationTable:
     """`table` with the rows of its format: the reference tool's own, where that is asked for."""
     from int8calib.calibration.assemble import tool_rows, tool_v1_rows

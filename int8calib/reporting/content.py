@@ -161,7 +161,7 @@ def _view(
             )
     return LayerView(
         name=layer.name,
-        ncnn_type=layer.ncnn_type,
+        ncnn_type=layer.kind,
         bottom=str(layer.bottom),
         winograd=layer.winograd,
         weights=weight_ranges(layer),

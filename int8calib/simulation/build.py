@@ -104,11 +104,11 @@ def _twin(found: QuantizedLayer, rows: LayerScales, scale: np.float32) -> Layer:
         np.ascontiguousarray(bias, np.float32),
         np.array([scale], np.float32),
     )
-    return replace(layer, type=PREFIX + FLOAT_TYPES[found.ncnn_type], weights=held.arrays())
+    return replace(layer, type=PREFIX + FLOAT_TYPES[found.kind], weights=held.arrays())
 
 
 def _outputs(layer: QuantizedLayer) -> int:
-    if layer.ncnn_type == "InnerProduct":
+    if layer.kind == "InnerProduct":
         return layer.rows
     return int(layer.layer.params.convolution_param.num_output)
 
@@ -119,5 +119,5 @@ def _weight_levels(layer: QuantizedLayer, scales: Array) -> Array:
     levels = np.empty(rows.shape, np.float32)
     for row, scale, out in zip(rows, scales, levels, strict=True):
         quantize(row, scale, out)
-    transposed = layer.ncnn_type == "InnerProduct" and layer.layer.params.inner_product_param
+    transposed = layer.kind == "InnerProduct" and layer.layer.params.inner_product_param
     return np.ascontiguousarray(levels.T) if transposed and transposed.transpose else levels

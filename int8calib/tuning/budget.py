@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
+from int8calib.caffe.engine.executor import CaffeExecutor
 from int8calib.caffe.engine.run import Net
 from int8calib.calibration.pipeline import Job
 from int8calib.errors import ImageError, OptionError
@@ -40,7 +41,7 @@ def _batch(given: Batch | Labelled) -> Batch:
 
 
 def split(
-    given: Sequence[Batch | Labelled], tuning: TuneOptions, job: Job, net: Net
+    given: Sequence[Batch | Labelled], tuning: TuneOptions, job: Job[CaffeExecutor], net: Net
 ) -> tuple[list[Batch], list[Batch | Labelled]]:
     """The batches to tune on, and those to validate with, spread evenly, within the memory."""
     fitted: list[Batch] = []
@@ -54,7 +55,7 @@ def split(
         held = [fitted.pop()]
     elif not fitted:
         fitted = [_batch(held.pop())]
-    size = bytes_per_image(job.graph, net.input_shapes) * batch_size(fitted[0])
+    size = bytes_per_image(job.executor.graph, net.input_shapes) * batch_size(fitted[0])
     return fitted[: max(1, tuning.memory // max(size, 1))], held
 
 

@@ -48,7 +48,7 @@ def problem_of(found: QuantizedLayer) -> Problem:
     """The matrices of a layer."""
     layer = found.layer
     weight = layer.weights[0]
-    if found.ncnn_type == "InnerProduct":
+    if found.kind == "InnerProduct":
         group = 1
         if layer.params.inner_product_param.transpose:
             weight = weight.reshape(-1, found.rows).T
@@ -63,7 +63,7 @@ def problem_of(found: QuantizedLayer) -> Problem:
 def weight_blob(found: QuantizedLayer, matrix: Array) -> Array:
     """`matrix` (G, M, K) in the shape and order of the layer's Caffe weights."""
     shape = found.layer.weights[0].shape
-    if found.ncnn_type == "InnerProduct" and found.layer.params.inner_product_param.transpose:
+    if found.kind == "InnerProduct" and found.layer.params.inner_product_param.transpose:
         return np.ascontiguousarray(matrix[0].T).reshape(shape)
     return np.ascontiguousarray(matrix, np.float32).reshape(shape)
 

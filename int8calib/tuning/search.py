@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from int8calib.analysis.sensitivity import single_layer_effects
+from int8calib.caffe.engine.executor import CaffeExecutor
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.shapes import infer_shapes
@@ -97,7 +98,11 @@ def tune(
 
 
 def _plain_table(
-    job: Job, statistics: Statistics, options: Options, method: str, meta: Mapping[str, Any]
+    job: Job[CaffeExecutor],
+    statistics: Statistics,
+    options: Options,
+    method: str,
+    meta: Mapping[str, Any],
 ) -> CalibrationTable:
     """The table of one method, the layers' own methods left aside."""
     chosen = replace(options, method=method, layer_methods=())
@@ -109,7 +114,7 @@ class _Run:
     """What one search works with."""
 
     net: Net
-    job: Job
+    job: Job[CaffeExecutor]
     options: Options
     tuning: TuneOptions
     fitted: Sequence[Batch]
@@ -142,7 +147,7 @@ class _Run:
             state.evaluation = replace(found, tables=tables)
         if best.name in plain:
             # Where a model is to be written, it is the given one with BatchNorm folded.
-            graph = self.job.graph if self.tuning.change_model else self.net.graph
+            graph = self.job.executor.graph if self.tuning.change_model else self.net.graph
             state.net = Net(graph, self.net.input_shapes)
             state.table, state.name, state.changed = plain[best.name], best.name, False
             state.settled, state.suited = {}, None
@@ -168,7 +173,7 @@ class _Run:
         )
         state.suited = suited
         job = suited.job
-        grids = {layer.name: self.options.weights.grid(layer) for layer in job.described}
+        grids = {layer.name: self.options.weights.grid(layer) for layer in job.candidates}
         techniques = self.tuning.techniques if self.tuning.change_model else ()
         changes = Changes(
             rounding="rounding" in techniques,
@@ -178,8 +183,8 @@ class _Run:
         rows = {layer.name: layer for layer in suited.start.layers}
         with single_threaded_blas():
             for settled in settle_layers(
-                job.graph,
-                infer_shapes(job.graph, self.net.input_shapes),
+                job.executor.graph,
+                infer_shapes(job.executor.graph, self.net.input_shapes),
                 self.fitted,
                 rows,
                 {name: grids[name] for name in rows},
@@ -207,9 +212,11 @@ class _Run:
             return self.net, table
         layers = tuple(
             settled[layer.name].layer if layer.name in settled else layer
-            for layer in suited.job.graph.layers
+            for layer in suited.job.executor.graph.layers
         )
-        return Net(replace(suited.job.graph, layers=layers), suited.net.input_shapes), table
+        return Net(
+            replace(suited.job.executor.graph, layers=layers), suited.net.input_shapes
+        ), table
 
     def _reach_target(self, state: _State) -> None:
         """Leave layers in float until the targets hold, if there are any."""

@@ -225,7 +225,7 @@ def with_weights(found: QuantizedLayer, weights: Array, bias: Array) -> Layer:
     layer = found.layer
     params = type(layer.params)()
     params.CopyFrom(layer.params)
-    if found.ncnn_type == "InnerProduct":
+    if found.kind == "InnerProduct":
         params.inner_product_param.bias_term = True
     else:
         params.convolution_param.bias_term = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from int8calib.caffe.engine.executor import CaffeExecutor
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.calibration.options import Options
@@ -23,7 +24,7 @@ from int8calib.tuning.splitting import split_channels
 from int8calib.tuning.tail import Aim, aim_of
 from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas
 
-TableOf = Callable[[Job, Statistics], CalibrationTable]
+TableOf = Callable[[Job[CaffeExecutor], Statistics], CalibrationTable]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Suited:
     """
 
     net: Net
-    job: Job
+    job: Job[CaffeExecutor]
     start: CalibrationTable
     aim: Aim | None
     left: Mapping[tuple[str, ...], float] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class Suited:
 
 def suit_channels(
     net: Net,
-    job: Job,
+    job: Job[CaffeExecutor],
     start: CalibrationTable,
     fitted: Sequence[Batch],
     watched: Watched,
@@ -73,12 +74,12 @@ def suit_channels(
         return replace(suited, job=job, start=table_of(job, found.statistics))
 
     if tuning.change_model:
-        net = Net(job.graph, net.input_shapes)
+        net = Net(job.executor.graph, net.input_shapes)
     suited = Suited(net, job, start, None)
     if "equalize" in techniques:
         suited = again(_evened(suited, fitted, options, clock))
     with single_threaded_blas():
-        aim = aim_of(suited.job.graph, fitted, watched, options.workers)
+        aim = aim_of(suited.job.executor.graph, fitted, watched, options.workers)
     suited = replace(suited, aim=aim)
     if "copies" in techniques and aim is not None:
         copied = _copied(suited, aim, fitted, options, tuning.more_work, clock)
@@ -88,8 +89,8 @@ def suit_channels(
 
 def _evened(suited: Suited, fitted: Sequence[Batch], options: Options, clock: Progress) -> Suited:
     """With even channels, and class scores that have no common part."""
-    graph, inputs = suited.job.graph, suited.net.input_shapes
-    grids = {layer.name: options.weights.grid(layer) for layer in suited.job.described}
+    graph, inputs = suited.job.executor.graph, suited.net.input_shapes
+    grids = {layer.name: options.weights.grid(layer) for layer in suited.job.candidates}
     with single_threaded_blas():
         evened = equalize(
             center_scores(graph),
@@ -114,7 +115,7 @@ def _copied(
     inputs = suited.net.input_shapes
     with single_threaded_blas():
         split = split_channels(
-            suited.job.graph,
+            suited.job.executor.graph,
             inputs,
             fitted,
             suited.start,

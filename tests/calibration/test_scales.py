@@ -9,7 +9,7 @@ import pytest
 
 import int8calib
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
-from int8calib.calibration.scales import Grid, WeightOptions, dead_rows, weight_clips, weight_scales
+from int8calib.calibration.scales import Grid, WeightOptions, dead_rows, weight_scales
 from int8calib.errors import OptionError
 from tests.generated import make_model
 
@@ -40,7 +40,7 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, QuantizedLayer
 
 
 def test_types_rows_and_winograd_follow_ncnn(layers: dict[str, QuantizedLayer]) -> None:
-    found = {name: (layer.ncnn_type, layer.rows, layer.winograd) for name, layer in layers.items()}
+    found = {name: (layer.kind, layer.rows, layer.winograd) for name, layer in layers.items()}
     assert found == {
         "winograd": ("Convolution", 6, True),
         "strided": ("Convolution", 6, False),
@@ -95,7 +95,7 @@ def test_coarser_scales_repeat(layers: dict[str, QuantizedLayer], granularity: s
     for name, layer in layers.items():
         found = weight_scales(layer, options)
         rows = naive_rows(layer)
-        if granularity == "per-group" and layer.ncnn_type == "ConvolutionDepthWise":
+        if granularity == "per-group" and layer.kind == "ConvolutionDepthWise":
             expected = [127 / max(map(abs, row)) for row in rows]
         else:
             expected = [127 / max(abs(w) for row in rows for w in row)] * layer.rows
@@ -122,9 +122,9 @@ def test_dead_rows_get_one(layers: dict[str, QuantizedLayer]) -> None:
 
     weight = layers["strided"].layer.weights[0].copy()
     weight[2], weight[4] = 0, 1e-37
-    layer = replace(layers["strided"], layer=replace(layers["strided"].layer, weights=(weight,)))
+    layer = replace(layers["strided"], weights=weight)
     scales = weight_scales(layer)
-    assert dead_rows(weight_clips(layer), WeightOptions()) == (2, 4)
+    assert dead_rows(layer, WeightOptions()) == (2, 4)
     assert scales[2] == scales[4] == 1
     assert np.isfinite(scales).all()
 

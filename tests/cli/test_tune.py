@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from int8calib.caffe.engine.run import load_caffe
-from int8calib.calibration.requirements import requirements_from_graph
+from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.cli.main import main
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
 from int8calib.simulation.build import simulate

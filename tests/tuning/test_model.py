@@ -13,9 +13,9 @@ from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob
 from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.caffe.network.shapes import infer_shapes
+from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import prepare, run_job
-from int8calib.calibration.requirements import requirements_from_graph
 from int8calib.calibration.scales import Grid, WeightOptions
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table

@@ -15,9 +15,9 @@ import pytest
 from int8calib import TuneOptions, tune
 from int8calib.caffe.engine.run import Net, load_caffe
 from int8calib.caffe.export import write_model
+from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import prepare, run_job
-from int8calib.calibration.requirements import requirements_from_graph
 from int8calib.errors import ImageError, OptionError
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table

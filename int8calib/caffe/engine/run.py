@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.engine.plan import Plan, make_plan
+from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.load import load_graph
 from int8calib.errors import OptionError, ShapeError
 from int8calib.workers import Batch
+
+if TYPE_CHECKING:
+    from int8calib.caffe.engine.executor import CaffeExecutor
 
 OnTop: TypeAlias = Callable[[str, str, Array], None]
 Listener: TypeAlias = Callable[[Layer, Blob, Array], None]
@@ -71,6 +75,13 @@ class Net:
         if old is None or not same or any(shapes[n] != s for n, s in old.inputs.items()):
             self._plan = old = make_plan(self.graph, shapes, wanted)
         return old
+
+    def executor(self, *, fold_bn: bool = True) -> CaffeExecutor:
+        """Return the net as `calibrate` runs it, with BatchNorm folded or not."""
+        from int8calib.caffe.engine.executor import CaffeExecutor
+
+        graph = fold_batch_norm(self.graph) if fold_bn else self.graph
+        return CaffeExecutor(graph, self.input_shapes)
 
     def forward(
         self,

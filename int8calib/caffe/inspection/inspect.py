@@ -119,4 +119,4 @@ def _part_in_int8(reading: Reading, layer: Layer, folded: Mapping[Layer, str]) -
             return False, obstacle.reason
         return False, f"behind {obstacle.layer.label}, which cannot run"
     found = quantized_layer(layer)
-    return (False, "reads several blobs") if found is None else (True, found.ncnn_type)
+    return (False, "reads several blobs") if found is None else (True, found.kind)

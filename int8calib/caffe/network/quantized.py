@@ -1,64 +1,75 @@
-"""Quantized layers: those that ncnn can run in INT8, and what their table rows need."""
+"""The layers of a Caffe graph that ncnn runs in INT8, described as calibration asks for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from int8calib.arrays import Array
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.layers.windows import convolution_windows
 from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
-from int8calib.errors import ModelError, WeightsError
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.calibration.layers import QuantLayer
+from int8calib.errors import ModelError
 
 
 @dataclass(frozen=True, eq=False)
-class QuantizedLayer:
-    """One layer that ncnn can run in INT8.
+class QuantizedLayer(QuantLayer):
+    """A `QuantLayer` with the Caffe layer that it describes."""
 
-    `ncnn_type` is Convolution, ConvolutionDepthWise or InnerProduct; `bottom` the blob version
-    that is quantized; `rows` counts its weight scales; `winograd` says whether ncnn may run it
-    by int8 winograd, which needs 6-bit weights.
-    """
-
-    layer: Layer
-    ncnn_type: str
-    bottom: Blob
-    rows: int
-    winograd: bool
+    layer: Layer = field(kw_only=True, repr=False)
 
     @property
-    def name(self) -> str:
-        """The layer's name, which is its key in the table."""
-        return self.layer.name
-
-    def weight_rows(self) -> Array:
-        """The weights as (rows, values), one row for each scale of the table.
-
-        Raises
-        ------
-        WeightsError
-            Where the layer has none, as one that cannot run may.
-        """
-        if not self.layer.weights:
-            raise WeightsError(f"{self.layer.label} has no weights; give the caffemodel")
-        weight = self.layer.weights[0]
-        if self.ncnn_type == "InnerProduct" and self.layer.params.inner_product_param.transpose:
-            weight = weight.T
-        return weight.reshape(self.rows, -1)
+    def bottom(self) -> Blob:
+        """The blob version that is quantized."""
+        return self.layer.bottoms[0]
 
 
 def quantized_layers(graph: Graph) -> tuple[QuantizedLayer, ...]:
-    """The layers of `graph` that ncnn quantizes, in running order.
+    """Return the layers of `graph` that ncnn quantizes, in running order."""
+    inputs = {top for layer in graph.layers if layer.type in INPUT_TYPES for top in layer.tops}
+    found = {
+        layer: quantized
+        for layer in graph.layers
+        if (quantized := quantized_layer(layer)) is not None
+    }
+    behind, before = _behind_quantized(graph, found), _before_quantized(graph, found)
+    return tuple(
+        replace(
+            layer,
+            reads_input=layer.bottom in inputs,
+            first=layer.bottom not in behind,
+            last=before.isdisjoint(layer.layer.tops),
+        )
+        for layer in found.values()
+    )
 
-    ncnn's table has one scale per output of an ungrouped Convolution or InnerProduct and one per
-    group of a grouped Convolution. Source: ncnn's tools/quantize/ncnn2table.cpp.
-    """
-    found = (quantized_layer(layer) for layer in graph.layers)
-    return tuple(layer for layer in found if layer is not None)
+
+def _behind_quantized(graph: Graph, found: dict[Layer, QuantizedLayer]) -> set[Blob]:
+    """The blobs that depend on a quantized layer."""
+    blobs: set[Blob] = set()
+    for layer in graph.layers:
+        if layer in found or not blobs.isdisjoint(layer.bottoms):
+            blobs.update(layer.tops)
+    return blobs
+
+
+def _before_quantized(graph: Graph, found: dict[Layer, QuantizedLayer]) -> set[Blob]:
+    """The blobs that the bottom of a quantized layer depends on, that bottom included."""
+    blobs: set[Blob] = set()
+    for layer in reversed(graph.layers):
+        if not blobs.isdisjoint(layer.tops):
+            blobs.update(layer.bottoms)
+        if layer in found:
+            blobs.add(found[layer].bottom)
+    return blobs
 
 
 def quantized_layer(layer: Layer) -> QuantizedLayer | None:
-    """One layer as ncnn quantizes it; None where it does not, or its options mean nothing."""
+    """Return one layer as ncnn quantizes it; None where it does not, or its options mean nothing.
+
+    Of the layers around it, which `quantized_layers` looks at, it says nothing.
+    """
     try:
         return _quantized(layer)
     except ModelError:
@@ -66,20 +77,36 @@ def quantized_layer(layer: Layer) -> QuantizedLayer | None:
 
 
 def _quantized(layer: Layer) -> QuantizedLayer | None:
-    if not layer.bottoms:
-        return None
-    if layer.type == "InnerProduct":
-        rows = int(layer.params.inner_product_param.num_output)
-        return QuantizedLayer(layer, "InnerProduct", layer.bottoms[0], rows, winograd=False)
+    if layer.type == "InnerProduct" and layer.bottoms:
+        return QuantizedLayer(
+            layer.name,
+            "InnerProduct",
+            str(layer.bottoms[0]),
+            _output_first(layer),
+            rows=int(layer.params.inner_product_param.num_output),
+            kernel=(1, 1),
+            layer=layer,
+        )
     if layer.type not in CONVOLUTIONS or len(layer.bottoms) != 1:
         return None
-    param, group = layer.params.convolution_param, groups(layer.params)
-    if group != 1:
-        return QuantizedLayer(
-            layer, "ConvolutionDepthWise", layer.bottoms[0], group, winograd=False
-        )
-    windows = convolution_windows(param)
-    winograd = (windows.kernel, windows.stride, windows.dilation) == ((3, 3), (1, 1), (1, 1))
+    windows, group = convolution_windows(layer.params.convolution_param), groups(layer.params)
     return QuantizedLayer(
-        layer, "Convolution", layer.bottoms[0], int(param.num_output), winograd=winograd
+        layer.name,
+        "Convolution" if group == 1 else "ConvolutionDepthWise",
+        str(layer.bottoms[0]),
+        layer.weights[0] if layer.weights else None,
+        rows=int(layer.params.convolution_param.num_output) if group == 1 else group,
+        group=group,
+        kernel=windows.kernel,
+        stride=windows.stride,
+        dilation=windows.dilation,
+        layer=layer,
     )
+
+
+def _output_first(layer: Layer) -> Array | None:
+    """The weights of an InnerProduct, output channels first."""
+    if not layer.weights:
+        return None
+    transposed = layer.params.inner_product_param.transpose
+    return layer.weights[0].T if transposed else layer.weights[0]

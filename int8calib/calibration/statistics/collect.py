@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 
 from int8calib.arrays import Array
-from int8calib.caffe.engine.run import Runner
-from int8calib.caffe.network.graph import Blob, Graph
+from int8calib.calibration.executor import Executor, Runner, runners
 from int8calib.calibration.statistics.activation import Range, measure_range
 from int8calib.calibration.statistics.counters import Counters, Gate, by_half
 from int8calib.calibration.statistics.kept import Kept, Shelf
@@ -30,15 +29,14 @@ from int8calib.workers import (
     Loader,
     Progress,
     batch_size,
-    single_threaded_blas,
     work_through,
 )
 
 
 def collect_statistics(
-    graph: Graph,
+    executor: Executor,
     batches: Loader,
-    blobs: Iterable[Blob],
+    blobs: Iterable[str],
     *,
     workers: int = 1,
     cache_bytes: int = 0,
@@ -63,25 +61,22 @@ def collect_statistics(
     if ranges is not None:
         tally.ranges, tally.ranges_known = dict(ranges), True
     wanted = tuple(dict.fromkeys(blobs))
-    collector = _Collector(graph, wanted, workers, cache_bytes if not ranges_only else 0)
-    collector.go_on(tally, checkpoint, ranges_given=ranges is not None)
     report = progress or (lambda stage, done, of: None)
-    with single_threaded_blas():
+    with runners(executor, wanted) as runner:
+        collector = _Collector(runner, workers, cache_bytes if not ranges_only else 0)
+        collector.go_on(tally, checkpoint, ranges_given=ranges is not None)
         if not tally.ranges_known:
             collector.measure(batches, lambda done: report("ranges", done, total))
         if not ranges_only:
             collector.count(batches, lambda done: report("histograms", done, total))
-    return collector.result.statistics(str(blob) for blob in wanted)
+    return collector.result.statistics(wanted)
 
 
 class _Collector:
     """The state of one run: what is counted, and the activations kept between the phases."""
 
-    def __init__(
-        self, graph: Graph, blobs: tuple[Blob, ...], workers: int, cache_bytes: int
-    ) -> None:
-        self._graph = graph
-        self._blobs = frozenset(blobs)
+    def __init__(self, runner: Callable[[], Runner], workers: int, cache_bytes: int) -> None:
+        self._runner = runner
         self._workers = workers
         self._lock = threading.Lock()
         self._gate = Gate()
@@ -110,16 +105,16 @@ class _Collector:
             keeping = self._shelf.open
             codes = image_codes(batch)
 
-            def listen(blob: Blob, top: Array) -> None:
+            def listen(blob: str, top: Array) -> None:
                 if not keeping:
-                    found.append((str(blob), measure_range(top, str(blob))))
+                    found.append((blob, measure_range(top, blob)))
                     return
                 for code, rows in by_half(codes, top):
                     for part in self._shelf.copies(blob, code, rows):
                         kept.append(part)
-                        found.append((str(blob), part.range))
+                        found.append((blob, part.range))
 
-            runner.run(batch, listen)
+            runner(batch, listen)
             with self._gate.working(), self._lock:
                 self._tally.add_ranges(index, codes, found)
             self._save_if_due(Tally.snapshot)
@@ -150,7 +145,7 @@ class _Collector:
                     for part in kept[1]:
                         counters.add_kept(part)
                 elif batch is not None:
-                    runner.run(batch, lambda blob, top: counters.add(codes, blob, top))
+                    runner(batch, lambda blob, top: counters.add(codes, blob, top))
                 with self._lock:
                     self._tally.counted[index] = codes
             self._save_if_due(counters.add_to)
@@ -186,7 +181,7 @@ class _Collector:
         """Do `work` on all items in the workers; returns how many there were."""
         return work_through(
             items,
-            lambda: Runner(self._graph, self._blobs),
+            self._runner,
             work,
             workers=self._workers,
             progress=progress,

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from int8calib.arrays import Array
-from int8calib.caffe.network.graph import Blob
 from int8calib.calibration.statistics.activation import HistogramBuilder, Range, measure_range
 from int8calib.calibration.statistics.kept import Kept
 from int8calib.calibration.statistics.tally import Codes, Tally
@@ -26,23 +25,22 @@ class Counters:
             for blob, found in ranges.items()
         }
 
-    def add(self, codes: Codes, blob: Blob, top: Array) -> None:
+    def add(self, codes: Codes, blob: str, top: Array) -> None:
         """Count one blob of a batch whose images have these checksums."""
-        name = str(blob)
-        found = self._ranges.get(name)
+        found = self._ranges.get(blob)
         if found is None:
-            raise StatisticsError(f"blob {name!r}: the ranges given do not have it")
-        if self._check and measure_range(top, name).absmax > found.absmax:
+            raise StatisticsError(f"blob {blob!r}: the ranges given do not have it")
+        if self._check and measure_range(top, blob).absmax > found.absmax:
             raise StatisticsError(
-                f"blob {name!r}: a value beyond the range given, {found.absmax:.9g}; the ranges "
+                f"blob {blob!r}: a value beyond the range given, {found.absmax:.9g}; the ranges "
                 "must be those of all images, this shard's included"
             )
         for code, rows in by_half(codes, top):
-            self._builders[name][code & 1].add(rows)
+            self._builders[blob][code & 1].add(rows)
 
     def add_kept(self, kept: Kept) -> None:
         """Count a part of a blob that was kept when its range was measured."""
-        builder = self._builders[str(kept.blob)][kept.code & 1]
+        builder = self._builders[kept.blob][kept.code & 1]
         builder.add_values(kept.values, zeros=kept.zeros, images=kept.images)
 
     def add_to(self, tally: Tally) -> Tally:

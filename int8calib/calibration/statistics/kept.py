@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.arrays import Array
-from int8calib.caffe.network.graph import Blob
 from int8calib.calibration.statistics.activation import (
     Range,
     checked_values,
@@ -34,7 +33,7 @@ class Kept(NamedTuple):
     `images` counts those whose values begin here: a large blob comes in several parts.
     """
 
-    blob: Blob
+    blob: str
     code: int
     values: NDArray[np.float32]
     zeros: int
@@ -43,9 +42,7 @@ class Kept(NamedTuple):
     @property
     def range(self) -> Range:
         """The range of all values; raises `StatisticsError` for NaN and infinity."""
-        return range_of_values(
-            self.values, zeros=self.zeros, images=self.images, name=str(self.blob)
-        )
+        return range_of_values(self.values, zeros=self.zeros, images=self.images, name=self.blob)
 
 
 class Shelf:
@@ -74,9 +71,9 @@ class Shelf:
         """Their numbers in order."""
         return iter(sorted(self._batches))
 
-    def copies(self, blob: Blob, code: int, rows: Array) -> Iterator[Kept]:
+    def copies(self, blob: str, code: int, rows: Array) -> Iterator[Kept]:
         """Copies of `rows`, the part of a top for images of one half, a chunk at a time."""
-        values = checked_values(rows, str(blob))
+        values = checked_values(rows, blob)
         images = len(rows)
         for begin in range(0, values.size, _CHUNK):
             piece = values[begin : begin + _CHUNK]

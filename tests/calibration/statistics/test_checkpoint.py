@@ -58,8 +58,10 @@ class Loader:
 
 
 def collect(net: Net, batches: Loader, checkpoint: Checkpoint | None, **options: int) -> Statistics:
-    blobs = [layer.bottom for layer in quantized_layers(net.graph)]
-    return collect_statistics(net.graph, batches, blobs, checkpoint=checkpoint, **options)  # type: ignore[arg-type]
+    blobs = [layer.blob for layer in quantized_layers(net.graph)]
+    return collect_statistics(
+        net.executor(fold_bn=False), batches, blobs, checkpoint=checkpoint, **options
+    )  # type: ignore[arg-type]
 
 
 def assert_same(a: Statistics, b: Statistics) -> None:
@@ -132,20 +134,20 @@ def test_another_jobs_checkpoint_is_refused(net: Net, tmp_path: Path) -> None:
 
 
 def test_ranges_that_do_not_cover_the_images_are_refused(net: Net) -> None:
-    blobs = [layer.bottom for layer in quantized_layers(net.graph)]
+    blobs = [layer.blob for layer in quantized_layers(net.graph)]
 
     def few() -> list[dict[str, np.ndarray]]:
         return [{"data": IMAGES[:3] * np.float32(0.1)}]
 
-    known = collect_statistics(net.graph, few, blobs, ranges_only=True)
+    known = collect_statistics(net.executor(fold_bn=False), few, blobs, ranges_only=True)
     assert not known.histograms
     assert known.images == 3
     with pytest.raises(StatisticsError, match="beyond the range given"):
-        collect_statistics(net.graph, Loader(1), blobs, ranges=known.ranges)
+        collect_statistics(net.executor(fold_bn=False), Loader(1), blobs, ranges=known.ranges)
     with pytest.raises(StatisticsError, match="ranges given do not have it"):
-        collect_statistics(net.graph, Loader(1), blobs, ranges={})
+        collect_statistics(net.executor(fold_bn=False), Loader(1), blobs, ranges={})
     with pytest.raises(ImageError, match="no images"):
-        collect_statistics(net.graph, lambda: [], blobs, ranges=known.ranges)
+        collect_statistics(net.executor(fold_bn=False), lambda: [], blobs, ranges=known.ranges)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")

@@ -38,8 +38,10 @@ class Loader:
 
 
 def collect(net: Net, batches: Loader, workers: int = 1, cache: int = 0) -> Statistics:
-    blobs = [layer.bottom for layer in quantized_layers(net.graph)]
-    return collect_statistics(net.graph, batches, blobs, workers=workers, cache_bytes=cache)
+    blobs = [layer.blob for layer in quantized_layers(net.graph)]
+    return collect_statistics(
+        net.executor(fold_bn=False), batches, blobs, workers=workers, cache_bytes=cache
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +107,19 @@ def test_an_error_in_the_batches_reaches_the_caller(net: Net) -> None:
 
     with pytest.raises(ImageError, match=r"broken\.jpg"):
         collect_statistics(
-            net.graph, batches, [layer.bottom for layer in quantized_layers(net.graph)], workers=2
+            net.executor(fold_bn=False),
+            batches,
+            [layer.blob for layer in quantized_layers(net.graph)],
+            workers=2,
         )
 
 
 def test_progress_counts_images(net: Net, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     collect_statistics(
-        net.graph,
+        net.executor(fold_bn=False),
         Loader(IMAGES, 4),
-        [quantized_layers(net.graph)[0].bottom],
+        [quantized_layers(net.graph)[0].blob],
         total=13,
         progress=lambda *state: told.append(state),
     )

@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 
-from int8calib.caffe.network.graph import Blob
 from int8calib.calibration.statistics.activation import Range
 from int8calib.calibration.statistics.counters import Counters, Gate
 from int8calib.calibration.statistics.tally import Tally
@@ -57,8 +56,8 @@ def test_an_error_breaks_the_gate_but_lets_others_end() -> None:
 def test_images_go_to_their_half_and_other_tops_with_the_first() -> None:
     counters = Counters({"x": Range(-1, 2, 4), "y": Range(0, 1, 4)}, check=True)
     x = np.array([[0.5, 2], [1, -1], [1, 0]], np.float32)
-    counters.add((2, 3, 4), Blob("x"), x)
-    counters.add((3, 2, 2), Blob("y"), np.array([[1, 1, 1, 1]], np.float32))
+    counters.add((2, 3, 4), "x", x)
+    counters.add((3, 2, 2), "y", np.array([[1, 1, 1, 1]], np.float32))
     found = counters.add_to(Tally())
     assert found.histograms["x"].nonzero == 5
     assert found.histograms["x"].zeros == 1

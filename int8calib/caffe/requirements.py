@@ -26,7 +26,7 @@ def requirements_from_graph(
     return [
         Requirement(
             layer.name,
-            layer.ncnn_type,
+            layer.kind,
             layer.rows,
             weight_scales_folded=weight_scales(folded[layer.name], options),
             weight_scales_raw=weight_scales(layer, options),

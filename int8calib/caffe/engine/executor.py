@@ -1,0 +1,72 @@
+"""A Caffe graph in numpy as a calibration runs it: its layers, its inputs, its blobs by key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.engine.run import Runner
+from int8calib.caffe.network.graph import Blob, Graph
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.quantized import quantized_layers
+from int8calib.calibration import executor as protocol
+from int8calib.errors import ModelError
+from int8calib.workers import Batch
+
+
+class CaffeExecutor:
+    """A graph that a calibration runs.
+
+    Blobs go by key: the text form of a blob version.
+
+    Attributes
+    ----------
+    graph : Graph
+        What runs.
+    inputs : dict of str to Shape
+        The declared shape of each input.
+    layers : tuple of QuantizedLayer
+        The layers that can be INT8.
+    source : str
+        The prototxt.
+    blobs : dict of str to str
+        Every blob by name, with the key of its last version.
+    """
+
+    def __init__(self, graph: Graph, inputs: Mapping[str, Shape]) -> None:
+        self.graph = graph
+        self.inputs = dict(inputs)
+        self.layers = quantized_layers(graph)
+        self.source = graph.source
+        tops = [top for layer in graph.layers for top in layer.tops]
+        self.blobs = {top.name: str(top) for top in tops}
+        self._versions = {str(top): top for top in tops}
+
+    def versions(self, blobs: Iterable[str]) -> tuple[Blob, ...]:
+        """Return the blob versions of these keys; raises `ModelError` for an unknown one."""
+        for key in blobs:
+            if key not in self._versions:
+                raise ModelError(f"{self.source}: has no blob {key!r}")
+        return tuple(self._versions[key] for key in blobs)
+
+    def needed_inputs(self, blobs: Sequence[str]) -> tuple[str, ...]:
+        """Return the inputs that the blobs of these keys depend on."""
+        needed = self.graph.ancestors(self.versions(blobs))
+        return tuple(
+            top.name for layer in needed for top in layer.tops if layer.type in INPUT_TYPES
+        )
+
+    def runner(self, blobs: Sequence[str]) -> protocol.Runner:
+        """Return what runs batches in one thread and hands out these blobs without a copy."""
+        runner = Runner(self.graph, self.versions(blobs))
+
+        def run(batch: Batch, listener: protocol.Listener) -> None:
+            runner.run(batch, lambda blob, top: listener(str(blob), top))
+
+        return run
+
+    def run(self, inputs: Batch, blobs: Sequence[str]) -> dict[str, Array]:
+        """Run one batch and return copies of the blobs of these keys."""
+        tops: dict[str, Array] = {}
+        self.runner(blobs)(inputs, lambda blob, top: tops.__setitem__(blob, top.copy()))
+        return tops

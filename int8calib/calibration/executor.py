@@ -1,0 +1,102 @@
+"""What runs a network for a calibration: any framework that gives the blobs asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+
+from int8calib.arrays import Array
+from int8calib.calibration.layers import QuantLayer
+from int8calib.errors import StatisticsError
+from int8calib.workers import Batch, single_threaded_blas
+
+Listener: TypeAlias = Callable[[str, Array], None]
+"""Called as `listener(blob, array)`; the array holds until it returns."""
+Runner: TypeAlias = Callable[[Batch, Listener], None]
+"""Runs one batch, and hands each blob that is wanted to the listener as soon as it is there."""
+
+
+class Executor(Protocol):
+    """A network that somebody runs: its layers, its inputs, and its blobs for a batch.
+
+    These may be there besides:
+
+    ``source`` : str
+        What messages call the network, the name of its file for example.
+    ``blobs`` : mapping of str to str
+        Every blob by name, with its key. They differ where layers work in place: then the key is
+        that of the blob as it is in the end. For the table formats that go by blob.
+    ``needed_inputs(blobs)`` : tuple of str
+        The inputs that these blobs depend on; all inputs otherwise.
+    ``runner(blobs)`` : Runner
+        As in `StreamingExecutor`.
+    """
+
+    @property
+    def layers(self) -> Sequence[QuantLayer]:
+        """The layers that can be INT8, in running order."""
+
+    @property
+    def inputs(self) -> Collection[str]:
+        """The names of the inputs, which are the keys of their blobs too."""
+
+    def run(self, inputs: Batch, blobs: Sequence[str], /) -> Mapping[str, Array]:
+        """Run one batch and return `blobs` by key, images along the first axis.
+
+        `inputs` holds a float32 array (N, ...) for each input. Called by one thread at a time.
+        """
+
+
+@runtime_checkable
+class StreamingExecutor(Protocol):
+    """An executor that hands out blobs one at a time, without a copy, in several threads."""
+
+    def runner(self, blobs: Sequence[str], /) -> Runner:
+        """Return what runs batches in one thread, for the blobs of these keys.
+
+        Each thread takes one of its own. They run at the same time, with one BLAS thread each.
+        """
+
+
+E = TypeVar("E", bound=Executor)
+E_co = TypeVar("E_co", bound=Executor, covariant=True)
+
+
+class Network(Protocol[E_co]):
+    """Something that gives an executor of itself, such as a Caffe net."""
+
+    def executor(self, *, fold_bn: bool = True) -> E_co:
+        """Return the executor, with BatchNorm folded into the layers before it or not."""
+
+
+def source_of(executor: Executor) -> str:
+    """What messages call the network."""
+    return str(getattr(executor, "source", "the network"))
+
+
+@contextmanager
+def runners(executor: Executor, blobs: Sequence[str]) -> Iterator[Callable[[], Runner]]:
+    """Give a function that makes a `Runner` for each thread of a block.
+
+    An executor without runners of its own is run by one thread at a time.
+    """
+    if isinstance(executor, StreamingExecutor):
+        streaming = executor
+        with single_threaded_blas():
+            yield lambda: streaming.runner(blobs)
+        return
+    one_at_a_time = threading.Lock()
+
+    def run(batch: Batch, listener: Listener) -> None:
+        with one_at_a_time:
+            found = executor.run(batch, blobs)
+        for blob in blobs:
+            if blob not in found:
+                raise StatisticsError(
+                    f"{source_of(executor)}: gave no blob {blob!r}; it gave {', '.join(found)}"
+                )
+            listener(blob, found[blob])
+
+    yield lambda: run

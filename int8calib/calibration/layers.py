@@ -1,0 +1,161 @@
+"""Layers that ncnn can run in INT8, described without the framework that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+from int8calib.arrays import Array, Shape
+from int8calib.errors import ModelError, WeightsError
+
+KINDS = ("Convolution", "ConvolutionDepthWise", "InnerProduct")
+_SHARES = np.linspace(0.2, 1.0, 100, dtype=np.float32)[::-1].copy()
+"""The clips of a row of weights that are tried, as shares of its absmax."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightClips:
+    """Where the weights of one layer may be clipped: all that its weight scales need of them.
+
+    Attributes
+    ----------
+    absmax : float32 (rows,)
+        The largest |w| of each row.
+    count : int
+        Weights in a row.
+    mse : callable
+        ``mse(levels, whole)`` gives the clips of least squared error, float32 (rows,), or (1,)
+        for the layer as a whole.
+    """
+
+    absmax: Array
+    count: int
+    mse: Callable[[int, bool], Array]
+
+    @classmethod
+    def of_rows(cls, rows: Array) -> WeightClips:
+        """Return the clips of weights that are at hand, float32 (rows, values)."""
+
+        def mse(levels: int, whole: bool) -> Array:
+            return _mse_clips(rows.reshape(1, -1) if whole else rows, levels)
+
+        return cls(np.abs(rows).max(axis=1), rows.shape[1], mse)
+
+
+def _mse_clips(rows: Array, levels: int) -> Array:
+    """The clip of each row, out of 100 shares of its absmax, with the least squared error."""
+    from int8calib.calibration.thresholds.error_kernels import row_clips
+
+    clips = np.empty(len(rows), np.float32)
+    row_clips(np.ascontiguousarray(rows).reshape(-1), levels, _SHARES, clips)
+    return clips
+
+
+@dataclass(frozen=True, eq=False)
+class QuantLayer:
+    """One layer that ncnn can run in INT8.
+
+    Attributes
+    ----------
+    name : str
+        The layer's name, which is its key in the table.
+    kind : str
+        ``Convolution``, ``ConvolutionDepthWise`` (a convolution of more than one group) or
+        ``InnerProduct``, as ncnn names them.
+    blob : str
+        The key of the blob that it reads, which is the one that is quantized.
+    weights : float array (num_output, ...), a function that gives it, or None
+        The weights, output channels first. A function is called where they are needed; None
+        where only `known_clips` are known.
+    rows : int
+        How many weight scales ncnn reads: one for each output channel of an ungrouped layer, one
+        for each group of a grouped one. 0 takes it from `weights` and `group`.
+        Source: ncnn's tools/quantize/ncnn2table.cpp.
+    group : int
+        Groups of channels; 1 but for ``ConvolutionDepthWise``.
+    kernel : (int, int) or None
+        Height and width of the window; None takes them from `weights`.
+    stride, dilation : (int, int)
+        Height and width.
+    reads_input : bool
+        Whether `blob` is an input of the network.
+    first, last : bool
+        Whether no such layer stands before it, or behind it.
+    known_clips : WeightClips or None
+        What scales need of the weights, where the weights themselves are not at hand.
+
+    Raises
+    ------
+    ModelError
+        Where the parts do not fit each other.
+    """
+
+    name: str
+    kind: str
+    blob: str
+    weights: Array | Callable[[], Array] | None = field(default=None, repr=False)
+    rows: int = 0
+    group: int = 1
+    kernel: tuple[int, int] | None = None
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    reads_input: bool = False
+    first: bool = False
+    last: bool = False
+    known_clips: WeightClips | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Complete `rows` and `kernel`, and refuse parts that do not fit each other."""
+        if self.kind not in KINDS:
+            raise ModelError(
+                f"layer {self.name!r}: kind {self.kind!r}; expected one of {', '.join(KINDS)}"
+            )
+        if self.group < 1 or (self.group > 1 and self.kind != "ConvolutionDepthWise"):
+            raise ModelError(
+                f"layer {self.name!r}: {self.kind} with group {self.group}; a convolution of "
+                "several groups is ConvolutionDepthWise, other layers have group 1"
+            )
+        shape: Shape = () if self.weights is None or callable(self.weights) else self.weights.shape
+        if not self.rows:
+            rows = self.group if self.group > 1 else shape[0] if shape else 0
+            object.__setattr__(self, "rows", rows)
+        if self.rows < 1:
+            raise ModelError(f"layer {self.name!r}: needs its weights, or the number of its rows")
+        if self.kernel is None:
+            kernel = (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
+            if self.kind != "InnerProduct" and len(shape) != 4:
+                raise ModelError(f"layer {self.name!r}: needs its kernel size, or 4-d weights")
+            object.__setattr__(self, "kernel", kernel)
+
+    @property
+    def winograd(self) -> bool:
+        """Whether ncnn may run it by int8 winograd, which needs 6-bit weights."""
+        window = (self.kernel, self.stride, self.dilation)
+        return self.kind == "Convolution" and window == ((3, 3), (1, 1), (1, 1))
+
+    def weight_rows(self) -> Array:
+        """Return the weights as float32 (rows, values), one row for each scale of the table.
+
+        Raises
+        ------
+        WeightsError
+            Where there are none, or they cannot be cut into the rows.
+        """
+        weights = self.weights() if callable(self.weights) else self.weights
+        if weights is None:
+            raise WeightsError(f"layer {self.name!r}: has no weights; give the caffemodel it needs")
+        count = prod(weights.shape)
+        if count == 0 or count % self.rows:
+            raise WeightsError(
+                f"layer {self.name!r}: weights of shape {weights.shape} make no {self.rows} rows"
+            )
+        return np.asarray(weights, np.float32).reshape(self.rows, -1)
+
+    @cached_property
+    def clips(self) -> WeightClips:
+        """What its scales need of the weights."""
+        return self.known_clips or WeightClips.of_rows(self.weight_rows())
