@@ -81,7 +81,7 @@ def test_golden_table_from_end_to_end(
             # ncnn2table marks a dead channel by inf, where ours has 1 and no mark.
             assert row.dead_channels == wanted.dead_channels
     histograms = load_collected(folder / "stats.npz")
-    read = {layer.name: layer.bottom for layer in histograms.layers}
+    read = {layer.name: layer.blob for layer in histograms.layers}
     if found.blob_scales:
         read = dict(histograms.blobs.keys)
     counted = histograms.statistics.histograms

@@ -234,7 +234,7 @@ def test_targets_that_cannot_be_told_are_refused(net) -> None:
 def test_importance_is_the_mean_squared_gradient_for_random_signs(tmp_path) -> None:
     """Of the layer before the scores: the sum of squared weights, found by differences."""
     net = chain(tmp_path)
-    graph = prepare(net, Options()).graph
+    graph = prepare(net, Options()).executor.graph
     from int8calib.caffe.network.shapes import infer_shapes
 
     found = importance(graph, infer_shapes(graph, net.input_shapes))
