@@ -9,8 +9,8 @@ from int8calib.errors import OutputError
 
 if TYPE_CHECKING:
     from int8calib.calibration.assemble import Calibration
-    from int8calib.calibration.options import Options
     from int8calib.calibration.layers import QuantLayer
+    from int8calib.calibration.options import Options
     from int8calib.cli.console import Console
 
 

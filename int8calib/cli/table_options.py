@@ -10,8 +10,8 @@ from int8calib.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from int8calib.calibration.options import Options
     from int8calib.calibration.layers import QuantLayer
+    from int8calib.calibration.options import Options
     from int8calib.table.model import CalibrationTable
 
 FORMATS = ("ncnn", "tool", "tool-v1", "tensorrt", "json")
