@@ -106,6 +106,11 @@ def _part_in_int8(reading: Reading, layer: Layer, folded: Mapping[Layer, str]) -
         return False, f"folded into {folded[layer]}"
     if layer.type in INPUT_TYPES:
         return False, "input"
+    if layer in reading.blocked:
+        obstacle = reading.blocked[layer]
+        if obstacle.layer is layer:
+            return False, obstacle.reason
+        return False, f"behind {obstacle.layer.label}, which cannot run"
     if layer.type == "Deconvolution":
         return False, "ncnn has no INT8 Deconvolution"
     if layer.type not in QUANTIZED_TYPES:
@@ -113,10 +118,5 @@ def _part_in_int8(reading: Reading, layer: Layer, folded: Mapping[Layer, str]) -
     problem = name_problem(layer.name)
     if problem is not None:
         return False, problem
-    if layer in reading.blocked:
-        obstacle = reading.blocked[layer]
-        if obstacle.layer is layer:
-            return False, obstacle.reason
-        return False, f"behind {obstacle.layer.label}, which cannot run"
     found = quantized_layer(layer)
     return (False, "reads several blobs") if found is None else (True, found.kind)

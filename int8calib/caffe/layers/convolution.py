@@ -22,7 +22,7 @@ from int8calib.caffe.layers.windows import (
     pad_images,
     window_view,
 )
-from int8calib.errors import ShapeError
+from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.limits import check_shape
 
 DEPTHWISE_TYPES = ("ConvolutionDepthwise", "DepthwiseConvolution")
@@ -38,16 +38,16 @@ def groups(params: LayerParameter) -> int:
 
 
 def check_images(params: LayerParameter, shape: Shape, group: int) -> None:
-    """Raise `ShapeError` unless `shape` are images whose channels divide into the groups.
+    """Refuse a shape unless it is of images whose channels divide into the groups.
 
     Caffe convolves over any number of axes behind `axis`; here they are always two.
     """
     param = params.convolution_param
     if len(shape) == 5 and axis_index(param.axis, 5) == 1:
-        raise ShapeError(f"bottom has shape {shape}: 3-d convolution is not supported")
+        raise UnsupportedLayerError(f"bottom has shape {shape}: 3-d convolution is not supported")
     need_ndim([shape], 4)
     if axis_index(param.axis, 4) != 1:
-        raise ShapeError(f"axis {param.axis} for the channels is not supported; only 1 is")
+        raise UnsupportedLayerError(f"channels on axis {param.axis} are not supported; 1 is")
     if param.num_output < 1 or group < 1 or shape[1] % group or param.num_output % group:
         raise ShapeError(
             f"{shape[1]} channels in and num_output {param.num_output} "

@@ -16,7 +16,7 @@ from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import FastPath, Scratch, copying_fast_path, layer
 from int8calib.caffe.layers.shapes import need_ndim
 from int8calib.caffe.layers.windows import Windows, padding, pair, window_view
-from int8calib.errors import ShapeError
+from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.limits import check_shape
 
 _Pooling = caffe_pb2.PoolingParameter
@@ -109,7 +109,7 @@ def _geometry(params: LayerParameter, shape: Shape) -> tuple[Windows, tuple[int,
 
 def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
     if len(bottoms[0]) == 5:
-        raise ShapeError(f"bottom has shape {bottoms[0]}: 3-d pooling is not supported")
+        raise UnsupportedLayerError(f"bottom has shape {bottoms[0]}: 3-d pooling is not supported")
     need_ndim(bottoms, 4)
     masked = len(params.top) > 1
     if masked and (params.pooling_param.pool != _Pooling.MAX or len(params.top) > 2):

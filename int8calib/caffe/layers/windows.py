@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from int8calib.arrays import Array
-from int8calib.errors import ShapeError
+from int8calib.errors import ShapeError, UnsupportedLayerError
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def pair(
     Raises `ShapeError` for more values and for values that contradict the fields.
     """
     if len(values) > 2:
-        raise ShapeError(f"{name} has {len(values)} values: 3-d convolution is not supported")
+        raise UnsupportedLayerError(
+            f"{name} has {len(values)} values: 3-d convolution is not supported"
+        )
     both = (values[0], values[-1]) if values else (default, default)
     if not (vertical or horizontal):
         return both

@@ -164,7 +164,7 @@ def test_no_input_is_an_error(tmp_path: Path) -> None:
         int8calib.load_caffe(proto, None)
 
 
-@pytest.mark.filterwarnings("ignore:.*unknown fields")
+@pytest.mark.filterwarnings("ignore:.*not understood")
 def test_cases_of_the_collection(shared: Path) -> None:
     if not (shared / "cases").is_dir():
         pytest.skip("no folder of cases")
