@@ -30,6 +30,8 @@ class Executor(Protocol):
         that of the blob as it is in the end. For the table formats that go by blob.
     ``needed_inputs(blobs)`` : tuple of str
         The inputs that these blobs depend on; all inputs otherwise.
+    ``facts`` : mapping of str to JSON values
+        What the report of a table shall say of the network.
     ``runner(blobs)`` : Runner
         As in `StreamingExecutor`.
     """

@@ -181,6 +181,7 @@ def make_table(
     meta: Mapping[str, Any] = MappingProxyType({}),
 ) -> Calibration:
     """Return the table of a job from statistics of its blobs; `assemble` tells the rest."""
+    meta = {**getattr(job.executor, "facts", {}), **meta}
     return assemble(
         job.candidates,
         statistics,

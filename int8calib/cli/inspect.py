@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(read_options(MessageOptions, args))
     shapes = parse_input_shapes(args.input_shape)
-    found = int8calib.inspect(args.proto, args.model, input_shapes=shapes)
+    found = int8calib.inspect(
+        args.proto, args.model, input_shapes=shapes, ignore_fields=args.ignore_field
+    )
     if args.json:
         console.result(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
         return 0

@@ -64,18 +64,22 @@ def add_message_arguments(parser: argparse.ArgumentParser, *, inner: bool = Fals
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The files of a Caffe model, and shapes of its inputs as `NAME=N,C,H,W`."""
+    """The files of a Caffe model, shapes of its inputs as `NAME=N,C,H,W`, fields to ignore."""
 
     proto: str
     model: str
     input_shape: tuple[str, ...] = ()
+    ignore_field: tuple[str, ...] = ()
 
     def load(self) -> Net:
         """Return the network; raises `ModelError`, and `OptionError` for a shape."""
         import int8calib
 
         return int8calib.load_caffe(
-            self.proto, self.model, input_shapes=parse_input_shapes(self.input_shape)
+            self.proto,
+            self.model,
+            input_shapes=parse_input_shapes(self.input_shape),
+            ignore_fields=self.ignore_field,
         )
 
 
@@ -87,6 +91,14 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, model_required: bool
         "--model", required=model_required, metavar="FILE", help="the caffemodel with the weights"
     )
     add_input_shape_argument(group)
+    group.add_argument(
+        "--ignore-field",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="go on without an option of the prototxt that is not known, such as "
+        "convolution_param.foo; can be given several times",
+    )
 
 
 def add_input_shape_argument(group: Any) -> None:

@@ -31,6 +31,8 @@ class CaffeExecutor:
         The prototxt.
     blobs : dict of str to str
         Every blob by name, with the key of its last version.
+    facts : dict
+        For reports: what of the prototxt was left out.
     """
 
     def __init__(self, graph: Graph, inputs: Mapping[str, Shape]) -> None:
@@ -38,6 +40,8 @@ class CaffeExecutor:
         self.inputs = dict(inputs)
         self.layers = quantized_layers(graph)
         self.source = graph.source
+        notes = [note.as_json() for note in graph.notes]
+        self.facts: dict[str, object] = {"ignored_fields": notes} if notes else {}
         tops = [top for layer in graph.layers for top in layer.tops]
         self.blobs = {top.name: str(top) for top in tops}
         self._versions = {str(top): top for top in tops}

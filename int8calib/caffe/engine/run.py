@@ -7,7 +7,7 @@ planning.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -166,10 +166,32 @@ def load_caffe(
     caffemodel: str | os.PathLike[str] | None,
     *,
     input_shapes: Mapping[str, Shape] | None = None,
+    ignore_fields: Sequence[str] = (),
 ) -> Net:
-    """A Caffe model from its two files, ready to run.
+    """Load a Caffe model from its two files, ready to run.
 
-    `input_shapes` (`{"data": (1, 3, 224, 224)}`) overrides or completes what the prototxt says.
-    Raises `ModelError` and its kin, each naming the file and layer.
+    Parameters
+    ----------
+    prototxt, caffemodel
+        The files; without a caffemodel the network can be looked at, not run.
+    input_shapes
+        Shapes by input name, such as ``{"data": (1, 3, 224, 224)}``, which override or complete
+        what the prototxt says.
+    ignore_fields
+        Fields of the prototxt that are not known and shall not matter, such as
+        ``convolution_param.foo``. Without that, a layer that must run and says something that is
+        not known is an error.
+
+    Returns
+    -------
+    Net
+        The network. ``net.graph.notes`` tells what of the prototxt was left out.
+
+    Raises
+    ------
+    ModelError
+        Or one of its kin, each naming the file and layer.
+    OptionError
+        For a shape given to something that is no input.
     """
-    return Net(*load_graph(prototxt, caffemodel, input_shapes))
+    return Net(*load_graph(prototxt, caffemodel, input_shapes, ignore_fields))

@@ -14,6 +14,7 @@ from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.caffe.network.runnable import listed
 from int8calib.caffe.network.shapes import is_batchable
+from int8calib.caffe.network.unread import way_out
 from int8calib.calibration.scales import DEAD_ABSMAX
 from int8calib.table.rules import duplicates
 
@@ -69,12 +70,21 @@ def _unsupported(reading: Reading) -> Iterator[str]:
         yield (
             f"{obstacle}; "
             + (
-                f"{listed(waiting)} behind it stay in float, unless int8calib.register_layer() "
-                "teaches the type"
+                _what_helps(layer, waiting)
                 if waiting
                 else "no layer to quantize needs it, so calibration works"
             )
         )
+
+
+def _what_helps(layer: Layer, waiting: list[str]) -> str:
+    """What becomes of the quantized layers behind a layer that cannot run."""
+    if layer.unread:
+        return f"calibrate refuses it; {way_out(layer.unread)}"
+    return (
+        f"{listed(waiting)} behind it stay in float, unless int8calib.register_layer() "
+        "teaches the type"
+    )
 
 
 def _batch_norm(reading: Reading, folded: Mapping[Layer, str]) -> Iterator[str]:

@@ -22,14 +22,16 @@ def inspect(
     caffemodel: str | os.PathLike[str] | None = None,
     *,
     input_shapes: Mapping[str, Shape] | None = None,
+    ignore_fields: Sequence[str] = (),
 ) -> Inspection:
     """What the network of a prototxt is, what it costs, and what INT8 means for it.
 
-    Nothing is run. Without `caffemodel` all but the weights is told; `input_shapes` is as for
-    `load_caffe`. What does not fit becomes a warning in the result. Raises `ModelError` where a
-    file cannot be read or holds no graph, `OptionError` for a shape given to no input.
+    Nothing is run. Without `caffemodel` all but the weights is told; `input_shapes` and
+    `ignore_fields` are as for `load_caffe`. What does not fit becomes a warning in the result.
+    Raises `ModelError` where a file cannot be read or holds no graph, `OptionError` for a shape
+    given to no input.
     """
-    reading = load_lenient(prototxt, caffemodel, input_shapes)
+    reading = load_lenient(prototxt, caffemodel, input_shapes, ignore_fields)
     graph = reading.graph
     folded = {link: layer.name for layer, chain in fold_chains(graph).items() for link in chain}
     layers = tuple(_layer(reading, layer, folded) for layer in graph.layers)
@@ -66,7 +68,7 @@ def _layer(reading: Reading, layer: Layer, folded: Mapping[Layer, str]) -> Inspe
         shapes=shapes,
         parameters=parameters,
         macs=_macs(reading, layer, shapes) if known else None,
-        supported=has_type(layer.type) or layer.type in INPUT_TYPES,
+        supported=(has_type(layer.type) and not layer.unread) or layer.type in INPUT_TYPES,
         quantized=quantized,
         why=why,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from int8calib.caffe.network.inputs import (
 )
 from int8calib.caffe.network.load import bind_weights, read_files
 from int8calib.caffe.network.shapes import Obstacle, Reach, free_batch, reach
+from int8calib.caffe.network.unread import outside_error, summary
 from int8calib.errors import ShapeError, WeightsError
 from int8calib.limits import check_shape
 
@@ -64,6 +65,7 @@ def load_lenient(
     prototxt: str | os.PathLike[str],
     caffemodel: str | os.PathLike[str] | None,
     given: Mapping[str, Shape] | None,
+    ignore_fields: Sequence[str] = (),
 ) -> Reading:
     """Load everything that can be told of a model.
 
@@ -73,6 +75,8 @@ def load_lenient(
         The files; the second may be missing.
     given
         Shapes by input name, which override what the prototxt says.
+    ignore_fields
+        Fields that are not known and shall not matter.
 
     Raises
     ------
@@ -82,8 +86,12 @@ def load_lenient(
         For a shape given to something that is no input.
     """
     net, weights = read_files(prototxt, caffemodel)
-    graph = build_graph(net, os.fspath(prototxt), unique=False)
+    graph = build_graph(net, os.fspath(prototxt), unique=False, ignore_fields=ignore_fields)
     warnings: list[str] = []
+    if graph.unread:
+        warnings.append(str(outside_error(graph.source, graph.unread)))
+    if graph.notes:
+        warnings.append(f"not understood: {summary(graph.notes)}")
     inputs = _inputs(graph, checked_inputs(graph, given), weights or {}, warnings)
     known = {name: shape for name, shape in inputs.items() if shape}
     found = reach(graph, known)

@@ -51,6 +51,8 @@ class LayerType:
         `(params, bottom shapes, top shapes) -> multiply-adds`, None for none worth counting.
     internal
         made by this package from other layers and met in no prototxt; not listed.
+    outside
+        registered by an embedding program; its functions read options that the schema lacks.
     """
 
     name: str
@@ -62,6 +64,7 @@ class LayerType:
     view: bool = False
     macs: Macs | None = None
     internal: bool = False
+    outside: bool = False
 
 
 _types: dict[str, LayerType] = {}
@@ -118,11 +121,12 @@ def register_layer(
 
     `run(params, weights, bottoms)` returns the list of float32 tops, `shape(params, bottom
     shapes)` their shapes and `weights(params, bottom shapes)` the shapes of the blobs expected in
-    the caffemodel; `params` is the `LayerParameter` message. Raises `OptionError` where the type
-    exists and `replace` is false.
+    the caffemodel; `params` is the `LayerParameter` message. Options that the schema lacks, such
+    as those of the type's own `foo_param`, are in `caffe_proto.unknown_fields(params)`. Raises
+    `OptionError` where the type exists and `replace` is false.
     """
     _load_builtin()
-    add_type(LayerType(name, run, shape, weights, macs=macs), replace=replace)
+    add_type(LayerType(name, run, shape, weights, macs=macs, outside=True), replace=replace)
 
 
 def find_type(name: str) -> LayerType:
@@ -141,6 +145,11 @@ def has_type(name: str) -> bool:
     """Whether the engine can run layers of type `name`."""
     _load_builtin()
     return name in _types
+
+
+def is_built_in(name: str) -> bool:
+    """Whether `name` is a type of this package, not one registered from outside."""
+    return has_type(name) and not _types[name].outside
 
 
 def type_names() -> list[str]:

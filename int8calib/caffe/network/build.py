@@ -5,14 +5,16 @@ In-place tops become versions of their blob.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from caffe_proto import LayerParameter, NetParameter, caffe_pb2
+from caffe_proto import LayerParameter, NetParameter, caffe_pb2, unread_fields
 from int8calib.arrays import Shape
 from int8calib.caffe.layers.registry import has_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES, input_shapes
+from int8calib.caffe.network.unread import layer_notes, net_notes, stopping
 from int8calib.errors import ModelError
 
 LOSS_TYPES = frozenset(
@@ -48,21 +50,43 @@ class NetState:
 
 
 def build_graph(
-    net: NetParameter, source: str, state: NetState | None = None, *, unique: bool = True
+    net: NetParameter,
+    source: str,
+    state: NetState | None = None,
+    *,
+    unique: bool = True,
+    ignore_fields: Sequence[str] = (),
 ) -> Graph:
-    """The graph of an upgraded `NetParameter`, still without weights.
+    """Build the graph of an upgraded `NetParameter`, still without weights.
 
-    Raises `ModelError` where a bottom is made by no layer, layers wait for each other, or, if
-    `unique`, two layers share a name.
+    Parameters
+    ----------
+    net
+        As `caffe_proto.read_prototxt` gives it.
+    source
+        The prototxt in messages.
+    state
+        The phase, level and stages to build for; by default the TEST phase.
+    unique
+        Whether layers of one name are refused.
+    ignore_fields
+        Fields that nobody understood and that shall not matter, such as
+        ``convolution_param.foo``; a name stands for all that is inside of it.
+
+    Raises
+    ------
+    ModelError
+        Where a bottom is made by no layer, layers wait for each other, or two share a name.
     """
-    wanted = [layer for layer in net.layer if included(layer, state or NetState())]
+    every = list(net.layer)
+    wanted = [layer for layer in every if included(layer, state or NetState())]
     if not wanted:
         raise ModelError(f"{source}: holds no layer for the TEST phase")
     if unique:
         _check_names(wanted, source)
-    wanted = [*_data_of_other_phases(net, wanted), *wanted]
+    wanted = [*_data_of_other_phases(every, wanted), *wanted]
     computing = [_as_input(layer) for layer in wanted if not _scores(layer)]
-    layers = _version_blobs(_running_order(computing, source))
+    layers = _version_blobs(_running_order(computing, source), ignore_fields)
     used = {bottom for layer in layers for bottom in layer.bottoms}
     layers = tuple(part for layer in layers for part in _input_by_input(layer, used))
     inputs: dict[str, Shape | None] = {}
@@ -76,30 +100,35 @@ def build_graph(
         for top in layer.tops
         if top not in used and layer.type not in INPUT_TYPES
     )
-    return Graph(net.name, source, layers, inputs, outputs)
+    unread, notes = net_notes(net, ignore_fields)
+    running = {id(layer) for layer in computing}
+    for params in every:
+        notes += layer_notes(params, ignore_fields, runs=id(params) in running)
+    return Graph(net.name, source, layers, inputs, outputs, notes=tuple(notes), unread=unread)
 
 
 def _scores(layer: LayerParameter) -> bool:
     """Whether a layer only scores what the network gives; forks name theirs alike."""
     if layer.type in LOSS_TYPES:
         return True
-    return layer.type.endswith(("Loss", "Accuracy")) and not has_type(layer.type)
+    named_so = layer.type.upper().endswith(("LOSS", "ACCURACY"))  # V1 types are in capitals
+    return named_so and not has_type(layer.type)
 
 
 def _data_of_other_phases(
-    net: NetParameter, wanted: Sequence[LayerParameter]
+    every: Sequence[LayerParameter], wanted: Sequence[LayerParameter]
 ) -> list[LayerParameter]:
     """Data layers of another phase that make what nothing makes in this one.
 
     A prototxt for training alone batches its network in the TRAIN phase only.
     """
-    made = {top for layer in wanted for top in layer.top}
+    missing = {bottom for layer in wanted for bottom in layer.bottom}
+    missing.difference_update(top for layer in wanted for top in layer.top)
     found = []
-    for layer in net.layer:
-        missing = {bottom for other in wanted for bottom in other.bottom} - made
+    for layer in every:
         if layer.type in INPUT_TYPES and missing.intersection(layer.top):
             found.append(layer)
-            made.update(layer.top)
+            missing.difference_update(layer.top)
     return found
 
 
@@ -140,16 +169,28 @@ def _running_order(layers: Sequence[LayerParameter], source: str) -> list[LayerP
     """
     if _runs(layers):
         return list(layers)
-    waiting, order, made = list(layers), [], set[str]()
-    while waiting:
-        ready = [layer for layer in waiting if made.issuperset(layer.bottom)]
-        if not ready:
-            raise ModelError(_stuck(waiting, source))
-        layer = next((layer for layer in ready if set(layer.bottom) & set(layer.top)), ready[0])
-        waiting.remove(layer)
-        order.append(layer)
-        made.update(layer.top)
-    return order
+    missing = [set(layer.bottom) for layer in layers]
+    readers: dict[str, list[int]] = {}
+    for i, bottoms in enumerate(missing):
+        for bottom in bottoms:
+            readers.setdefault(bottom, []).append(i)
+    # Ready layers as (0 for in place, 1 for others; place in the file), the next one first.
+    rank = [0 if bottoms.intersection(layers[i].top) else 1 for i, bottoms in enumerate(missing)]
+    ready = [(rank[i], i) for i, bottoms in enumerate(missing) if not bottoms]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        _, i = heapq.heappop(ready)
+        order.append(i)
+        for top in layers[i].top:
+            for reader in readers.pop(top, ()):
+                missing[reader].discard(top)
+                if not missing[reader]:
+                    heapq.heappush(ready, (rank[reader], reader))
+    if len(order) < len(layers):
+        left = set(range(len(layers))).difference(order)
+        raise ModelError(_stuck([layers[i] for i in sorted(left)], source))
+    return [layers[i] for i in order]
 
 
 def _runs(layers: Sequence[LayerParameter]) -> bool:
@@ -176,7 +217,9 @@ def _stuck(waiting: Sequence[LayerParameter], source: str) -> str:
     return f"{source}: the layers {names} wait for each other in a circle"
 
 
-def _version_blobs(layers: Sequence[LayerParameter]) -> tuple[Layer, ...]:
+def _version_blobs(
+    layers: Sequence[LayerParameter], ignore_fields: Sequence[str]
+) -> tuple[Layer, ...]:
     """Layers with their bottoms and tops as blob versions."""
     current: dict[str, Blob] = {}
     result = []
@@ -185,7 +228,8 @@ def _version_blobs(layers: Sequence[LayerParameter]) -> tuple[Layer, ...]:
         for name in params.top:
             current[name] = Blob(name, current[name].version + 1) if name in current else Blob(name)
         tops = tuple(current[name] for name in params.top)
-        result.append(Layer(params.name, params.type, params, bottoms, tops))
+        unread = stopping(params, ignore_fields)
+        result.append(Layer(params.name, params.type, params, bottoms, tops, unread=unread))
     return tuple(result)
 
 
@@ -194,10 +238,13 @@ def included(layer: LayerParameter, state: NetState) -> bool:
 
     With include rules one of them must hold; otherwise no exclude rule may. Source: Caffe's
     Net::FilterNet and Net::StateMeetsRule. The older `phase` field of a layer itself is no rule
-    in Caffe and is not looked at.
+    in Caffe and is not looked at. A layer whose rules hold something that is not understood takes
+    part unless what is understood speaks against it: it then cannot run as written.
     """
     if layer.include:
         return any(_meets(rule, state) for rule in layer.include)
+    if any(one.field.startswith("exclude.") for one in unread_fields(layer)):
+        return True
     return not any(_meets(rule, state) for rule in layer.exclude)
 
 

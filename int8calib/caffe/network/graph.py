@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
-from caffe_proto import LayerParameter
+from caffe_proto import LayerParameter, Unread
 from int8calib.arrays import Array, Shape
 from int8calib.errors import ModelError
 
@@ -28,7 +28,11 @@ class Blob(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer: its message, its float32 weights, and the blob versions it reads and makes."""
+    """One layer: its message, its float32 weights, and the blob versions it reads and makes.
+
+    `unread` is what its part of the prototxt says and nobody understood: a layer that has any
+    cannot run as it is written.
+    """
 
     name: str
     type: str
@@ -36,11 +40,42 @@ class Layer:
     bottoms: tuple[Blob, ...]
     tops: tuple[Blob, ...]
     weights: tuple[Array, ...] = ()
+    unread: tuple[Unread, ...] = ()
 
     @property
     def label(self) -> str:
         """How messages name the layer."""
         return f"layer {self.name!r} ({self.type})"
+
+
+@dataclass(frozen=True)
+class FieldNote:
+    """Something of a prototxt that was not understood and left out.
+
+    Attributes
+    ----------
+    layer, type
+        The layer that holds it; both empty outside of the layers.
+    field
+        Its name, inside of a layer with dots, such as ``convolution_param.foo``.
+    line
+        Its line, 0 where it stands in no file.
+    what
+        What was not understood, with the value.
+    reason
+        Why that does no harm.
+    """
+
+    layer: str
+    type: str
+    field: str
+    line: int
+    what: str
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +84,8 @@ class Graph:
 
     `inputs` maps a blob name to its shape as the prototxt gives it (None where it does not say);
     `source` names the prototxt in messages; `unused_weights` lists layers of the caffemodel that
-    the prototxt does not have.
+    the prototxt does not have; `notes` tells what was left out of the prototxt without harm, and
+    `unread` what stands outside of its layers and looks like one.
     """
 
     name: str
@@ -58,6 +94,8 @@ class Graph:
     inputs: Mapping[str, Shape | None]
     outputs: tuple[Blob, ...]
     unused_weights: tuple[str, ...] = field(default=())
+    notes: tuple[FieldNote, ...] = ()
+    unread: tuple[Unread, ...] = ()
 
     def last_version(self, name: str) -> Blob:
         """The version of blob `name` at the end of a run; raises `ModelError` for unknown ones."""

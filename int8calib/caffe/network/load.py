@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import caffe_proto
 from caffe_proto import NetParameter
+from caffe_proto.oneline import one_line
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.layers.registry import find_type, has_type
@@ -20,7 +22,14 @@ from int8calib.caffe.network.inputs import (
     resolve_inputs,
     small_inputs,
 )
-from int8calib.caffe.network.shapes import Reach, free_batch, reach, refuse_misfits
+from int8calib.caffe.network.shapes import (
+    Reach,
+    free_batch,
+    reach,
+    refuse_misfits,
+    refuse_unread,
+)
+from int8calib.caffe.network.unread import outside_error, summary, unneeded_notes
 from int8calib.errors import (
     ModelError,
     ModelFileError,
@@ -34,6 +43,7 @@ def load_graph(
     prototxt: str | os.PathLike[str],
     caffemodel: str | os.PathLike[str] | None,
     input_shapes: Mapping[str, Shape] | None = None,
+    ignore_fields: Sequence[str] = (),
 ) -> tuple[Graph, dict[str, Shape]]:
     """Load the TEST-phase graph of a Caffe model and the shape of each input.
 
@@ -43,6 +53,9 @@ def load_graph(
         The files; without a caffemodel the layers have no weights.
     input_shapes
         Shapes by input name, which override what the prototxt says.
+    ignore_fields
+        Fields of the prototxt that nobody understood and that shall not matter, such as
+        ``convolution_param.foo``; a name stands for all that is inside of it.
 
     Returns
     -------
@@ -54,12 +67,20 @@ def load_graph(
     ------
     ModelError
         Or one of its kin: a file that cannot be read, sizes that are missing, are placeholders or
-        do not fit, weights that do not fit. Names file and layer.
+        do not fit, weights that do not fit, a quantized layer whose part of the prototxt, or that
+        of a layer before it, is not understood. Names file and layer.
     OptionError
         For a shape given to something that is no input.
+
+    Warns
+    -----
+    UnknownFieldWarning
+        Something of the prototxt was left out without harm; `Graph.notes` tells it all.
     """
     net, weights = read_files(prototxt, caffemodel)
-    graph = build_graph(net, os.fspath(prototxt))
+    graph = build_graph(net, os.fspath(prototxt), ignore_fields=ignore_fields)
+    if graph.unread:
+        raise outside_error(graph.source, graph.unread)
     if not graph.inputs:
         raise ModelError(
             f"{graph.source}: the network has no input; expected an Input layer, or input and "
@@ -68,18 +89,29 @@ def load_graph(
     inputs = resolve_inputs(graph, input_shapes, weights)
     declared = {name: shape for name, shape in inputs.items() if name not in (input_shapes or {})}
     found = reach(graph, inputs)
+    refuse_unread(graph, found)
     for _, message in small_inputs(graph, declared, found.shapes):
         raise ShapeError(f"{graph.source}: {message}")
     refuse_misfits(found)
     if weights is not None:
         graph = bind_weights(graph, weights, found, os.fspath(caffemodel or ""))
-    return free_batch(graph, found.shapes), inputs
+    return free_batch(_noted(graph), found.shapes), inputs
+
+
+def _noted(graph: Graph) -> Graph:
+    """The graph with notes of what nothing needs, after a warning that tells all notes."""
+    graph = replace(graph, notes=(*graph.notes, *unneeded_notes(graph.layers)))
+    if graph.notes:
+        message = one_line(f"{graph.source}: not understood: {summary(graph.notes)}")
+        warnings.warn(message, caffe_proto.UnknownFieldWarning, stacklevel=4)
+    return graph
 
 
 def load_unsized(
     prototxt: str | os.PathLike[str],
     caffemodel: str | os.PathLike[str],
     input_shapes: Mapping[str, Shape] | None = None,
+    ignore_fields: Sequence[str] = (),
 ) -> Graph:
     """Load a graph with weights whether or not its sizes are known, for what runs nothing.
 
@@ -89,6 +121,8 @@ def load_unsized(
         The files.
     input_shapes
         Shapes by input name, if any; more of the weights can be checked with them.
+    ignore_fields
+        As for `load_graph`.
 
     Returns
     -------
@@ -104,7 +138,7 @@ def load_unsized(
         For a shape given to something that is no input.
     """
     net, weights = read_files(prototxt, caffemodel)
-    graph = build_graph(net, os.fspath(prototxt))
+    graph = _noted(build_graph(net, os.fspath(prototxt), ignore_fields=ignore_fields))
     given = checked_inputs(graph, input_shapes)
     shapes = {
         name: given.get(name) or complete_input(graph, name, declared, weights or {})
@@ -119,7 +153,7 @@ def read_files(
 ) -> tuple[NetParameter, dict[str, tuple[Array, ...]] | None]:
     """The structure, and the weights by layer name; raises `ModelFileError` for a bad file."""
     try:
-        net = caffe_proto.read_prototxt(prototxt)
+        net = caffe_proto.read_prototxt(prototxt, warn=False)
         weights = None if caffemodel is None else caffe_proto.read_weights(caffemodel)
     except caffe_proto.CaffeFormatError as error:
         raise ModelFileError(str(error)) from None

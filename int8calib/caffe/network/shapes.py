@@ -9,6 +9,7 @@ from int8calib.arrays import Shape
 from int8calib.caffe.layers.registry import find_type, has_type
 from int8calib.caffe.network.graph import QUANTIZED_TYPES, Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES, shape_advice
+from int8calib.caffe.network.unread import obstacle_reason, way_out
 from int8calib.errors import ModelError, ShapeError, UnsupportedLayerError
 from int8calib.limits import check_shape
 
@@ -98,6 +99,8 @@ def _own_obstacle(layer: Layer, inputs: Mapping[str, Shape]) -> Obstacle | None:
         return Obstacle(layer, "makes a blob of unknown size") if unknown else None
     if not has_type(layer.type):
         return Obstacle(layer, "is of a type that does not run")
+    if layer.unread:
+        return Obstacle(layer, obstacle_reason(layer.unread))
     return None
 
 
@@ -160,6 +163,13 @@ def refuse_misfits(found: Reach) -> None:
             raise obstacle.error
 
 
+def refuse_unread(graph: Graph, found: Reach) -> None:
+    """Raise `ModelError` where a quantized layer waits for one that cannot run as it is written."""
+    for layer, obstacle in found.blocked.items():
+        if layer.type in QUANTIZED_TYPES and obstacle.layer.unread:
+            raise _refused(graph, obstacle)
+
+
 def _refused(graph: Graph, obstacle: Obstacle) -> ModelError:
     """The error for a layer that is to run and cannot."""
     layer = obstacle.layer
@@ -169,6 +179,8 @@ def _refused(graph: Graph, obstacle: Obstacle) -> ModelError:
             f"{graph.source}: the size of input {name!r} is not known; give it with "
             f"--input-shape {shape_advice(name, graph.inputs.get(name))} (input_shapes in Python)"
         )
+    if layer.unread:
+        return UnsupportedLayerError(f"{graph.source}: {obstacle}; {way_out(layer.unread)}")
     return UnsupportedLayerError(
         f"{graph.source}: {obstacle}; choose outputs before it (--outputs BLOB), leave layers "
         "behind it in float (--exclude NAME), or register the type (int8calib.register_layer)"
