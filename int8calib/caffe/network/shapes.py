@@ -164,9 +164,14 @@ def refuse_misfits(found: Reach) -> None:
 
 
 def refuse_unread(graph: Graph, found: Reach) -> None:
-    """Raise `ModelError` where a quantized layer waits for one that cannot run as it is written."""
+    """Raise `ModelError` where a quantized layer depends on one that cannot run as it is written.
+
+    That is a layer before it, itself, or a BatchNorm or Scale that may be folded into it.
+    """
+    folded = frozenset(("BatchNorm", "Scale"))
     for layer, obstacle in found.blocked.items():
-        if layer.type in QUANTIZED_TYPES and obstacle.layer.unread:
+        needed = layer.type in QUANTIZED_TYPES or (layer.type in folded and layer.unread)
+        if needed and obstacle.layer.unread:
             raise _refused(graph, obstacle)
 
 
