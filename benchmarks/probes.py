@@ -23,10 +23,10 @@ SEAMS = (
     ("decode", "int8calib.images.preprocess", "Preprocess.__call__"),
     ("forward", "int8calib.caffe.engine.run", "run_plan"),
     ("range", "int8calib.calibration.statistics.collect", "measure_range"),
-    ("range", "int8calib.calibration.statistics.tally", "Tally.add_ranges"),
-    ("range", "int8calib.calibration.statistics.kept", "range_of_values"),
-    ("histogram", "int8calib.calibration.statistics.activation", "HistogramBuilder.add_values"),
-    ("histogram", "int8calib.calibration.statistics.tally", "Tally.add_counts"),
+    ("range", "int8calib.calibration.statistics.checkpoint", "CollectionState.add_ranges"),
+    ("range", "int8calib.calibration.statistics.cache", "range_of_values"),
+    ("histogram", "int8calib.calibration.statistics.histogram", "HistogramBuilder.add_values"),
+    ("histogram", "int8calib.calibration.statistics.checkpoint", "CollectionState.add_counts"),
     ("threshold", "int8calib.calibration.thresholds.registry", "find_threshold"),
     ("write", "int8calib.table", "write_table"),
 )
@@ -89,7 +89,7 @@ def _start_up() -> None:
     import cv2  # noqa: F401
     import numpy as np
 
-    from int8calib.calibration.statistics.activation import HistogramBuilder, measure_range
+    from int8calib.calibration.statistics.histogram import HistogramBuilder, measure_range
     from int8calib.calibration.thresholds import find_threshold
 
     values = np.linspace(-1, 1, 4099, dtype=np.float32).reshape(1, -1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from int8calib.caffe.layers.registry import register_layer
     from int8calib.calibration.pipeline import Calibration, Options, calibrate
     from int8calib.calibration.scales import WeightOptions
-    from int8calib.calibration.statistics.activation import Histogram
+    from int8calib.calibration.statistics.histogram import Histogram
     from int8calib.calibration.statistics.store import Statistics
     from int8calib.errors import (
         ImageError,
@@ -87,7 +87,7 @@ _HOMES = {
     "Calibration": "int8calib.calibration.pipeline",
     "CalibrationTable": "int8calib.table.model",
     "Evaluation": "int8calib.evaluation.results",
-    "Histogram": "int8calib.calibration.statistics.activation",
+    "Histogram": "int8calib.calibration.statistics.histogram",
     "ImageError": "int8calib.errors",
     "Inspection": "int8calib.caffe.inspection.results",
     "Int8CalibError": "int8calib.errors",

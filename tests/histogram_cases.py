@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 from hypothesis import strategies as st
 
-from int8calib.calibration.statistics.activation import BINS, Histogram
+from int8calib.calibration.statistics.histogram import BINS, Histogram
 
 
 def make(counts, absmax=3.7, negative=None, images=1, zeros=0):
@@ -124,7 +124,7 @@ def without_zeros(counts):
 
 def input_histogram(shared, cv2):
     """The histogram of the input blob over the golden images."""
-    from int8calib.calibration.statistics.activation import HistogramBuilder
+    from int8calib.calibration.statistics.histogram import HistogramBuilder
 
     mean = np.array([104, 117, 123], np.float32).reshape(3, 1, 1)
     builder = HistogramBuilder(151.0, "data")

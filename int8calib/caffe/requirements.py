@@ -31,7 +31,7 @@ def requirements_from_graph(
             weight_scales_folded=weight_scales(folded[layer.name], options),
             weight_scales_raw=weight_scales(layer, options),
             levels=options.levels(layer),
-            most_scales=_most_scales(folded[layer.name] if fold_bn else layer, options),
+            max_scales=_max_scales(folded[layer.name] if fold_bn else layer, options),
             folded=fold_bn,
             bottom=str(layer.bottom) if versions else layer.bottom.name,
         )
@@ -39,7 +39,7 @@ def requirements_from_graph(
     ]
 
 
-def _most_scales(layer: QuantizedLayer, options: WeightOptions) -> Array | None:
+def _max_scales(layer: QuantizedLayer, options: WeightOptions) -> Array | None:
     """The largest scales that keep the levels of a layer within its grid, where winograd limits it.
 
     Rounding may add up to a little more than the weights do: a percent is left for it.
@@ -49,5 +49,5 @@ def _most_scales(layer: QuantizedLayer, options: WeightOptions) -> Array | None:
     grid = options.grid(layer)
     size = np.abs(layer.weight_rows())
     absmax, sums = (np.maximum(part, DEAD_ABSMAX) for part in (size.max(axis=1), size.sum(axis=1)))
-    most: Array = np.minimum(grid.most / absmax, 1.01 * grid.row_sum / sums)
+    most: Array = np.minimum(grid.qmax / absmax, 1.01 * grid.row_sum / sums)
     return most

@@ -16,7 +16,7 @@ from int8calib.calibration.options import Options
 from int8calib.calibration.scales import LEVELS, dead_rows, weight_scales
 from int8calib.calibration.selection import blob_methods, chosen_layers, default_method, matching
 from int8calib.calibration.stability import UNSTEADY, summary, threshold_spreads
-from int8calib.calibration.statistics.activation import Histogram
+from int8calib.calibration.statistics.histogram import Histogram
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.calibration.thresholds import find_thresholds
 from int8calib.errors import OptionError, StatisticsError

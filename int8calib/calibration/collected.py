@@ -32,7 +32,7 @@ _WAYS = [(levels, whole) for levels in (LEVELS, WINOGRAD_LEVELS) for whole in (F
 class Collected:
     """What a collection leaves: statistics, the layers they are for, and where all comes from.
 
-    `identity` (JSON values) holds what must agree where statistics are merged: the network, the
+    `fingerprint` (JSON values) holds what must agree where statistics are merged: the network, the
     preprocessing and the options that change activations.
     """
 
@@ -40,7 +40,7 @@ class Collected:
     layers: tuple[QuantLayer, ...]
     blobs: Blobs
     source: str
-    identity: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
 
 
 def save_collected(path: str | os.PathLike[str], collected: Collected) -> None:
@@ -51,7 +51,7 @@ def save_collected(path: str | os.PathLike[str], collected: Collected) -> None:
         for layer in collected.layers
     ]
     meta = {
-        "identity": dict(collected.identity),
+        "fingerprint": dict(collected.fingerprint),
         "source": collected.source,
         "layers": layers,
         "blobs": list(collected.blobs.keys.items()),
@@ -74,7 +74,7 @@ def load_collected(path: str | os.PathLike[str]) -> Collected:
             tuple(_layers(meta["layers"], stored.arrays)),
             Blobs(names, frozenset(meta["inputs"])),
             str(meta["source"]),
-            dict(meta["identity"]),
+            dict(meta["fingerprint"]),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         message = f"{Path(path)}: not written by `int8calib collect` or `merge` ({error})"
@@ -84,17 +84,17 @@ def load_collected(path: str | os.PathLike[str]) -> Collected:
 def merge_collected(parts: Mapping[str, Collected]) -> Collected:
     """The files `parts`, by name, as one; `merge_statistics` tells what merges with what.
 
-    Raises `StatisticsError` that names the two files and what differs in their identity.
+    Raises `StatisticsError` that names the two files and what differs in their fingerprint.
     """
     (first_name, first), *others = parts.items()
     for name, part in others:
-        check_identity(first.identity, part.identity, first_name, name)
+        check_fingerprint(first.fingerprint, part.fingerprint, first_name, name)
     statistics = merge_statistics([part.statistics for part in parts.values()])
     return replace(first, statistics=statistics)
 
 
-def check_identity(a: Mapping[str, Any], b: Mapping[str, Any], name: str, other: str) -> None:
-    """Raise `StatisticsError` for the first value in which two identities differ."""
+def check_fingerprint(a: Mapping[str, Any], b: Mapping[str, Any], name: str, other: str) -> None:
+    """Raise `StatisticsError` for the first value in which two fingerprints differ."""
     for key in a.keys() | b.keys():
         if a.get(key) != b.get(key):
             raise StatisticsError(

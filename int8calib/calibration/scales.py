@@ -33,10 +33,10 @@ DEAD_ABSMAX = 1e-20
 class Grid:
     """The whole numbers that the weights of a row may become.
 
-    They lie within -`most`..`most`, and their absolute values add up to at most `row_sum`.
+    They lie within -`qmax`..`qmax`, and their absolute values add up to at most `row_sum`.
     """
 
-    most: int
+    qmax: int
     row_sum: float = float("inf")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from int8calib.calibration.statistics.activation import BINS, Histogram
+from int8calib.calibration.statistics.histogram import BINS, Histogram
 from int8calib.calibration.thresholds import Threshold, find_thresholds
 
 UNSTEADY = 0.1

@@ -37,7 +37,7 @@ from int8calib.cli.table_options import add_fold_arguments
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from int8calib.calibration.statistics.activation import Range
+    from int8calib.calibration.statistics.histogram import Range
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,8 +126,8 @@ def _known_ranges(
     """The ranges of `--ranges`, checked for being of the same network and preprocessing."""
     if path is None:
         return None
-    from int8calib.calibration.collected import check_identity, load_collected
+    from int8calib.calibration.collected import check_fingerprint, load_collected
 
     known = load_collected(path)
-    check_identity(known.identity, fingerprint, path, "this collection")
+    check_fingerprint(known.fingerprint, fingerprint, path, "this collection")
     return known.statistics.ranges

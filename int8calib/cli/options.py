@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from int8calib.arrays import Shape
     from int8calib.caffe.engine.run import Net
-    from int8calib.calibration.statistics.tally import Checkpoint
+    from int8calib.calibration.statistics.checkpoint import Checkpoint
 
 Options = TypeVar("Options")
 MOST_CACHE = 2 << 30
@@ -200,7 +200,7 @@ class CheckpointOptions:
 
     def open(self, fingerprint: Mapping[str, Any]) -> Checkpoint | None:
         """Return the checkpoint for a run of this `fingerprint`, None where none is wanted."""
-        from int8calib.calibration.statistics.tally import Checkpoint
+        from int8calib.calibration.statistics.checkpoint import Checkpoint
 
         if self.checkpoint is None:
             return None

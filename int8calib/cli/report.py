@@ -182,7 +182,7 @@ class _Job:
 
     def statistics(self, fold: bool) -> Statistics:
         """The histograms of `--stats`, checked for being of this network, or new ones."""
-        from int8calib.calibration.collected import check_identity, load_collected
+        from int8calib.calibration.collected import check_fingerprint, load_collected
         from int8calib.calibration.options import Options
         from int8calib.calibration.pipeline import prepare
         from int8calib.calibration.statistics.collect import collect_statistics
@@ -191,8 +191,8 @@ class _Job:
         if path is not None:
             stored = load_collected(path)
             mine = model_fingerprint(self.model, fold_bn=fold)
-            theirs = {key: stored.identity.get(key) for key in mine}
-            check_identity(theirs, mine, path, "this report")
+            theirs = {key: stored.fingerprint.get(key) for key in mine}
+            check_fingerprint(theirs, mine, path, "this report")
             return stored.statistics
         job = prepare(self.net, Options(fold_bn=fold))
         return collect_statistics(

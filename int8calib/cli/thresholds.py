@@ -36,14 +36,14 @@ def run(args: argparse.Namespace) -> int:
         raise StatisticsError(
             f"{args.statistics}: holds ranges only; collect the histograms with --ranges"
         )
-    fold_bn = bool(stored.identity.get("fold-bn", True))
+    fold_bn = bool(stored.fingerprint.get("fold-bn", True))
     options = read_options(TableOptions, args).calibration(fold_bn=fold_bn)
     if args.format in BY_BLOB and not set(stored.blobs.keys.values()) <= set(statistics.histograms):
         raise StatisticsError(
             f"{args.statistics}: the format {args.format} needs the statistics of every blob; "
             "collect them with --all-blobs"
         )
-    meta = {"statistics": args.statistics, "identity": dict(stored.identity)}
+    meta = {"statistics": args.statistics, "fingerprint": dict(stored.fingerprint)}
     done = assemble(
         stored.layers, statistics, options, source=stored.source, blobs=stored.blobs, meta=meta
     )

@@ -11,7 +11,7 @@ from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Graph
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.calibration.scales import LEVELS
-from int8calib.calibration.statistics.activation import Histogram
+from int8calib.calibration.statistics.histogram import Histogram
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OptionError
 from int8calib.evaluation.results import Evaluation

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from int8calib.caffe.network.quantized import QuantizedLayer
 from int8calib.calibration.scales import LEVELS
-from int8calib.calibration.statistics.activation import BINS, Histogram
+from int8calib.calibration.statistics.histogram import BINS, Histogram
 
 BUCKETS = 128
 """Steps of a staircase: more would not be seen."""

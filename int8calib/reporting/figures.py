@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.calibration.scales import LEVELS, WINOGRAD_LEVELS
-from int8calib.calibration.statistics.activation import Histogram
+from int8calib.calibration.statistics.histogram import Histogram
 from int8calib.reporting.content import Content, LayerView
 from int8calib.reporting.curves import (
     KL_CURVES,

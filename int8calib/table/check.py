@@ -142,8 +142,8 @@ def _check_layer(
             "(BatchNorm)"
         )
         return [Finding("error", line, layer.name, message)]
-    if requirement.most_scales is not None:
-        most = _alive(requirement.most_scales, layer.dead_channels)
+    if requirement.max_scales is not None:
+        most = _alive(requirement.max_scales, layer.dead_channels)
         if (found >= wanted * (1 - SAME)).all() and (found <= most * (1 + SAME)).all():
             return []
     levels = 31 if requirement.levels == 127 else 127

@@ -17,7 +17,7 @@ class Requirement:
     `weight_count`: how many weight scales ncnn loads (num_output, or group);
     `weight_scales_folded` and `weight_scales_raw`: shape (weight_count,), the absmax scales of
     the weights with and without BatchNorm folded in, at `levels` levels (127 or 31), None where
-    the weights are unknown; `most_scales`: where 31 levels suit int8 winograd whatever the
+    the weights are unknown; `max_scales`: where 31 levels suit int8 winograd whatever the
     weights, the largest scales with which these weights do as well; `folded`: which of the two
     the network will run with; `bottom`: the blob that the layer reads, before any Split, None
     where unknown.
@@ -29,6 +29,6 @@ class Requirement:
     weight_scales_folded: NDArray[np.floating[Any]] | None = None
     weight_scales_raw: NDArray[np.floating[Any]] | None = None
     levels: int = 127
-    most_scales: NDArray[np.floating[Any]] | None = None
+    max_scales: NDArray[np.floating[Any]] | None = None
     folded: bool = True
     bottom: str | None = None

@@ -154,7 +154,7 @@ def _observe(
             np.max(absmax[found.bottom], axis=0),
             np.sqrt(np.mean([part for _, part in sorted(squares[found.bottom].items())], axis=0)),
             weighing[found.layer.tops[0]],
-            grids[name].most,
+            grids[name].qmax,
         )
         for name, found in wanted.items()
     }

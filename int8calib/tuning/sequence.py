@@ -200,7 +200,7 @@ def _settle(
         bottom_scale=scale,
         evidence=_evidence(before.evidence, LEVELS / scale, sampled.arriving),
     )
-    return SettledLayer(layer, rows, _relative_error(settled, problem, real, used, grid.most))
+    return SettledLayer(layer, rows, _relative_error(settled, problem, real, used, grid.qmax))
 
 
 def _relative_error(

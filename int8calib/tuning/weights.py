@@ -82,14 +82,14 @@ def settle_weights(
     if changes.rounding:
         levels = np.concatenate(
             [
-                best_levels(goal[:, :, part], scales, moment, grid.most)
+                best_levels(goal[:, :, part], scales, moment, grid.qmax)
                 for (part, _), moment in zip(parts, moments, strict=True)
             ],
             axis=2,
         )
-        levels = _within(levels, nearest(goal, scales, grid.most), grid)
+        levels = _within(levels, nearest(goal, scales, grid.qmax), grid)
     else:
-        levels = nearest(goal, scales, grid.most)
+        levels = nearest(goal, scales, grid.qmax)
     weights = np.asarray(levels / scales[:, :, None], np.float32)
     bias = problem.bias
     if changes.bias:
@@ -139,9 +139,9 @@ def _search(weights: Array, parts: list[slice], moments: list[Array], grid: Grid
     best = np.zeros_like(safe)
     least = np.full(safe.shape, np.inf, np.float32)
     for share in SHARES:
-        scales = np.float32(grid.most) / (safe * np.float32(share))
+        scales = np.float32(grid.qmax) / (safe * np.float32(share))
         scales = np.asarray(np.minimum(scales, largest), np.float32)
-        levels = nearest(weights, scales, grid.most)
+        levels = nearest(weights, scales, grid.qmax)
         errors = np.zeros(safe.shape, np.float32)
         for part, moment in zip(parts, moments, strict=True):
             errors += level_errors(levels[:, :, part], weights[:, :, part], scales, moment)

@@ -8,7 +8,7 @@ import pytest
 import int8calib
 from int8calib import Options
 from int8calib.calibration.stability import summary, threshold_spreads
-from int8calib.calibration.statistics.activation import Histogram, HistogramBuilder
+from int8calib.calibration.statistics.histogram import Histogram, HistogramBuilder
 from int8calib.calibration.thresholds import find_threshold, method_names
 from tests.calibration.test_selection import NET
 from tests.generated import make_model

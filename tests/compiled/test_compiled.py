@@ -146,7 +146,7 @@ def test_signatures_that_mean_nothing_are_refused(text):
 SCRIPT = """
 import sys
 import numpy as np
-from int8calib.calibration.statistics.activation import HistogramBuilder, measure_range
+from int8calib.calibration.statistics.histogram import HistogramBuilder, measure_range
 from int8calib.calibration.thresholds import find_threshold
 x = np.linspace(-3, 5, 997, dtype=np.float32)[None]
 builder = HistogramBuilder(measure_range(x).absmax)
@@ -186,7 +186,7 @@ def test_import_of_the_stage_loads_no_numba():
     code = (
         "import sys, int8calib.calibration.thresholds\n"
         "print(sorted({'numpy', 'numba'} & sys.modules.keys()))\n"
-        "import int8calib.calibration.statistics.activation\n"
+        "import int8calib.calibration.statistics.histogram\n"
         "print(sorted({'numba', 'llvmlite'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import int8calib
-from int8calib.calibration.statistics.activation import BINS, Histogram
+from int8calib.calibration.statistics.histogram import BINS, Histogram
 from int8calib.calibration.thresholds import find_threshold
 from int8calib.reporting.content import short_names
 from int8calib.reporting.curves import (

@@ -159,7 +159,7 @@ def test_eight_bit_weights_run_by_winograd_on_a_real_model(tmp_path: Path, share
     limited = 0
     for layer in quantized_layers(fold_batch_norm(net.graph)):
         grid, weights = options.grid(layer), np.abs(layer.weight_rows())
-        most = np.minimum(grid.most / weights.max(axis=1), grid.row_sum / weights.sum(axis=1))
+        most = np.minimum(grid.qmax / weights.max(axis=1), grid.row_sum / weights.sum(axis=1))
         limited += np.isfinite(grid.row_sum)
         rows.append(
             LayerScales(layer.name, most.astype(np.float32), table[layer.name].bottom_scale)

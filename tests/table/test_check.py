@@ -108,9 +108,9 @@ def test_scales_against_the_weights(
 
 def test_more_levels_than_31_are_fine_up_to_what_winograd_holds() -> None:
     most = np.array([2.4, 3.6, 6.0])
-    winograd = Requirement("conv1", "Convolution", 3, most / 1.2, None, levels=31, most_scales=most)
+    winograd = Requirement("conv1", "Convolution", 3, most / 1.2, None, levels=31, max_scales=most)
     assert found(TEXT, winograd, IP) == []
-    tight = replace(winograd, most_scales=np.array([2.4, 3.6, 4.9]))
+    tight = replace(winograd, max_scales=np.array([2.4, 3.6, 4.9]))
     assert found(TEXT, tight, IP) == []  # exactly 31 levels
     above = replace(tight, weight_scales_folded=np.array([1.9, 3.0, 4.5]))
     (finding,) = check_table(TEXT, requirements=[above, IP])

@@ -18,11 +18,11 @@ import numpy as np
 
 from int8calib.arrays import Array
 from int8calib.calibration.executor import Executor, Runner, runners
-from int8calib.calibration.statistics.activation import Range, measure_range
-from int8calib.calibration.statistics.counters import Counters, Gate, by_half
-from int8calib.calibration.statistics.kept import Kept, Shelf
+from int8calib.calibration.statistics.cache import ActivationCache, CachedValues
+from int8calib.calibration.statistics.checkpoint import Checkpoint, Checksums, CollectionState
+from int8calib.calibration.statistics.counters import Counters, ReadersWriterLock, by_half
+from int8calib.calibration.statistics.histogram import Range, measure_range
 from int8calib.calibration.statistics.store import Statistics
-from int8calib.calibration.statistics.tally import Checkpoint, Codes, Tally
 from int8calib.errors import ImageError
 from int8calib.workers import (
     Batch,
@@ -57,15 +57,15 @@ def collect_statistics(
     Raises `StatisticsError` that names a blob with NaN or infinity or without a range,
     `ImageError` for no batches.
     """
-    tally = (checkpoint.load() if checkpoint else None) or Tally()
+    state = (checkpoint.load() if checkpoint else None) or CollectionState()
     if ranges is not None:
-        tally.ranges, tally.ranges_known = dict(ranges), True
+        state.ranges, state.ranges_known = dict(ranges), True
     wanted = tuple(dict.fromkeys(blobs))
     report = progress or (lambda stage, done, of: None)
     with runners(executor, wanted) as runner:
         collector = _Collector(runner, workers, cache_bytes if not ranges_only else 0)
-        collector.go_on(tally, checkpoint, ranges_given=ranges is not None)
-        if not tally.ranges_known:
+        collector.go_on(state, checkpoint, ranges_given=ranges is not None)
+        if not state.ranges_known:
             collector.measure(batches, lambda done: report("ranges", done, total))
         if not ranges_only:
             collector.count(batches, lambda done: report("histograms", done, total))
@@ -79,96 +79,98 @@ class _Collector:
         self._runner = runner
         self._workers = workers
         self._lock = threading.Lock()
-        self._gate = Gate()
-        self._tally = Tally()
-        self.result = self._tally
+        self._counting = ReadersWriterLock()
+        self._state = CollectionState()
+        self.result = self._state
         self._checkpoint: Checkpoint | None = None
-        self._shelf = Shelf(cache_bytes)
+        self._cache = ActivationCache(cache_bytes)
         self._batch_count = -1
         self._ranges_given = False
 
-    def go_on(self, tally: Tally, checkpoint: Checkpoint | None, *, ranges_given: bool) -> None:
-        """Add to `tally`, which an earlier run may have begun; write to `checkpoint`."""
-        self._tally, self._checkpoint, self.result = tally, checkpoint, tally
+    def go_on(
+        self, state: CollectionState, checkpoint: Checkpoint | None, *, ranges_given: bool
+    ) -> None:
+        """Add to `state`, which an earlier run may have begun; write to `checkpoint`."""
+        self._state, self._checkpoint, self.result = state, checkpoint, state
         self._ranges_given = ranges_given
 
     def measure(self, batches: Loader, progress: Callable[[int], None]) -> None:
         """First pass: ranges of all blobs, activations kept while the budget lasts."""
-        before = dict(self._tally.measured)
+        before = dict(self._state.measured)
 
         def work(runner: Runner, item: tuple[int, Batch]) -> int:
             index, batch = item
             if index in before:
                 return batch_size(batch)
             found: list[tuple[str, Range]] = []
-            kept: list[Kept] = []
-            keeping = self._shelf.open
-            codes = image_codes(batch)
+            kept: list[CachedValues] = []
+            keeping = self._cache.open
+            codes = image_checksums(batch)
 
             def listen(blob: str, top: Array) -> None:
                 if not keeping:
                     found.append((blob, measure_range(top, blob)))
                     return
                 for code, rows in by_half(codes, top):
-                    for part in self._shelf.copies(blob, code, rows):
+                    for part in self._cache.copies(blob, code, rows):
                         kept.append(part)
                         found.append((blob, part.range))
 
             runner(batch, listen)
-            with self._gate.working(), self._lock:
-                self._tally.add_ranges(index, codes, found)
-            self._save_if_due(Tally.snapshot)
+            with self._counting.working(), self._lock:
+                self._state.add_ranges(index, codes, found)
+            self._save_if_due(CollectionState.snapshot)
             if keeping:
-                self._shelf.put(index, codes, kept)
+                self._cache.put(index, codes, kept)
             return batch_size(batch)
 
         self._batch_count = self._each(enumerate(batches()), work, progress)
         if not self._batch_count:
             raise ImageError("there are no images to calibrate with")
-        self._tally.ranges_known = True
+        self._state.ranges_known = True
 
     def count(self, batches: Loader, progress: Callable[[int], None]) -> None:
         """Second pass: histograms, from kept activations or by running the image again."""
-        before = dict(self._tally.counted)
-        counters = Counters(self._tally.ranges, self._ranges_given)
+        before = dict(self._state.counted)
+        counters = Counters(self._state.ranges, self._ranges_given)
 
         def work(runner: Runner, item: tuple[int, Batch | None]) -> int:
             index, batch = item
             if index in before:
                 return len(before[index])
-            kept = self._shelf.pop(index)
+            kept = self._cache.pop(index)
             if kept is None and batch is None:
                 return 0
-            codes = image_codes(batch or {}) if kept is None else kept[0]
-            with self._gate.working():
+            codes = image_checksums(batch or {}) if kept is None else kept[0]
+            with self._counting.working():
                 if kept is not None:
                     for part in kept[1]:
                         counters.add_kept(part)
                 elif batch is not None:
                     runner(batch, lambda blob, top: counters.add(codes, blob, top))
                 with self._lock:
-                    self._tally.counted[index] = codes
+                    self._state.counted[index] = codes
             self._save_if_due(counters.add_to)
             return len(codes)
 
         if not self._each(self._second_pass(batches), work, progress):
             raise ImageError("there are no images to calibrate with")
-        self.result = counters.add_to(self._tally)
+        self.result = counters.add_to(self._state)
         if self._checkpoint is not None:
             self._checkpoint.save(self.result)
 
     def _second_pass(self, batches: Loader) -> Iterator[tuple[int, Batch | None]]:
         """What to count: the batches again where some were not kept, else the kept ones alone."""
-        if self._batch_count == len(self._shelf):
-            return ((index, None) for index in self._shelf)
+        if self._batch_count == len(self._cache):
+            return ((index, None) for index in self._cache)
         return enumerate(batches())
 
-    def _save_if_due(self, finish: Callable[[Tally], Tally]) -> None:
-        """Write the checkpoint if it is time: what `finish` makes of the tally."""
+    def _save_if_due(self, finish: Callable[[CollectionState], CollectionState]) -> None:
+        """Write the checkpoint if it is time: what `finish` makes of the state."""
         if self._checkpoint is None or not self._checkpoint.due():
             return
-        with self._gate.alone():
-            state = None if self._gate.broken else finish(self._tally)
+        with self._counting.alone():
+            state = None if self._counting.broken else finish(self._state)
         if state is not None:
             self._checkpoint.save(state)
 
@@ -188,7 +190,7 @@ class _Collector:
         )
 
 
-def image_codes(batch: Batch) -> Codes:
+def image_checksums(batch: Batch) -> Checksums:
     """A checksum of each image of a batch, over all its inputs: 32 bits, whatever the batch."""
     codes = [0] * batch_size(batch)
     for name in sorted(batch):

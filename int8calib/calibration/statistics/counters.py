@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from int8calib.arrays import Array
-from int8calib.calibration.statistics.activation import HistogramBuilder, Range, measure_range
-from int8calib.calibration.statistics.kept import Kept
-from int8calib.calibration.statistics.tally import Codes, Tally
+from int8calib.calibration.statistics.cache import CachedValues
+from int8calib.calibration.statistics.checkpoint import Checksums, CollectionState
+from int8calib.calibration.statistics.histogram import HistogramBuilder, Range, measure_range
 from int8calib.errors import StatisticsError
 
 
@@ -25,7 +25,7 @@ class Counters:
             for blob, found in ranges.items()
         }
 
-    def add(self, codes: Codes, blob: str, top: Array) -> None:
+    def add(self, codes: Checksums, blob: str, top: Array) -> None:
         """Count one blob of a batch whose images have these checksums."""
         found = self._ranges.get(blob)
         if found is None:
@@ -38,21 +38,21 @@ class Counters:
         for code, rows in by_half(codes, top):
             self._builders[blob][code & 1].add(rows)
 
-    def add_kept(self, kept: Kept) -> None:
+    def add_kept(self, kept: CachedValues) -> None:
         """Count a part of a blob that was kept when its range was measured."""
         builder = self._builders[kept.blob][kept.code & 1]
         builder.add_values(kept.values, zeros=kept.zeros, images=kept.images)
 
-    def add_to(self, tally: Tally) -> Tally:
-        """A copy of `tally` with what was counted here."""
-        total = tally.snapshot()
+    def add_to(self, state: CollectionState) -> CollectionState:
+        """A copy of `state` with what was counted here."""
+        total = state.snapshot()
         for blob, builders in self._builders.items():
             half, rest = (builder.result() for builder in builders)
             total.add_counts(blob, half.merge(rest), half)
         return total
 
 
-def by_half(codes: Codes, top: Array) -> Iterator[tuple[int, Array]]:
+def by_half(codes: Checksums, top: Array) -> Iterator[tuple[int, Array]]:
     """Each image's part of a top with its checksum, whose last bit says which half it is of."""
     if len(codes) == 1 or len(top) != len(codes):
         # A top need not have an axis of images: then all of it goes with the first image.
@@ -62,7 +62,7 @@ def by_half(codes: Codes, top: Array) -> Iterator[tuple[int, Array]]:
         yield code, top[i : i + 1]
 
 
-class Gate:
+class ReadersWriterLock:
     """Workers pass together; who wants to be alone waits for them, and they for him.
 
     So a checkpoint sees whole images only, without a lock around each count.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.calibration.statistics.activation import BINS, Histogram, Range
+from int8calib.calibration.statistics.histogram import BINS, Histogram, Range
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import StatisticsError
 from int8calib.files import write_atomic

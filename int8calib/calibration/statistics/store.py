@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.calibration.statistics.activation import Histogram, Range
+from int8calib.calibration.statistics.histogram import Histogram, Range
 from int8calib.errors import StatisticsError
 
 

@@ -9,7 +9,7 @@ from int8calib.calibration.thresholds.registry import MethodOptions, Threshold, 
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
-    from int8calib.calibration.statistics.activation import Histogram
+    from int8calib.calibration.statistics.histogram import Histogram
 
 _ALPHA = {
     2: 1.71063519,

@@ -42,7 +42,7 @@ def _information(counts: Array) -> Array:
 def kl_curve(counts: Array) -> Array:
     """Return ncnn2table's divergence for each threshold t = LEVELS .. bins - 1; not all counts 0.
 
-    Formula: see `int8calib.calibration.thresholds.kl`.
+    Formula: see `int8calib.calibration.thresholds.kl.kl`.
     """
     a = counts / counts.sum() + EPSILON
     curve = np.empty(counts.size - LEVELS)
@@ -111,7 +111,7 @@ def kl_costs(
 def kl_tool_curve(counts: Array) -> Array:
     """Return the latest reference tool's divergence for each threshold t = LEVELS .. bins - 1.
 
-    Formula: see `int8calib.calibration.thresholds.kl_tool`.
+    Formula: see `int8calib.calibration.thresholds.kl.kl_tool`.
     """
     curve = np.empty(counts.size - LEVELS)
     kl_tool_costs(
@@ -153,7 +153,7 @@ def kl_tool_v1_curve(counts: Array) -> Array:
     """Return the first reference tool's divergence for each threshold t = LEVELS .. bins - 1.
 
     Infinite where bin t - 1 is empty below a tail; not all counts 0. Formula: see
-    `int8calib.calibration.thresholds.kl_tool_v1`.
+    `int8calib.calibration.thresholds.kl.kl_tool_v1`.
     """
     p = counts / counts.sum()
     information = running(p * np.log(np.where(p > 0, p, 1.0)))
@@ -204,7 +204,7 @@ def kl_tensorrt_curve(counts: Array) -> Array:
     """Return the divergence of TensorRT's slides for each threshold t = LEVELS .. bins - 1.
 
     Infinite where bin t - 1 is empty below a tail; not all counts 0. Formula: see
-    `int8calib.calibration.thresholds.kl_tensorrt`.
+    `int8calib.calibration.thresholds.kl.kl_tensorrt`.
     """
     curve = np.empty(counts.size - LEVELS)
     kl_tensorrt_costs(

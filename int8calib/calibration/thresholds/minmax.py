@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from int8calib.calibration.thresholds.registry import MethodOptions, Threshold, register_method
 
 if TYPE_CHECKING:
-    from int8calib.calibration.statistics.activation import Histogram
+    from int8calib.calibration.statistics.histogram import Histogram
 
 
 @register_method("minmax", summary="the largest |x|: nothing is clipped")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from int8calib.calibration.thresholds.cuts import whole_range
-from int8calib.calibration.thresholds.registry import MethodOptions, Threshold, register_method
+from int8calib.calibration.thresholds.registry import (
+    MethodOptions,
+    Threshold,
+    register_method,
+    whole_range,
+)
 
 if TYPE_CHECKING:
-    from int8calib.calibration.statistics.activation import Histogram
+    from int8calib.calibration.statistics.histogram import Histogram
 
 
 @register_method("percentile", summary="keeps a share of the non-zero values, 99.99 % by default")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
-    from int8calib.calibration.statistics.activation import Histogram
+    from int8calib.calibration.statistics.histogram import Histogram
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class MethodOptions:
             raise OptionError(f"percentile {self.percentile}, expected more than 0, at most 100")
         if self.bits not in range(2, 9):
             raise OptionError(f"bits {self.bits}, expected a whole number from 2 to 8")
+
+
+def whole_range(histogram: Histogram) -> Threshold:
+    """Return the threshold that clips nothing: the absmax, all bins kept."""
+    return Threshold(histogram.absmax, histogram.positive.size)
 
 
 Method = Callable[["Histogram", MethodOptions], Threshold]

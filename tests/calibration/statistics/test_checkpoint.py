@@ -16,9 +16,9 @@ import pytest
 import int8calib
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.quantized import quantized_layers
-from int8calib.calibration.statistics.collect import collect_statistics, image_codes
+from int8calib.calibration.statistics.checkpoint import Checkpoint
+from int8calib.calibration.statistics.collect import collect_statistics, image_checksums
 from int8calib.calibration.statistics.store import Statistics
-from int8calib.calibration.statistics.tally import Checkpoint
 from int8calib.errors import ImageError, OptionError, StatisticsError
 from tests.caffe.engine.test_engine import NET
 from tests.generated import make_model
@@ -110,7 +110,7 @@ def test_a_finished_checkpoint_gives_the_same_again(net: Net, tmp_path: Path) ->
 
 def test_halves_follow_from_the_pixels(net: Net) -> None:
     found = collect(net, Loader(1), None)
-    codes = [image_codes({"data": image[None]})[0] for image in IMAGES]
+    codes = [image_checksums({"data": image[None]})[0] for image in IMAGES]
     half = IMAGES[[code % 2 == 0 for code in codes]]
     assert 0 < len(half) < len(IMAGES)
     part = found.halves["data"]
@@ -118,7 +118,7 @@ def test_halves_follow_from_the_pixels(net: Net) -> None:
     assert part.nonzero == np.count_nonzero(half)
     assert part.positive.sum() == (half > 0).sum()
     both = {"data": IMAGES[:2], "extra": IMAGES[3:5]}
-    assert image_codes(both) != image_codes({"data": IMAGES[:2]})
+    assert image_checksums(both) != image_checksums({"data": IMAGES[:2]})
 
 
 def test_another_jobs_checkpoint_is_refused(net: Net, tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from int8calib.calibration.statistics.activation import Range
-from int8calib.calibration.statistics.counters import Counters, Gate
-from int8calib.calibration.statistics.tally import Tally
+from int8calib.calibration.statistics.checkpoint import CollectionState
+from int8calib.calibration.statistics.counters import Counters, ReadersWriterLock
+from int8calib.calibration.statistics.histogram import Range
 
 
 def test_alone_never_sees_half_a_batch() -> None:
-    gate = Gate()
+    gate = ReadersWriterLock()
     lock = threading.Lock()
     begun, ended, seen = [], [], []
 
@@ -43,7 +43,7 @@ def test_alone_never_sees_half_a_batch() -> None:
 
 
 def test_an_error_breaks_the_gate_but_lets_others_end() -> None:
-    gate = Gate()
+    gate = ReadersWriterLock()
     with pytest.raises(KeyError), gate.working():
         raise KeyError
     assert gate.broken
@@ -58,7 +58,7 @@ def test_images_go_to_their_half_and_other_tops_with_the_first() -> None:
     x = np.array([[0.5, 2], [1, -1], [1, 0]], np.float32)
     counters.add((2, 3, 4), "x", x)
     counters.add((3, 2, 2), "y", np.array([[1, 1, 1, 1]], np.float32))
-    found = counters.add_to(Tally())
+    found = counters.add_to(CollectionState())
     assert found.histograms["x"].nonzero == 5
     assert found.histograms["x"].zeros == 1
     assert found.halves["x"].nonzero == 3

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from int8calib.calibration.statistics.activation import (
+from int8calib.calibration.statistics.histogram import (
     Range,
     copy_nonzero,
     measure_range,

@@ -17,17 +17,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.calibration.statistics.activation import Histogram, Range
 from int8calib.calibration.statistics.file import load_statistics, save_statistics
+from int8calib.calibration.statistics.histogram import Histogram, Range
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OptionError, StatisticsError
 
-Codes: TypeAlias = tuple[int, ...]
+Checksums: TypeAlias = tuple[int, ...]
 """A checksum of each image of a batch."""
 
 
 @dataclass
-class Tally:
+class CollectionState:
     """Ranges and histograms of the batches done; `measured` and `counted` tell which, by number.
 
     `ranges_known` says that the first phase is over: `ranges` are those of all images.
@@ -36,11 +36,11 @@ class Tally:
     ranges: dict[str, Range] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     halves: dict[str, Histogram] = field(default_factory=dict)
-    measured: dict[int, Codes] = field(default_factory=dict)
-    counted: dict[int, Codes] = field(default_factory=dict)
+    measured: dict[int, Checksums] = field(default_factory=dict)
+    counted: dict[int, Checksums] = field(default_factory=dict)
     ranges_known: bool = False
 
-    def add_ranges(self, batch: int, codes: Codes, found: Iterable[tuple[str, Range]]) -> None:
+    def add_ranges(self, batch: int, codes: Checksums, found: Iterable[tuple[str, Range]]) -> None:
         """Commit the ranges of one batch."""
         for blob, measured in found:
             before = self.ranges.get(blob)
@@ -52,7 +52,7 @@ class Tally:
         for total, counts in ((self.histograms, whole), (self.halves, half)):
             total[blob] = total[blob].merge(counts) if blob in total else counts
 
-    def snapshot(self) -> Tally:
+    def snapshot(self) -> CollectionState:
         """A copy that stays as it is; its histograms are shared, which nobody changes."""
         return replace(
             self,
@@ -78,19 +78,19 @@ class Tally:
 class Checkpoint:
     """A file that a run writes now and then, and from which the same run goes on.
 
-    `identity` (JSON values) is what must be the same for that; `every`: seconds between writes.
+    `fingerprint` (JSON values) is what must be the same for that; `every`: seconds between writes.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], identity: Mapping[str, Any], every: float = 30.0
+        self, path: str | os.PathLike[str], fingerprint: Mapping[str, Any], every: float = 30.0
     ) -> None:
         self.path = Path(path)
-        self._identity = identity
+        self._identity = fingerprint
         self._every = every
         self._due = time.monotonic() + every
         self._writing = threading.Lock()
 
-    def load(self) -> Tally | None:
+    def load(self) -> CollectionState | None:
         """What an earlier run left, None where there is nothing.
 
         Raises `StatisticsError` for a damaged file, `OptionError` for one of another job.
@@ -101,13 +101,13 @@ class Checkpoint:
         meta = stored.statistics.meta.get("checkpoint")
         if not isinstance(meta, dict):
             raise StatisticsError(f"{self.path}: statistics, but no checkpoint of a run")
-        for key in sorted(meta["identity"].keys() | self._identity.keys()):
-            if meta["identity"].get(key) != self._identity.get(key):
+        for key in sorted(meta["fingerprint"].keys() | self._identity.keys()):
+            if meta["fingerprint"].get(key) != self._identity.get(key):
                 raise OptionError(
                     f"{self.path}: is the checkpoint of another job (its {key} differs); repeat "
                     "that job's options, or name another file"
                 )
-        return Tally(
+        return CollectionState(
             dict(stored.statistics.ranges),
             dict(stored.statistics.histograms),
             dict(stored.statistics.halves),
@@ -124,14 +124,14 @@ class Checkpoint:
         self._due = now + self._every
         return True
 
-    def save(self, tally: Tally) -> None:
-        """Write `tally`, which nobody may change meanwhile; skipped while another is written."""
+    def save(self, state: CollectionState) -> None:
+        """Write `state`, which nobody may change meanwhile; skipped while another is written."""
         if not self._writing.acquire(blocking=False):
             return
         try:
-            meta = {"identity": dict(self._identity), "ranges_known": tally.ranges_known}
-            statistics = replace(tally.statistics(tally.ranges), meta={"checkpoint": meta})
-            arrays = {"measured": _pack(tally.measured), "counted": _pack(tally.counted)}
+            meta = {"fingerprint": dict(self._identity), "ranges_known": state.ranges_known}
+            statistics = replace(state.statistics(state.ranges), meta={"checkpoint": meta})
+            arrays = {"measured": _pack(state.measured), "counted": _pack(state.counted)}
             save_statistics(self.path, statistics, arrays)
         finally:
             self._writing.release()
@@ -141,14 +141,14 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
-def _pack(done: Mapping[int, Codes]) -> NDArray[np.int64]:
+def _pack(done: Mapping[int, Checksums]) -> NDArray[np.int64]:
     """(images, 2): the batch's number and the image's checksum."""
     rows = [(batch, code) for batch in sorted(done) for code in done[batch]]
     return np.array(rows, np.int64).reshape(-1, 2)
 
 
-def _unpack(rows: NDArray[np.int64]) -> dict[int, Codes]:
-    done: dict[int, Codes] = {}
+def _unpack(rows: NDArray[np.int64]) -> dict[int, Checksums]:
+    done: dict[int, Checksums] = {}
     for batch, code in rows.tolist():
         done[batch] = (*done.get(batch, ()), code)
     return done

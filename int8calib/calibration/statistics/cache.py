@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.arrays import Array
-from int8calib.calibration.statistics.activation import (
+from int8calib.calibration.statistics.checkpoint import Checksums
+from int8calib.calibration.statistics.histogram import (
     Range,
     checked_values,
     copy_nonzero,
     range_of_values,
 )
-from int8calib.calibration.statistics.tally import Codes
 
 _CHUNK = 1 << 19
 """Values (2 MiB) that a worker asks the system for at a time. From 4 MiB on numpy asks for huge
 pages, whose first use takes milliseconds each on virtual machines that share their memory."""
 
 
-class Kept(NamedTuple):
+class CachedValues(NamedTuple):
     """Values of one blob for some images of one half, zeros left out.
 
     `images` counts those whose values begin here: a large blob comes in several parts.
@@ -45,7 +45,7 @@ class Kept(NamedTuple):
         return range_of_values(self.values, zeros=self.zeros, images=self.images, name=self.blob)
 
 
-class Shelf:
+class ActivationCache:
     """What is kept of all batches, by number, as far as a budget of bytes allows.
 
     Workers call it at the same time; each fills memory of its own.
@@ -54,7 +54,7 @@ class Shelf:
     def __init__(self, budget: int) -> None:
         """Start empty."""
         self._left = budget
-        self._batches: dict[int, tuple[Codes, list[Kept]]] = {}
+        self._batches: dict[int, tuple[Checksums, list[CachedValues]]] = {}
         self._lock = threading.Lock()
         self._own = threading.local()
 
@@ -71,7 +71,7 @@ class Shelf:
         """Their numbers in order."""
         return iter(sorted(self._batches))
 
-    def copies(self, blob: str, code: int, rows: Array) -> Iterator[Kept]:
+    def copies(self, blob: str, code: int, rows: Array) -> Iterator[CachedValues]:
         """Copies of `rows`, the part of a top for images of one half, a chunk at a time."""
         values = checked_values(rows, blob)
         images = len(rows)
@@ -80,7 +80,7 @@ class Shelf:
             room = self._room(piece.size)
             count = copy_nonzero(piece, room)
             self._own.used += count
-            yield Kept(blob, code, room[:count], piece.size - count, images)
+            yield CachedValues(blob, code, room[:count], piece.size - count, images)
             images = 0
 
     def _room(self, size: int) -> NDArray[np.float32]:
@@ -92,7 +92,7 @@ class Shelf:
         room: NDArray[np.float32] = chunk[self._own.used :]
         return room
 
-    def put(self, batch: int, codes: Codes, copies: list[Kept]) -> None:
+    def put(self, batch: int, codes: Checksums, copies: list[CachedValues]) -> None:
         """Keep one batch's copies if they fit what is left of the budget."""
         size = sum(kept.values.nbytes for kept in copies)
         with self._lock:
@@ -103,7 +103,7 @@ class Shelf:
                 # One that does not fit ends it: smaller ones may follow, but seldom do.
                 self._left = 0
 
-    def pop(self, batch: int) -> tuple[Codes, list[Kept]] | None:
+    def pop(self, batch: int) -> tuple[Checksums, list[CachedValues]] | None:
         """Take one batch's copies out, None if they were not kept."""
         with self._lock:
             return self._batches.pop(batch, None)
