@@ -44,14 +44,19 @@ class Blobs:
     inputs: frozenset[str]
 
 
-def select_layers(layers: Sequence[QuantLayer], options: Options) -> tuple[QuantLayer, ...]:
+def select_layers(
+    layers: Sequence[QuantLayer],
+    options: Options,
+    blocked: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[QuantLayer, ...]:
     """The layers that `options` want in INT8; raises `OptionError` for a pattern without a layer.
 
     The methods of layers and their 6-bit weights are checked here too, before any image runs.
+    `blocked` names layers that stay in float, with what stands in their way.
     """
-    chosen = chosen_layers(layers, options)
+    chosen = chosen_layers(layers, options, blocked)
     blob_methods(layers, chosen, options)
-    names = [layer.name for layer in layers]
+    names = [*(layer.name for layer in layers), *blocked]
     for pattern in options.weights.six_bit:
         matching(names, pattern, "six-bit")
     return tuple(layer for layer in layers if layer.name in set(chosen))
@@ -65,23 +70,27 @@ def assemble(
     source: str,
     blobs: Blobs | None = None,
     meta: Mapping[str, Any] = MappingProxyType({}),
+    blocked: Mapping[str, str] = MappingProxyType({}),
+    warnings: Sequence[str] = (),
 ) -> Calibration:
     """The table of `layers` (all of the network's) from statistics; `source` names the network.
 
     Consumers of a blob share its scale. A layer whose bottom is always zero is left out (ncnn
     then runs it in float), with a warning. With `options.all_blobs`, `blobs` says what they are.
+    `blocked` names layers that stay in float, with what stands in their way; `warnings` are those
+    of the network, which come first.
     """
-    chosen = select_layers(layers, options)
+    chosen = select_layers(layers, options, blocked)
     methods, notes = blob_methods(layers, [layer.name for layer in chosen], options)
     wanted = dict(methods)
     if options.all_blobs and blobs is not None:
         for key in blobs.keys.values():
             wanted.setdefault(key, default_method(key in blobs.inputs, options))
     found = _evidence(statistics, wanted, options)
-    rows, warnings = _rows(chosen, found, options)
+    rows, of_layers = _rows(chosen, found, options)
     if not rows:
         raise StatisticsError(f"{source}: every quantized layer has a bottom of zeros")
-    warnings = [*_run_warnings(statistics, found, methods), *notes, *warnings]
+    warnings = [*warnings, *_run_warnings(statistics, found, methods), *notes, *of_layers]
     table = CalibrationTable(
         tuple(rows),
         _blob_scales(blobs, found) if options.all_blobs and blobs is not None else {},

@@ -28,6 +28,11 @@ class Executor(Protocol):
     ``blobs`` : mapping of str to str
         Every blob by name, with its key. They differ where layers work in place: then the key is
         that of the blob as it is in the end. For the table formats that go by blob.
+    ``blocked`` : mapping of str to str
+        Layers that could be INT8, but something stands in their way: name to what, in words. They
+        stay in float.
+    ``warnings`` : sequence of str
+        What to mind of the network, for the report.
     ``needed_inputs(blobs)`` : tuple of str
         The inputs that these blobs depend on; all inputs otherwise.
     ``facts`` : mapping of str to JSON values

@@ -12,6 +12,7 @@ from int8calib.calibration.executor import E, E_co, Executor, Network, source_of
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import Options
 from int8calib.calibration.statistics.checkpoint import Checkpoint
+from int8calib.calibration.selection import blocked_warnings
 from int8calib.calibration.statistics.collect import collect_statistics
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import ModelError, OptionError
@@ -38,6 +39,10 @@ class Job(Generic[E_co]):
         The keys of the blobs to observe.
     named : Blobs
         Every blob of the network.
+    blocked : mapping of str to str
+        Layers that stay in float, with what stands in their way.
+    warnings : tuple of str
+        What to mind of the network.
     """
 
     executor: E_co
@@ -46,6 +51,8 @@ class Job(Generic[E_co]):
     inputs: tuple[str, ...]
     blobs: tuple[str, ...]
     named: Blobs
+    blocked: Mapping[str, str]
+    warnings: tuple[str, ...]
 
 
 @overload
@@ -75,7 +82,8 @@ def prepare(network: Any, options: Options) -> Job[Any]:
         raise ModelError(
             f"{source}: has no Convolution or InnerProduct layer, so there is nothing to calibrate"
         )
-    layers = select_layers(candidates, options)
+    blocked = dict(getattr(executor, "blocked", {}))
+    layers = select_layers(candidates, options, blocked)
     inputs = tuple(executor.inputs)
     named = Blobs(dict(getattr(executor, "blobs", {})), frozenset(inputs))
     wanted = [layer.blob for layer in layers]
@@ -86,7 +94,14 @@ def prepare(network: Any, options: Options) -> Job[Any]:
     blobs = tuple(dict.fromkeys(wanted))
     needed = getattr(executor, "needed_inputs", None)
     return Job(
-        executor, candidates, layers, inputs if needed is None else needed(blobs), blobs, named
+        executor,
+        candidates,
+        layers,
+        inputs if needed is None else needed(blobs),
+        blobs,
+        named,
+        blocked,
+        (*getattr(executor, "warnings", ()), *blocked_warnings(blocked, options)),
     )
 
 
@@ -189,4 +204,6 @@ def make_table(
         source=source_of(job.executor),
         blobs=job.named,
         meta=meta,
+        blocked=job.blocked,
+        warnings=job.warnings,
     )

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import AUTO, SAME, Options
 from int8calib.errors import OptionError
+
+SHOWN = 5
+"""How many names a warning gives before it only counts."""
 
 INPUT_METHOD = "minmax"
 """The method of input blobs under `auto`. Pixels end where they end: on SqueezeNet v1.0, v1.1 and
@@ -37,18 +41,41 @@ def matching(names: Sequence[str], pattern: str, option: str) -> tuple[str, ...]
     return found
 
 
-def chosen_layers(layers: Sequence[QuantLayer], options: Options) -> tuple[str, ...]:
-    """The names of the layers to quantize, in their order.
+def chosen_layers(
+    layers: Sequence[QuantLayer],
+    options: Options,
+    blocked: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[str, ...]:
+    """Return the names of the layers to quantize, in their order.
 
-    `only` first, then `exclude` and `first_last_float` take away. Raises `OptionError` for a
-    pattern that matches nothing, and where nothing is left.
+    Parameters
+    ----------
+    layers : sequence of QuantLayer
+        Those that can be quantized.
+    options : Options
+        `only` first, then `exclude` and `first_last_float` take away.
+    blocked : mapping of str to str
+        Layers that stay in float because something stands in their way: name to what. Patterns
+        may name them.
+
+    Raises
+    ------
+    OptionError
+        For a pattern that matches nothing, an `only` that means blocked layers alone, and where
+        nothing is left.
     """
     names = [layer.name for layer in layers]
+    known = [*names, *blocked]
     kept = set(names)
     if options.only:
-        kept = {name for pattern in options.only for name in matching(names, pattern, "only")}
+        kept = set()
+        for pattern in options.only:
+            meant = matching(known, pattern, "only")
+            if blocked.keys() >= set(meant):
+                raise OptionError(f"only {pattern}: cannot be INT8: {blocked[meant[0]]}")
+            kept.update(set(meant).intersection(names))
     for pattern in options.exclude:
-        kept.difference_update(matching(names, pattern, "exclude"))
+        kept.difference_update(matching(known, pattern, "exclude"))
     if options.first_last_float:
         kept.difference_update(layer.name for layer in layers if layer.first or layer.last)
     if not kept:
@@ -57,6 +84,26 @@ def chosen_layers(layers: Sequence[QuantLayer], options: Options) -> tuple[str, 
             "first-last-float; leave at least one"
         )
     return tuple(name for name in names if name in kept)
+
+
+def blocked_warnings(blocked: Mapping[str, str], options: Options) -> list[str]:
+    """Return a line for each thing that keeps layers in float, unless `options` leave them out."""
+    waiting: dict[str, list[str]] = {}
+    for name, reason in blocked.items():
+        if not _means(options.exclude, name) and (not options.only or _means(options.only, name)):
+            waiting.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in waiting.items():
+        shown = ", ".join(names[:SHOWN])
+        more = f" and {len(names) - SHOWN} more stay" if len(names) > SHOWN else " stay"
+        one = "s" if len(names) == 1 else ""
+        lines.append(f"{shown}{more}{one} in float: {reason}; --exclude says that it is meant")
+    return lines
+
+
+def _means(patterns: Iterable[str], name: str) -> bool:
+    """Whether one of the patterns means the layer `name`."""
+    return any(pattern == name or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def blob_methods(

@@ -8,7 +8,8 @@ from int8calib.arrays import Array, Shape
 from int8calib.caffe.engine.run import Runner
 from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.caffe.network.quantized import quantized_layers
+from int8calib.caffe.network.runnable import layers_to_quantize
+from int8calib.caffe.network.shapes import reach
 from int8calib.calibration import executor as protocol
 from int8calib.errors import ModelError
 from int8calib.workers import Batch
@@ -27,22 +28,35 @@ class CaffeExecutor:
         The declared shape of each input.
     layers : tuple of QuantizedLayer
         The layers that can be INT8.
+    blocked : dict of str to str
+        Layers that could be INT8 if it were not for a layer before them that cannot run, with what
+        that is.
+    warnings : tuple of str
+        What to mind of the network.
     source : str
         The prototxt.
     blobs : dict of str to str
-        Every blob by name, with the key of its last version.
+        Every blob that can be made by name, with the key of its last version.
     facts : dict
         For reports: what of the prototxt was left out.
+
+    Raises
+    ------
+    ModelError
+        Where nothing is left to quantize; says what stands in the way.
     """
 
-    def __init__(self, graph: Graph, inputs: Mapping[str, Shape]) -> None:
+    def __init__(
+        self, graph: Graph, inputs: Mapping[str, Shape], warnings: Sequence[str] = ()
+    ) -> None:
         self.graph = graph
         self.inputs = dict(inputs)
-        self.layers = quantized_layers(graph)
+        self.layers, self.blocked = layers_to_quantize(graph, self.inputs)
+        self.warnings = warnings
         self.source = graph.source
         notes = [note.as_json() for note in graph.notes]
         self.facts: dict[str, object] = {"ignored_fields": notes} if notes else {}
-        tops = [top for layer in graph.layers for top in layer.tops]
+        tops = list(reach(graph, self.inputs).shapes)
         self.blobs = {top.name: str(top) for top in tops}
         self._versions = {str(top): top for top in tops}
 

@@ -18,6 +18,7 @@ from int8calib.caffe.engine.plan import Plan, make_plan
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.load import load_graph
+from int8calib.caffe.network.runnable import batch_statistics
 from int8calib.errors import OptionError, ShapeError
 from int8calib.workers import Batch
 
@@ -81,7 +82,7 @@ class Net:
         from int8calib.caffe.engine.executor import CaffeExecutor
 
         graph = fold_batch_norm(self.graph) if fold_bn else self.graph
-        return CaffeExecutor(graph, self.input_shapes)
+        return CaffeExecutor(graph, self.input_shapes, tuple(batch_statistics(self.graph)))
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import QUANTIZED_TYPES, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import quantized_layers
-from int8calib.caffe.network.runnable import listed
+from int8calib.caffe.network.runnable import batch_statistics, listed
 from int8calib.caffe.network.shapes import is_batchable
 from int8calib.caffe.network.unread import way_out
 from int8calib.calibration.scales import DEAD_ABSMAX
@@ -29,6 +29,7 @@ def find_warnings(reading: Reading, folded: Mapping[Layer, str]) -> Iterator[str
     yield from _names(reading)
     yield from _unsupported(reading)
     yield from _batch_norm(reading, folded)
+    yield from batch_statistics(reading.graph)
     yield from _fixed_batch(reading)
     if reading.graph.unused_weights:
         found = reading.graph.unused_weights

@@ -5,11 +5,11 @@ Every function says in words what it leaves out and what stands in the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
 from int8calib.arrays import Shape
-from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.graph import QUANTIZED_TYPES, Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.caffe.network.shapes import Obstacle, reach
@@ -46,8 +46,8 @@ def runnable_outputs(
     reasons
         One line for each layer that ends a path before its output; empty where all can run.
     """
-    blocked = reach(graph, inputs).blocked
-    running = [layer for layer in graph.layers if layer not in blocked]
+    found = reach(graph, inputs)
+    running = [layer for layer in graph.layers if layer not in found.blocked]
     read = {bottom for layer in running for bottom in layer.bottoms}
     blobs = tuple(
         top
@@ -56,11 +56,10 @@ def runnable_outputs(
         for top in layer.tops
         if top not in read
     )
-    ends = {blob: blocked[layer] for layer in blocked for blob in layer.tops}
     lost: dict[Layer, tuple[Obstacle, list[str]]] = {}
     for blob in graph.outputs:
-        if blob in ends:
-            obstacle = ends[blob]
+        if blob in found.lost:
+            obstacle = found.lost[blob]
             lost.setdefault(obstacle.layer, (obstacle, []))[1].append(blob.name)
     there = listed(blob.name for blob in blobs) or "nothing"
     reasons = tuple(
@@ -90,29 +89,29 @@ def named_outputs(
         For a name that no blob has, with near names, and for a blob that cannot run, with what
         stands in the way and the last blobs that can.
     """
-    blocked = reach(graph, inputs).blocked
-    versions: dict[str, list[Layer]] = {}
+    lost = reach(graph, inputs).lost
+    versions: dict[str, list[Blob]] = {}
     for layer in graph.layers:
         for top in layer.tops:
-            versions.setdefault(top.name, []).append(layer)
+            versions.setdefault(top.name, []).append(top)
     chosen = []
     for name in dict.fromkeys(names):
-        makers = [layer for layer in versions.get(name, ()) if layer not in blocked]
-        if not makers:
+        made = [blob for blob in versions.get(name, ()) if blob not in lost]
+        if not made:
             can = [blob.name for blob in runnable_outputs(graph, inputs)[0]]
             if name in versions:
-                problem = f"{blocked[versions[name][0]]}; the last blobs that can run are"
+                problem = f"{lost[versions[name][0]]}; the last blobs that can run are"
             else:
                 problem = "no layer makes such a blob; near names are"
                 can = get_close_matches(name, versions, n=3, cutoff=0.5) or can
             raise OptionError(f"{graph.source}: outputs {name}: {problem} {listed(can)}")
-        chosen.append(max(top for top in makers[-1].tops if top.name == name))
+        chosen.append(made[-1])
     return tuple(chosen)
 
 
 def layers_to_quantize(
     graph: Graph, inputs: Mapping[str, Shape]
-) -> tuple[tuple[QuantizedLayer, ...], tuple[str, ...]]:
+) -> tuple[tuple[QuantizedLayer, ...], dict[str, str]]:
     """The quantized layers whose bottoms can be observed.
 
     Parameters
@@ -126,38 +125,53 @@ def layers_to_quantize(
     -------
     layers
         In running order.
-    warnings
-        One line for each layer in the way of others that therefore stay in float.
+    blocked
+        The name of each other one, which stays in float, with what stands in its way.
 
     Raises
     ------
     ModelError
         Where nothing is left to quantize; says what stands in the way.
     """
-    blocked = reach(graph, inputs).blocked
+    obstacles = reach(graph, inputs).blocked
     every = quantized_layers(graph)
-    layers = tuple(layer for layer in every if layer.layer not in blocked)
-    waiting: dict[Layer, tuple[Obstacle, list[str]]] = {}
-    for layer in every:
-        if layer.layer in blocked:
-            obstacle = blocked[layer.layer]
-            waiting.setdefault(obstacle.layer, (obstacle, []))[1].append(layer.name)
+    layers = tuple(layer for layer in every if layer.layer not in obstacles)
+    blocked = {
+        layer.name: str(obstacles[layer.layer]) for layer in every if layer.layer in obstacles
+    }
     if not layers:
-        raise ModelError(f"{graph.source}: {_nothing_left(graph, waiting)}")
-    warnings = tuple(
-        f"{listed(names)} stay{'s' if len(names) == 1 else ''} in float: {obstacle} and stands "
-        "before; --exclude says that this is meant"
-        for obstacle, names in waiting.values()
-    )
-    return layers, warnings
+        raise ModelError(f"{graph.source}: {_nothing_left(obstacles, blocked)}")
+    return layers, blocked
 
 
-def _nothing_left(graph: Graph, waiting: Mapping[Layer, tuple[Obstacle, list[str]]]) -> str:
+def _nothing_left(obstacles: Mapping[Layer, Obstacle], blocked: Mapping[str, str]) -> str:
     """Why there is no layer to quantize."""
-    if not waiting:
+    heavy = [layer for layer in obstacles if layer.type in QUANTIZED_TYPES]
+    if not heavy:
         return "has no Convolution or InnerProduct layer, so there is nothing to calibrate"
-    obstacle, names = next(iter(waiting.values()))
-    return (
-        f"nothing is left to quantize: {obstacle} and stands before {listed(names)}; "
-        "int8calib.register_layer() teaches the type"
-    )
+    obstacle = obstacles[heavy[0]]
+    behind = [layer.name for layer in heavy if layer is not obstacle.layer]
+    waiting = f", and {listed(behind)} wait{'s' * (len(behind) == 1)} for it" if behind else ""
+    teach = "; int8calib.register_layer() teaches a type" if obstacle.error is None else ""
+    return f"nothing is left to quantize: {obstacle}{waiting}{teach}"
+
+
+def batch_statistics(graph: Graph) -> Iterator[str]:
+    """A warning where a BatchNorm asks for the statistics of the batch, as in training.
+
+    Caffe then normalizes by the batch's own mean and variance even in the TEST phase. ncnn has no
+    such mode. Source: BatchNormLayer::LayerSetUp of Caffe's batch_norm_layer.cpp, ncnn's
+    caffe2ncnn.cpp.
+    """
+    names = [
+        layer.name
+        for layer in graph.layers
+        if layer.type == "BatchNorm"
+        and layer.params.batch_norm_param.HasField("use_global_stats")
+        and not layer.params.batch_norm_param.use_global_stats
+    ]
+    if names:
+        yield (
+            f"{listed(names)}: BatchNorm with use_global_stats: false; Caffe takes the statistics "
+            "of each batch, here as in ncnn the stored ones are taken"
+        )

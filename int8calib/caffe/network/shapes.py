@@ -51,11 +51,15 @@ class Reach:
     shapes
         The shape of every blob that can be made.
     blocked
-        Each layer that cannot run, with what stands in its way.
+        Each layer that cannot run, with what stands in its way: itself, or else the first layer
+        on the way to it.
+    lost
+        Each blob that cannot be made, with the first layer on the way to it that cannot run.
     """
 
     shapes: Mapping[Blob, Shape]
     blocked: Mapping[Layer, Obstacle]
+    lost: Mapping[Blob, Obstacle]
 
 
 def reach(graph: Graph, inputs: Mapping[str, Shape]) -> Reach:
@@ -75,9 +79,10 @@ def reach(graph: Graph, inputs: Mapping[str, Shape]) -> Reach:
     """
     shapes: dict[Blob, Shape] = {}
     blocked: dict[Layer, Obstacle] = {}
-    makers: dict[Blob, Obstacle] = {}
+    lost: dict[Blob, Obstacle] = {}
     for layer in graph.layers:
-        obstacle = _own_obstacle(layer, inputs) or _first(makers, layer.bottoms)
+        earlier = _first(lost, layer.bottoms)
+        obstacle = _own_obstacle(layer, inputs) or earlier
         if obstacle is None and layer.type in INPUT_TYPES:
             shapes.update({top: inputs[top.name] for top in layer.tops})
         elif obstacle is None:
@@ -88,8 +93,9 @@ def reach(graph: Graph, inputs: Mapping[str, Shape]) -> Reach:
                 obstacle = Obstacle(layer, f"cannot run: {reason}", error)
         if obstacle is not None:
             blocked[layer] = obstacle
-            makers.update(dict.fromkeys(layer.tops, obstacle))
-    return Reach(shapes, blocked)
+            first = obstacle if earlier is None or earlier.is_size else earlier
+            lost.update(dict.fromkeys(layer.tops, first))
+    return Reach(shapes, blocked, lost)
 
 
 def _own_obstacle(layer: Layer, inputs: Mapping[str, Shape]) -> Obstacle | None:
@@ -104,9 +110,9 @@ def _own_obstacle(layer: Layer, inputs: Mapping[str, Shape]) -> Obstacle | None:
     return None
 
 
-def _first(makers: Mapping[Blob, Obstacle], bottoms: Iterable[Blob]) -> Obstacle | None:
+def _first(lost: Mapping[Blob, Obstacle], bottoms: Iterable[Blob]) -> Obstacle | None:
     """The obstacle on the way to `bottoms`; missing sizes come last, for they can be given."""
-    found = [makers[bottom] for bottom in bottoms if bottom in makers]
+    found = [lost[bottom] for bottom in bottoms if bottom in lost]
     return min(found, key=lambda obstacle: obstacle.is_size, default=None)
 
 

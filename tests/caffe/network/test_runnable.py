@@ -39,6 +39,11 @@ def ways() -> dict[str, tuple[str, list[str], list[str]]]:
             ["c1#1"],
             ["'o' (Odd)"],
         ),
+        "one after another": (
+            head + layer("Odd", "o", "c1") + layer("Strange", "s", "o"),
+            ["c1#1"],
+            ["'o' (Odd)"],
+        ),
         "two heads": (
             head
             + conv("loc", "c1", POINT, relu=False)
@@ -112,15 +117,14 @@ def test_in_place_layer_that_cannot_run_leaves_the_version_before(tmp_path: Path
 def test_layers_behind_an_obstacle_stay_in_float(tmp_path: Path) -> None:
     text = INPUT + conv("c1", "data", POINT) + layer("LSTM", "l", "c1")
     text += conv("c2", "l", POINT) + conv("c3", "c2", POINT) + conv("c4", "c1", POINT)
-    layers, warnings = layers_to_quantize(*load(tmp_path, text))
+    layers, blocked = layers_to_quantize(*load(tmp_path, text))
     assert [found.name for found in layers] == ["c1", "c4"]
-    (warning,) = warnings
-    assert warning.startswith("c2, c3 stay in float: layer 'l' (LSTM) is of a type")
+    assert blocked == dict.fromkeys(["c2", "c3"], "layer 'l' (LSTM) is of a type that does not run")
 
 
 def test_nothing_left_says_what_stands_in_the_way(tmp_path: Path) -> None:
     graph, inputs = load(tmp_path, INPUT + layer("Python", "p", "data") + conv("c", "p", POINT))
-    with pytest.raises(ModelError, match=r"nothing is left .* 'p' \(Python\) .* before c;"):
+    with pytest.raises(ModelError, match=r"nothing is left .* 'p' \(Python\) .* c waits for it;"):
         layers_to_quantize(graph, inputs)
     graph, inputs = load(tmp_path, INPUT + layer("ReLU", "r", "data"))
     with pytest.raises(ModelError, match="has no Convolution or InnerProduct layer"):
@@ -178,3 +182,94 @@ def test_cases_of_the_collection(shared: Path) -> None:
     graph, inputs = load_graph(folder / "net.prototxt", folder / "net.caffemodel", shape)
     assert [found.name for found in layers_to_quantize(graph, inputs)[0]] == ["c1", "c2"]
     assert resolve_inputs(graph, shape) == shape
+
+
+def calibrated(folder: Path, text: str, **options: object) -> int8calib.Calibration:
+    """A calibration over two random images; weights by layer name, whatever else is there."""
+    proto, model = folder / "net.prototxt", folder / "net.caffemodel"
+    proto.write_text(text, encoding="utf-8")
+    rng = np.random.default_rng(5)
+    weights = {
+        name: (rng.normal(size=shape).astype(np.float32), rng.normal(size=7).astype(np.float32))
+        for name, shape in (("c1", (7, 3, 1, 1)), ("c2", (7, 7, 1, 1)), ("c3", (7, 7, 1, 1)))
+    }
+    caffe_proto.write_caffemodel(model, caffe_proto.read_prototxt(proto), weights)
+    images = [{"data": rng.normal(size=(1, 3, 13, 11)).astype(np.float32)} for _ in range(2)]
+    net = int8calib.load_caffe(proto, model)
+    return int8calib.calibrate(net, lambda: iter(images), int8calib.Options(**options))  # type: ignore[arg-type]
+
+
+BLOCKED = (
+    INPUT
+    + conv("c1", "data", POINT)
+    + conv("c2", "c1", POINT)
+    + layer("Python", "p", "c2")
+    + conv("c3", "p", POINT)
+)
+
+
+def test_calibration_leaves_blocked_layers_in_float(tmp_path: Path) -> None:
+    found = calibrated(tmp_path, BLOCKED)
+    whole = calibrated(tmp_path, BLOCKED.replace('bottom: "p"', 'bottom: "c2"'))
+    rows = {row.name: row for row in whole.table.layers}
+    assert [row.name for row in found.table.layers] == ["c1", "c2"]
+    for row in found.table.layers:
+        assert row.bottom_scale == rows[row.name].bottom_scale
+        np.testing.assert_array_equal(row.weight_scales, rows[row.name].weight_scales)
+    (warning,) = [line for line in found.warnings if "float" in line]
+    assert warning == (
+        "c3 stays in float: layer 'p' (Python) is of a type that does not run; "
+        "--exclude says that it is meant"
+    )
+    assert warning in found.table.meta["warnings"]
+    assert not [line for line in whole.warnings if "float" in line]
+
+
+def test_blocked_layers_may_be_excluded_and_not_asked_for(tmp_path: Path) -> None:
+    for options in ({"exclude": ("c3",)}, {"exclude": ("*3",)}, {"only": ("c1", "c2")}):
+        found = calibrated(tmp_path, BLOCKED, **options)
+        assert not [line for line in found.warnings if "float" in line]
+        assert len(found.table.layers) == 2
+    with pytest.raises(OptionError, match=r"only c3: cannot be INT8: layer 'p' \(Python\) is of"):
+        calibrated(tmp_path, BLOCKED, only=("c3",))
+
+
+def test_all_blobs_are_those_that_can_be_made(tmp_path: Path) -> None:
+    assert set(calibrated(tmp_path, BLOCKED, all_blobs=True).table.blob_scales) == {
+        "data",
+        "c1",
+        "c2",
+    }
+
+
+def test_batch_norm_of_the_batch_is_warned_of(tmp_path: Path) -> None:
+    norm = layer("BatchNorm", "bn", "c1", "c1", "batch_norm_param { %s }")
+    text = INPUT + conv("c1", "data", POINT, relu=False) + norm + conv("c2", "c1", POINT)
+    proto, model = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
+    for option, warned in (
+        ("use_global_stats: false", True),
+        ("use_global_stats: true", False),
+        ("eps: 1e-3", False),
+    ):
+        proto.write_text(text % option, encoding="utf-8")
+        rng = np.random.default_rng(7)
+        weights = {
+            "c1": (rng.normal(size=(7, 3, 1, 1)), rng.normal(size=7)),
+            "bn": (rng.normal(size=7), rng.uniform(1, 2, 7), np.ones(1)),
+            "c2": (rng.normal(size=(7, 7, 1, 1)), rng.normal(size=7)),
+        }
+        as_float = {k: tuple(b.astype(np.float32) for b in v) for k, v in weights.items()}
+        caffe_proto.write_caffemodel(model, caffe_proto.read_prototxt(proto), as_float)
+        net = int8calib.load_caffe(proto, model)
+        images = rng.normal(size=(2, 3, 13, 11)).astype(np.float32)
+        done = int8calib.calibrate(net, lambda images=images: iter([{"data": images}]))
+        for lines in (done.warnings, int8calib.inspect(proto, model).warnings):
+            assert bool([x for x in lines if "bn: BatchNorm with use_global" in x]) is warned
+        # The stored statistics are taken, whatever the prototxt says.
+        weight, bias = (blob.reshape(7, -1).astype(float) for blob in weights["c1"])
+        mean, var, _ = (blob[:, None] for blob in weights["bn"])
+        made = weight @ images[0].reshape(3, -1) + bias
+        eps = 1e-3 if "eps" in option else 1e-5
+        expected = (made - mean) / np.sqrt(var + eps)
+        found = net.forward({"data": images[:1]}, outputs=["c1"])["c1"]
+        np.testing.assert_allclose(found.reshape(7, -1), expected, rtol=1e-4, atol=1e-5)
