@@ -11,8 +11,8 @@ from int8calib.calibration.assemble import Blobs, Calibration, assemble, select_
 from int8calib.calibration.executor import E, E_co, Executor, Network, source_of
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import Options
-from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.selection import blocked_warnings
+from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.collect import collect_statistics
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import ModelError, OptionError
