@@ -1,4 +1,4 @@
-"""A Caffe network comes in, what it needs of a table goes out: for `check_table`."""
+"""What a Caffe network needs of its table, for `check_table`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,24 @@ from int8calib.table.requirement import Requirement
 def requirements_from_graph(
     graph: Graph, *, fold_bn: bool = True, winograd: bool = True, versions: bool = True
 ) -> list[Requirement]:
-    """One requirement for each layer of a network with weights, in running order.
+    """List what each layer that ncnn quantizes needs, in running order.
 
-    `fold_bn`: whether the network will run with BatchNorm folded in, as ncnnoptimize leaves it;
-    `winograd`: whether layers that ncnn may run by int8 winograd need 6-bit weights; `versions`:
-    False names bottoms as tables keyed by blob do, without the count of in-place layers.
+    Parameters
+    ----------
+    graph
+        A network with weights, as `load_graph` or `load_unsized` give it: nothing is run, so its
+        sizes need not be known.
+    fold_bn
+        Whether the network will run with BatchNorm folded in, as ncnnoptimize leaves it.
+    winograd
+        Whether layers that ncnn may run by int8 winograd need 6-bit weights.
+    versions
+        False names bottoms as tables keyed by blob do, without the count of in-place layers.
+
+    Returns
+    -------
+    list of Requirement
+        Without scales for a layer that has no weights, as one behind a layer that cannot run may.
     """
     options = WeightOptions(winograd=winograd)
     folded = {layer.name: layer for layer in quantized_layers(fold_batch_norm(graph))}
@@ -28,8 +41,8 @@ def requirements_from_graph(
             layer.name,
             layer.kind,
             layer.rows,
-            weight_scales_folded=weight_scales(folded[layer.name], options),
-            weight_scales_raw=weight_scales(layer, options),
+            weight_scales_folded=_scales(folded[layer.name], options),
+            weight_scales_raw=_scales(layer, options),
             levels=options.levels(layer),
             max_scales=_max_scales(folded[layer.name] if fold_bn else layer, options),
             folded=fold_bn,
@@ -39,12 +52,16 @@ def requirements_from_graph(
     ]
 
 
+def _scales(layer: QuantizedLayer, options: WeightOptions) -> Array | None:
+    return weight_scales(layer, options) if layer.layer.weights else None
+
+
 def _max_scales(layer: QuantizedLayer, options: WeightOptions) -> Array | None:
     """The largest scales that keep the levels of a layer within its grid, where winograd limits it.
 
     Rounding may add up to a little more than the weights do: a percent is left for it.
     """
-    if options.levels(layer) != WINOGRAD_LEVELS:
+    if options.levels(layer) != WINOGRAD_LEVELS or not layer.layer.weights:
         return None
     grid = options.grid(layer)
     size = np.abs(layer.weight_rows())

@@ -136,10 +136,10 @@ def _requirements(args: argparse.Namespace, table: CalibrationTable) -> list[Req
         return None
     if args.proto is None or args.model is None:
         raise OptionError("--proto and --model: one does without the other only for --param")
-    import int8calib
+    from int8calib.caffe.network.load import load_unsized
     from int8calib.caffe.requirements import requirements_from_graph
 
-    graph = int8calib.load_caffe(args.proto, args.model).graph
+    graph = load_unsized(args.proto, args.model)
     by_blob = bool(table.blob_scales) and all(math.isnan(x.bottom_scale) for x in table.layers)
     return requirements_from_graph(
         graph, fold_bn=args.fold_bn, winograd=args.winograd, versions=not by_blob
