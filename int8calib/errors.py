@@ -17,6 +17,8 @@ A message is one line: the file or layer, what was found, what would be right.
 
 from __future__ import annotations
 
+from caffe_proto.oneline import one_line
+
 
 class Int8CalibError(Exception):
     """Base of all errors raised on purpose; the command line turns it into one line and exit 2."""
@@ -44,6 +46,10 @@ class UnsupportedLayerError(ModelError):
 
 class ImageError(Int8CalibError):
     """Calibration images are missing, unreadable, or do not fit the preprocessing."""
+
+    def __init__(self, message: str) -> None:
+        """Names of files may hold anything: the message is kept to one printable line."""
+        super().__init__(one_line(message))
 
 
 class StatisticsError(Int8CalibError):

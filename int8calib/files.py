@@ -1,8 +1,9 @@
-"""Finished results come in as text or bytes; files go out, whole or not at all."""
+"""Files at the two ends: whole and bounded reading, and results written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -10,6 +11,75 @@ from pathlib import Path
 from typing import BinaryIO
 
 from int8calib.errors import OutputError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def file_mode(path: str | os.PathLike[str]) -> int:
+    """Tell what `path` is, as `st_mode` of `os.stat`; raises OSError for whatever is not there.
+
+    `Path.is_file` and its kin raise for a name that is too long or holds a zero byte, and give no
+    reason for the others.
+    """
+    try:
+        return Path(path).stat().st_mode
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"not a file name ({error})") from None
+
+
+def open_regular(path: str | os.PathLike[str], *, pipes: bool = False) -> BinaryIO:
+    """Open a file for reading; anything that could block or has no end is refused.
+
+    Parameters
+    ----------
+    path
+        The file, or a link to one.
+    pipes
+        Whether a pipe will do too, as for `<(command)`. One that nobody writes to reads as empty.
+
+    Returns
+    -------
+    BinaryIO
+        The file, at its beginning.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be opened, or is a folder, pipe, socket or device; `strerror` says which.
+    """
+    kind = stat.S_IFMT(file_mode(path))
+    if kind != stat.S_IFREG and not (pipes and kind == stat.S_IFIFO):
+        what = _KINDS.get(kind, "no regular file")
+        raise OSError(errno.EINVAL, f"it is {what}; expected a file")
+    if kind == stat.S_IFREG:
+        return Path(path).open("rb")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int, *, pipes: bool = False) -> bytes:
+    """Read a file of at most `limit` bytes; raises OSError as `open_regular`, and for a larger one.
+
+    Nothing is read of a regular file that is too large, and never more than the limit.
+    """
+    with open_regular(path, pipes=pipes) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > 0 and size <= limit:
+            return file.read(size)
+        data = bytearray()
+        # A pipe does not say how much is in it.
+        while size == 0 and len(data) <= limit and (block := file.read(1 << 16)):
+            data += block
+        if size > limit or len(data) > limit:
+            raise OSError(errno.EFBIG, f"it holds more than {limit} bytes (the limit)")
+        return bytes(data)
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:

@@ -13,6 +13,27 @@ MAX_VALUES = 2**31 - 1
 """Values of a blob or weight (8 GiB of float32). Source: Blob::Reshape of Caffe's
 src/caffe/blob.cpp, which refuses a count above INT_MAX."""
 
+MAX_PIXELS = 1 << 27
+"""Pixels of one image, as its file declares them and after resizing: 134 million."""
+
+MAX_IMAGE_BYTES = 1 << 29
+"""Bytes of one image file: 512 MiB, more than an uncompressed image of `MAX_PIXELS`."""
+
+MAX_ARRAY_VALUES = 3 * MAX_PIXELS
+"""Values of one input from an array file: as many as an image of `MAX_PIXELS` has."""
+
+MAX_ARCHIVE_BYTES = 1 << 31
+"""Bytes of one array of an .npz file, which is held in memory: 2 GiB."""
+
+MAX_LIST_BYTES = 1 << 28
+"""Bytes of a list of images or a file of labels: 256 MiB."""
+
+MAX_INPUTS = 10_000_000
+"""Inputs in one array file."""
+
+MAX_AHEAD_BYTES = 1 << 28
+"""Bytes of inputs that wait, decoded, for the network: 256 MiB, or one input if it is larger."""
+
 
 def check_shape(shape: Sequence[int], what: str) -> None:
     """Refuse a shape that no blob can have, before memory is asked for it.

@@ -6,10 +6,11 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from int8calib.cli.options import read_options
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
-    from int8calib.images.preprocess import ChannelOrder, ResizeMode
+    from int8calib.images import ChannelOrder, ResizeMode
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class ImageOptions:
         The values of `--mean` (numbers or one file) and `--norm`.
     channel_order
         "bgr", "rgb", "gray", or None for the one that fits the input.
-    resize, resize_to
-        As in `int8calib.images.Preprocess`; a list of 1 or 2 sizes, or None.
+    resize, resize_to, transpose
+        As in `int8calib.images.Preprocess`; `resize_to` holds 1 or 2 sizes, or is None.
     limit
         Use at most so many images; None for all.
     shuffle, seed
@@ -42,6 +43,7 @@ class ImageOptions:
     channel_order: ChannelOrder | None = None
     resize: ResizeMode = "stretch"
     resize_to: tuple[int, ...] | None = None
+    transpose: bool = False
     limit: int | None = None
     shuffle: bool = False
     seed: int = 0
@@ -60,23 +62,11 @@ class ImageOptions:
 
 def image_options(args: argparse.Namespace) -> ImageOptions:
     """Take the image options from parsed arguments; raises `OptionError`."""
-    return ImageOptions(
-        images=tuple(args.images),
-        mean=tuple(args.mean),
-        norm=tuple(args.norm),
-        channel_order=args.channel_order,
-        resize=args.resize,
-        resize_to=None if args.resize_to is None else tuple(args.resize_to),
-        limit=args.limit,
-        shuffle=args.shuffle,
-        seed=args.seed,
-        batch=args.batch,
-        fast_jpeg=args.fast_jpeg,
-    )
+    return read_options(ImageOptions, args)
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """The images and their preprocessing."""
+    """Declare the options of `ImageOptions`."""
     group = parser.add_argument_group(
         "images", "pixel values become (x - mean) * norm, as in Caffe and ncnn"
     )
@@ -85,8 +75,9 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="WHERE",
-        help="a folder, a list file (.txt), a pattern, or preprocessed arrays (.npy, .npz); "
-        "NAME=WHERE once per input where there are several",
+        help="a folder, a list file (.txt, with paths from its own folder, else from the working "
+        "folder), a pattern, or preprocessed arrays (.npy, .npz); NAME=WHERE once per input where "
+        "there are several",
     )
     group.add_argument(
         "--mean",
@@ -110,9 +101,11 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--resize",
-        choices=("stretch", "crop", "letterbox"),
+        choices=("stretch", "crop", "letterbox", "height", "width", "none"),
         default="stretch",
-        help="how an image becomes the size of the input (default: stretch)",
+        help="how an image becomes the size of the input: stretch (default); crop or letterbox, "
+        "which keep its aspect ratio; height or width, which fit that side only, or none: each "
+        "image has a size of its own then, which the network has to allow",
     )
     group.add_argument(
         "--resize-to",
@@ -120,6 +113,12 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="SIZE",
         help="with --resize crop: the shorter side, or height and width, before the center crop",
+    )
+    group.add_argument(
+        "--transpose",
+        action="store_true",
+        help="swap height and width after resizing, for models trained on transposed images "
+        "(MatCaffe, MTCNN)",
     )
     group.add_argument("--limit", type=int, metavar="N", help="use at most N images")
     group.add_argument("--shuffle", action="store_true", help="pick images in a random order")

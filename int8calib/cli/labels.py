@@ -1,22 +1,28 @@
-"""`--labels` and the batches of a pass come in; batches with the class of each image go out."""
+"""The class of each image, from `--labels`: a file of names and indices, or class folders."""
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from int8calib.cli.loader import ImageLoader
 from int8calib.errors import ImageError
+from int8calib.files import file_mode, read_bounded
+from int8calib.limits import MAX_LIST_BYTES
 
 if TYPE_CHECKING:
     from int8calib.evaluation.evaluate import Labelled
 
 LabelOf = Callable[[str], int]
 
+MAX_DIGITS = 9
+"""Digits of a class index."""
+
 
 class LabelledImages:
-    """The batches of `images` with labels: call it to start a pass."""
+    """The batches of a loader with labels: call it to start a pass."""
 
     def __init__(self, images: ImageLoader, where: str) -> None:
         """Read the labels; raises `ImageError` where they cannot be read."""
@@ -24,7 +30,7 @@ class LabelledImages:
         self._label_of = read_labels(where)
 
     def __call__(self) -> Iterator[Labelled]:
-        """Batches in order, each with its labels; raises `ImageError` for an image without one."""
+        """Start a pass: batches in order; raises `ImageError` for an image without a label."""
         from int8calib.evaluation.evaluate import Labelled
 
         for batch in self._images.batches():
@@ -32,49 +38,101 @@ class LabelledImages:
 
 
 def read_labels(where: str) -> LabelOf:
-    """What gives an image's class index by its name.
+    """Read labels, and return what gives an image's class index by its name.
 
-    `where` is a file of `name index` lines, or a folder of class folders: the classes are then
-    numbered from 0 in the order of their names, and an image belongs to the one it lies in.
+    Parameters
+    ----------
+    where
+        A file of `name index` lines, or a folder of class folders: the classes are then numbered
+        from 0 in the order of their names, and an image belongs to the one it lies in.
+
+    Returns
+    -------
+    LabelOf
+        It raises `ImageError` for an image that has no label, or where it is not clear which.
+
+    Raises
+    ------
+    ImageError
+        For labels that cannot be read; it names the file and line.
     """
     path = Path(where)
-    return _from_folders(path) if path.is_dir() else _from_file(path)
+    try:
+        folder = stat.S_ISDIR(file_mode(path))
+        return _from_folders(path) if folder else _from_file(path)
+    except OSError as error:
+        raise ImageError(f"{path}: labels cannot be read: {error.strerror}") from None
 
 
 def _from_file(path: Path) -> LabelOf:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{path}: labels cannot be read ({reason})") from None
-    table: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        name, _, index = line.strip().rpartition(" ")
-        if not name or not index.isdecimal():
-            raise ImageError(f"{path}:{number}: {line[:60]!r}; expected an image's name and index")
-        table[name.strip()] = int(index)
-    short = {PurePath(name).name: index for name, index in table.items()}
+    table = _read_table(path)
+    # Images are named from the folder they were found in, labels from anywhere.
+    short: dict[str, int | None] = {}
+    for name, index in table.items():
+        last = PurePosixPath(name).name
+        short[last] = index if short.get(last, index) == index else None
 
     def label_of(name: str) -> int:
-        # Images are named from the folder they were found in, labels from anywhere.
-        found = table.get(name, short.get(PurePath(name).name))
-        if found is None:
+        name = _plain(name)
+        last = PurePosixPath(name).name
+        index = table.get(name, short.get(last))
+        if index is None:
+            if last in short:
+                raise ImageError(
+                    f"{path}: gives several images named {last} different labels; name them as "
+                    f"{name} is named, with the folder"
+                )
             raise ImageError(f"{path}: has no label for the image {name}")
-        return found
+        return index
 
     return label_of
 
 
+def _read_table(path: Path) -> dict[str, int]:
+    """The class index of each name in a file of labels; raises ImageError and OSError."""
+    try:
+        text = read_bounded(path, MAX_LIST_BYTES, pipes=True).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ImageError(f"{path}: labels cannot be read: it is no UTF-8 text ({error})") from None
+    table: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        place = f"{path}:{number}: {line[:60]!r}"
+        *names, index = line.rsplit(None, 1)
+        name = names[0] if names else ""
+        if not name or not (index.isascii() and index.isdigit()):
+            raise ImageError(f"{place}; expected an image's name and index, such as `a.jpg 7`")
+        if len(index) > MAX_DIGITS:
+            raise ImageError(
+                f"{place}; the index has {len(index)} digits, expected at most {MAX_DIGITS}"
+            )
+        name = _plain(name)
+        if table.setdefault(name, int(index)) != int(index):
+            raise ImageError(f"{place}; the image has the label {table[name]} further above")
+    if not table:
+        raise ImageError(f"{path}: holds no labels; expected lines of an image's name and index")
+    return table
+
+
+def _plain(name: str) -> str:
+    """A name with forward slashes."""
+    return name.strip().replace("\\", "/")
+
+
 def _from_folders(folder: Path) -> LabelOf:
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    classes = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
     if not classes:
         raise ImageError(f"{folder}: has no class folders; expected one folder of images per class")
     numbers = {name: index for index, name in enumerate(classes)}
 
     def label_of(name: str) -> int:
-        for part in reversed(PurePath(name).parts[:-1]):
+        for part in reversed(PurePosixPath(_plain(name)).parts[:-1]):
             if part in numbers:
                 return numbers[part]
         raise ImageError(

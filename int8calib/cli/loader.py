@@ -1,16 +1,18 @@
-"""Image options come in, batches for the inputs of a network go out, pass after pass."""
+"""The loader of a command: batches for the inputs of a network, pass after pass."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from caffe_proto.oneline import one_line
 from int8calib.cli.fingerprint import text_sha256
 from int8calib.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
-    from int8calib.arrays import Array
+    from int8calib.arrays import Array, Shape
     from int8calib.caffe.engine.run import Net
     from int8calib.caffe.network.graph import Blob
     from int8calib.cli.console import Console
@@ -18,9 +20,16 @@ if TYPE_CHECKING:
     from int8calib.images import ImageSource, Preprocess
     from int8calib.images.batches import Batch
 
+SKIPS_SHOWN = 20
+"""Messages about skipped images that are printed without `--verbose`."""
+
 
 class ImageLoader:
-    """All that the image options name, as batches: call it to start a pass over the images."""
+    """All that the image options name, as batches: call it to start a pass over the images.
+
+    Passes after the first must see the same values: an image that has changed, or that can no
+    longer be read, ends the run with an error that names it.
+    """
 
     def __init__(
         self,
@@ -31,13 +40,32 @@ class ImageLoader:
         *,
         workers: int = 1,
     ) -> None:
-        """Open the sources of the `needed` inputs, that `blobs` depend on (by default the outputs).
+        """Open the sources.
 
-        Raises `ImageError`, `OptionError`.
+        Parameters
+        ----------
+        options
+            The image options of the command.
+        net
+            The network, which says what shapes its inputs have.
+        needed
+            The inputs to fill.
+        blobs
+            What is to be computed from them, by default the outputs.
+        workers
+            How many images run at a time; decoding takes at most two threads.
+
+        Raises
+        ------
+        ImageError, OptionError
+            Where images or options do not fit the inputs.
         """
-        self._batch = _batch_size(options, net, net.graph.outputs if blobs is None else blobs)
+        wanted = tuple(net.graph.outputs if blobs is None else blobs)
+        self._batch = _batch_size(options, net, wanted)
         self._threads = max(1, min(2, workers))
+        self._net, self._wanted = net, wanted
         self._skips: dict[str, None] = {}
+        self._seen: dict[int, int | None] = {}
         places = _places(options.images, needed)
         self.inputs = {name: self._open(options, net, name, places[name]) for name in needed}
 
@@ -45,13 +73,15 @@ class ImageLoader:
         self, options: ImageOptions, net: Net, name: str, where: str
     ) -> tuple[ImageSource, Preprocess | tuple[int, ...]]:
         from int8calib.images import Preprocess, open_source, read_mean
+        from int8calib.images.decode import quiet_opencv
 
         source = open_source(
             where, limit=options.limit, shuffle=options.shuffle, seed=options.seed, blob=name
         )
         shape = tuple(net.input_shapes[name][1:])
         if source.preprocessed:
-            return source, shape
+            return source, (shape[0], -1, -1) if len(shape) == 3 else shape
+        quiet_opencv()
         if len(shape) != 3:
             raise ImageError(
                 f"{where}: images cannot fill input {name!r} of shape {(1, *shape)}; "
@@ -66,6 +96,7 @@ class ImageLoader:
             mean=read_mean(options.mean),
             norm=options.norm,
             reduced_jpeg=options.fast_jpeg,
+            transpose=options.transpose,
         )
 
     def __call__(self) -> Iterator[Mapping[str, Array]]:
@@ -74,10 +105,54 @@ class ImageLoader:
             yield batch.blobs
 
     def batches(self) -> Iterator[Batch]:
-        """The same pass with the names of the images, which come from the first input's source."""
+        """Start a pass that tells the names of the images too, which the first input's source has.
+
+        Raises `ImageError` for an image that is not what it was in an earlier pass.
+        """
         from int8calib.images import batches_of_inputs
 
-        return batches_of_inputs(self.inputs, self._batch, threads=self._threads, report=self._skip)
+        stream = batches_of_inputs(
+            self.inputs,
+            self._batch,
+            threads=self._threads,
+            report=self._skip,
+            check_shapes=self._check_shapes,
+        )
+        done = 0
+        for batch in stream:
+            self._compare(range(done, batch.next_start), batch)
+            done = batch.next_start
+            yield batch
+        self._compare(range(done, len(self)), None)
+
+    def _compare(self, indices: range, batch: Batch | None) -> None:
+        """Remember the checksums of these images (None for unreadable ones), or compare them."""
+        checksums: dict[int, int | None] = dict.fromkeys(indices)
+        if batch is not None:
+            checksums.update(zip(batch.indices, batch.checksums, strict=True))
+        for index, checksum in checksums.items():
+            before = self._seen.setdefault(index, checksum)
+            if before != checksum:
+                source, _ = next(iter(self.inputs.values()))
+                what = (
+                    "could be read in the first pass over the images, and no longer can"
+                    if checksum is None
+                    else "could not be read in the first pass over the images, and now can"
+                    if before is None
+                    else "has changed since the first pass over the images"
+                )
+                raise ImageError(
+                    f"{source.names[index]}: {what}; run again with files that stay as they are"
+                )
+
+    def _check_shapes(self, shapes: Mapping[str, Shape]) -> None:
+        """Raise `ShapeError` where the network cannot run on one item of these shapes."""
+        from int8calib.caffe.network.shapes import infer_shapes
+
+        graph = self._net.graph
+        needed = replace(graph, layers=graph.ancestors(self._wanted))
+        inputs = {name: (1, *shape) for name, shape in shapes.items()}
+        infer_shapes(needed, {**self._net.input_shapes, **inputs})
 
     def __len__(self) -> int:
         """How many images a pass has, if all can be read."""
@@ -85,7 +160,15 @@ class ImageLoader:
 
     def preprocessing(self) -> dict[str, dict[str, Any]]:
         """What changes the values of each input, as JSON values."""
-        return {name: _described(how) for name, (_, how) in self.inputs.items()}
+        from int8calib.images import Preprocess
+
+        shapes = self._net.input_shapes
+        return {
+            name: _described(how)
+            if isinstance(how, Preprocess)
+            else {"shape": list(shapes[name][1:])}
+            for name, (_, how) in self.inputs.items()
+        }
 
     def order(self) -> dict[str, Any]:
         """Which images come in which order and batches, as JSON values."""
@@ -96,12 +179,19 @@ class ImageLoader:
         self._skips[message] = None
 
     def tell(self, console: Console) -> None:
-        """Say which files were passed over."""
+        """Say which files were passed over: how many, and the first of them."""
         for name, (source, _) in self.inputs.items():
             if source.skipped:
                 console.say(f"input {name}: {source.skipped} files are no images and were skipped")
-        for message in self._skips:
-            console.say(f"skipped: {message}")
+            for problem in source.problems:
+                console.say(one_line(problem))
+        messages = list(self._skips)
+        for message in messages if console.verbose else messages[:SKIPS_SHOWN]:
+            console.say(message)
+        if messages:
+            hidden = len(messages) > SKIPS_SHOWN and not console.verbose
+            more = "; --verbose names them all" if hidden else ""
+            console.say(f"{len(messages)} of {len(self)} images were skipped{more}")
 
 
 def _batch_size(options: ImageOptions, net: Net, blobs: Iterable[Blob]) -> int:
@@ -118,10 +208,9 @@ def _batch_size(options: ImageOptions, net: Net, blobs: Iterable[Blob]) -> int:
     return 1
 
 
-def _described(how: Preprocess | tuple[int, ...]) -> dict[str, Any]:
-    if isinstance(how, tuple):
-        return {"shape": list(how)}
-    return {
+def _described(how: Preprocess) -> dict[str, Any]:
+    """The preprocessing of one input as JSON values."""
+    described = {
         "shape": list(how.shape),
         "channel order": how.channel_order,
         "resize": how.resize,
@@ -131,14 +220,16 @@ def _described(how: Preprocess | tuple[int, ...]) -> dict[str, Any]:
         "pad value": how.pad_value,
         "fast jpeg": how.reduced_jpeg,
     }
+    # Only where it is set, so that statistics of earlier versions still fit.
+    return {**described, "transpose": True} if how.transpose else described
 
 
 def _places(images: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, str]:
     """Where each needed input comes from; raises `OptionError` unless each has one place."""
     named = {}
     for text in images:
-        name, found, where = text.partition("=")
-        if found and name in needed:
+        name, equals, where = text.partition("=")
+        if equals and name in needed:
             named[name] = where
         elif len(images) == 1 and len(needed) == 1:
             named[needed[0]] = text

@@ -1,12 +1,15 @@
-"""Files come in, uint8 images go out; the only module that imports OpenCV, and only when called.
+"""Image files decoded and resized by OpenCV: the only module that imports it, and only when called.
 
 Decoding is that of `cv2.imread`, which Caffe and ncnn2table use: BGR or gray, alpha dropped,
-16 bits reduced to 8, turned by the EXIF orientation. One difference is on purpose: a JPEG that
-breaks off in the middle is refused, where `cv2.imread` fills the rest with gray.
+16 bits reduced to 8, turned by the EXIF orientation, the first frame of several. Two differences
+are on purpose: a JPEG that breaks off in the middle is refused, where `cv2.imread` fills the rest
+with gray; and so is an image that declares more pixels than `MAX_PIXELS`, before it is decoded.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.errors import ImageError
-from int8calib.images.jpeg import is_jpeg, read_header
+from int8calib.files import read_bounded
+from int8calib.images.header import Header, NoSizeError, read_header
+from int8calib.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 
 ImageU8 = NDArray[np.uint8]
 Reduction = Callable[[int, int], int]
+
+# Images above this many pixels are decoded one at a time, so that several threads do not need
+# several times the memory of the largest.
+_LARGE = 1 << 24
+_one_large_image = threading.Lock()
 
 _GIT_LFS = b"version https://git-lfs.github.com/spec"
 
@@ -39,17 +49,40 @@ def _cv2() -> Any:
     return cv2
 
 
+def quiet_opencv() -> None:
+    """Keep OpenCV's own log lines off the console: what goes wrong is said in our messages."""
+    cv2 = _cv2()
+    if hasattr(cv2, "setLogLevel"):
+        cv2.setLogLevel(0)
+
+
 def read_image(path: Path, *, gray: bool = False, reduction: Reduction | None = None) -> ImageU8:
     """Decode one image file.
 
-    Returns uint8 of shape (H, W, 3) in BGR order, or (H, W) where `gray` is set. `reduction`
-    maps a JPEG's stored height and width to 1, 2, 4 or 8: the file is then decoded at that
-    fraction of its size, which costs less. Other formats ignore it.
-    Raises UnreadableImageError, naming the file, where it cannot be read or decoded, and
-    ImageError where OpenCV itself is missing.
+    Parameters
+    ----------
+    path
+        A regular file of at most `MAX_IMAGE_BYTES`.
+    gray
+        Whether to decode as gray.
+    reduction
+        Maps a JPEG's stored height and width to 1, 2, 4 or 8: the file is then decoded at that
+        fraction of its size, which costs less. Other formats ignore it.
+
+    Returns
+    -------
+    ImageU8
+        uint8 of shape (H, W, 3) in BGR order, or (H, W) where `gray` is set.
+
+    Raises
+    ------
+    UnreadableImageError
+        Naming the file, where it cannot be read or decoded.
+    ImageError
+        Where OpenCV itself is missing.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, MAX_IMAGE_BYTES)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UnreadableImageError(f"{path}: cannot be read: {reason}") from error
@@ -62,24 +95,52 @@ def read_image(path: Path, *, gray: bool = False, reduction: Reduction | None = 
 def decode_image(data: bytes, *, gray: bool = False, reduction: Reduction | None = None) -> ImageU8:
     """Decode the bytes of one image file; as `read_image`, but the messages name no file."""
     cv2 = _cv2()
-    if not data:
-        raise UnreadableImageError("the file is empty")
+    header = _checked_header(data)
     factor = 1
-    if is_jpeg(data):
-        header = read_header(data)
-        if header is not None and not header.complete:
-            raise UnreadableImageError("the JPEG file is cut off, its end is missing")
-        if header is not None and reduction is not None:
-            factor = reduction(header.height, header.width)
+    if header is not None and header.format == "JPEG" and reduction is not None:
+        factor = reduction(header.height, header.width)
     kind = "GRAYSCALE" if gray else "COLOR"
     flag = getattr(cv2, f"IMREAD_{kind}" if factor == 1 else f"IMREAD_REDUCED_{kind}_{factor}")
+    large = header is None or header.height * header.width > _LARGE
     try:
-        image: ImageU8 | None = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        with _one_large_image if large else contextlib.nullcontext():
+            image: ImageU8 | None = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error as error:
         raise UnreadableImageError(f"OpenCV cannot decode it: {_reason(error)}") from error
     if image is None:
-        raise UnreadableImageError(_what_it_is(data))
+        raise UnreadableImageError(_what_it_is(data, header, cv2.__version__))
+    # Some of OpenCV's readers pay no attention to the flag: PFM has three channels for ever.
+    if image.dtype != np.uint8 or image.shape[2:] != (() if gray else (3,)) or not image.size:
+        wanted = "(H, W)" if gray else "(H, W, 3)"
+        raise UnreadableImageError(
+            f"OpenCV makes {image.dtype} of shape {image.shape} of it; expected uint8 of {wanted}: "
+            "save it as PNG"
+        )
     return image
+
+
+def _checked_header(data: bytes) -> Header | None:
+    """What the file declares, None for an unknown format; raises UnreadableImageError."""
+    if not data:
+        raise UnreadableImageError("the file is empty")
+    try:
+        header = read_header(data)
+    except NoSizeError as error:
+        raise UnreadableImageError(f"a damaged {error} file: it holds no image size") from None
+    if header is None:
+        return None
+    if header.height < 1 or header.width < 1:
+        raise UnreadableImageError(
+            f"a damaged {header.format} file: its size is {header.height}x{header.width} (HxW)"
+        )
+    if header.height * header.width > MAX_PIXELS:
+        raise UnreadableImageError(
+            f"declares {header.height}x{header.width} (HxW), more than {MAX_PIXELS} pixels (the "
+            "limit); make it smaller"
+        )
+    if not header.complete:
+        raise UnreadableImageError("the JPEG file is cut off, its end is missing")
+    return header
 
 
 def resize_bilinear(image: ImageU8, height: int, width: int) -> ImageU8:
@@ -103,10 +164,12 @@ def _reason(error: Any) -> str:
     return " ".join(str(getattr(error, "err", "") or error).split())
 
 
-def _what_it_is(data: bytes) -> str:
+def _what_it_is(data: bytes, header: Header | None, version: str) -> str:
     """Why OpenCV may have refused `data`."""
     if data.startswith(_GIT_LFS):
         return "a Git LFS pointer, not the image itself; run `git lfs pull`"
     if data[:512].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "an HTML page, not an image"
+    if header is not None:
+        return f"a damaged {header.format} file, or one that OpenCV {version} cannot decode"
     return "not an image that OpenCV can decode, or a damaged one"

@@ -1,4 +1,4 @@
-"""Numbers or a mean file come in, float32 arrays that broadcast over (C, H, W) go out."""
+"""The mean and norm of preprocessing, as float32 arrays that broadcast over (C, H, W)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from int8calib.arrays import Array
 from int8calib.errors import ImageError, OptionError
-from int8calib.images.geometry import centered
+from int8calib.files import open_regular
+from int8calib.images.arrays import numbers, open_npy
+from int8calib.images.resize import centered
 
 MEAN_FILES = (".npy", ".binaryproto")
 
 
-def read_mean(spec: str | Path | float | Sequence[str | float | Path]) -> NDArray[np.float32]:
-    """Read what a user gives as the mean: 1 or 3 numbers, or one .npy or .binaryproto file.
+def read_mean(spec: str | Path | float | Sequence[str | float | Path]) -> Array:
+    """Read what a user gives as the mean.
 
-    Numbers may come as numbers or text, several in one text parted by commas. Returns float32:
-    (1,) or (3,) for numbers; for a file its array without leading axes of length 1, at most
-    (C, H, W). Whether it fits the input blob is `Preprocess`'s to check.
-    Raises OptionError for numbers, ImageError for a file, that cannot be read.
+    Parameters
+    ----------
+    spec
+        1 or 3 numbers, as numbers or text, several in one text parted by commas; or one .npy or
+        .binaryproto file.
+
+    Returns
+    -------
+    Array
+        (1,) or (3,) for numbers; for a file its array without leading axes of length 1, at most
+        (C, H, W). Whether it fits the input blob is `Preprocess`'s to check.
+
+    Raises
+    ------
+    OptionError
+        For numbers that cannot be read.
+    ImageError
+        For a file that cannot be read.
     """
     parts = [spec] if isinstance(spec, (str, Path, float, int)) else list(spec)
     if len(parts) == 1 and isinstance(parts[0], (str, Path)):
@@ -32,45 +49,43 @@ def read_mean(spec: str | Path | float | Sequence[str | float | Path]) -> NDArra
         values = [float(word) for word in words]
     except ValueError:
         raise OptionError(
-            f"mean {' '.join(words)!r}: expected 1 or 3 numbers, or one .npy or .binaryproto file"
+            f"mean {' '.join(words)[:60]!r}: expected 1 or 3 numbers, or one .npy or .binaryproto "
+            "file"
         ) from None
     if len(values) not in (1, 3):
         raise OptionError(f"mean: expected 1 or 3 numbers, found {len(values)}")
-    return np.array(values, np.float32)
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float32)
 
 
-def _read_mean_file(path: Path) -> NDArray[np.float32]:
-    if not path.is_file():
-        raise ImageError(f"{path}: no such mean file")
+def _read_mean_file(path: Path) -> Array:
     try:
+        open_regular(path).close()
         if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
+            array = open_npy(path).read()
         else:
             from caffe_proto import read_blob
 
             array = read_blob(path)
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).removeprefix(f"{path}: ")
+    except (ImageError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
         raise ImageError(f"{path}: cannot be read as a mean: {reason}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise ImageError(f"{path}: a mean is one array of numbers")
     shape = array.shape
     while array.ndim > 1 and array.shape[0] == 1 and array.ndim != 3:
         array = array[0]
     if array.ndim > 3 or array.size == 0:
         raise ImageError(f"{path}: a mean has the shape (C,), (C, 1, 1) or (C, H, W), not {shape}")
-    mean: NDArray[np.float32] = array.astype(np.float32)
-    return mean
+    return numbers(str(path), array)
 
 
-def fit_mean(mean: ArrayLike, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+def fit_mean(mean: ArrayLike, shape: tuple[int, int, int]) -> Array:
     """The mean for a blob of `shape`: float32 (C, 1, 1) or (C, H, W).
 
     A spatial mean larger than the blob is cut in the middle, as Caffe's data_transformer.cpp
     cuts image and mean alike. Raises OptionError for a wrong count of values, ImageError for an
     array that does not fit.
     """
-    array: NDArray[np.float32] = np.array(mean, np.float32)
+    array: Array = np.array(mean, np.float32)
     channels, height, width = shape
     if not np.isfinite(array).all():
         raise OptionError("the mean holds values that are not finite")
@@ -87,16 +102,16 @@ def fit_mean(mean: ArrayLike, shape: tuple[int, int, int]) -> NDArray[np.float32
             "the same channels and be as high and wide, or larger"
         )
     rows, columns = centered(height, array.shape[1]), centered(width, array.shape[2])
-    cut: NDArray[np.float32] = array[:, rows, columns].copy()
+    cut: Array = array[:, rows, columns].copy()
     return cut
 
 
-def fit_norm(norm: ArrayLike, channels: int) -> NDArray[np.float32]:
+def fit_norm(norm: ArrayLike, channels: int) -> Array:
     """The factors for `channels` channels: float32 (C, 1, 1), none of them 0.
 
     Raises OptionError for a wrong count, a 0 or a value that is not finite.
     """
-    array: NDArray[np.float32] = np.array(norm, np.float32)
+    array: Array = np.array(norm, np.float32)
     if array.ndim > 1:
         array = array.reshape(-1)
     if not np.isfinite(array).all() or not array.all():
@@ -107,7 +122,7 @@ def fit_norm(norm: ArrayLike, channels: int) -> NDArray[np.float32]:
     return _per_channel("norm", array, channels)
 
 
-def _per_channel(what: str, values: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+def _per_channel(what: str, values: Array, channels: int) -> Array:
     if values.size not in (1, channels):
         found = "1 channel" if channels == 1 else f"{channels} channels"
         wanted = "1 value" if channels == 1 else f"1 or {channels} values"

@@ -1,7 +1,7 @@
-"""A decoded image comes in, one float32 blob of shape (C, H, W) goes out.
+"""What turns a decoded image into the input of a network, a float32 blob of shape (C, H, W).
 
-The order is fixed: resize on uint8, take the channels in the order of the blob, subtract the
-mean, multiply by the norm. All arithmetic is float32: (x - mean) * norm.
+The order is fixed: resize on uint8, transpose if asked for, take the channels in the order of the
+blob, subtract the mean, multiply by the norm. All arithmetic is float32: (x - mean) * norm.
 """
 
 from __future__ import annotations
@@ -11,41 +11,45 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from int8calib.arrays import Array
 from int8calib.errors import ImageError, OptionError
 from int8calib.images.decode import ImageU8, UnreadableImageError, resize_bilinear
-from int8calib.images.geometry import centered, covering, inside, short_side
 from int8calib.images.mean import fit_mean, fit_norm
+from int8calib.images.resize import Resize, ResizeMode, centered, check_resize
+from int8calib.limits import MAX_PIXELS
 
 ChannelOrder = Literal["bgr", "rgb", "gray"]
-ResizeMode = Literal["stretch", "crop", "letterbox"]
 
 _CHANNELS = {"bgr": 3, "rgb": 3, "gray": 1}
-_MODES = ("stretch", "crop", "letterbox")
-# A sliver of an image would be blown up to gigabytes before the crop: refuse it.
-_MOST_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
 class Preprocess:
     """How an image becomes the input blob.
 
+    Parameters
+    ----------
     shape
         (C, H, W) of the input blob.
     channel_order
         "bgr" or "rgb" for 3 channels, "gray" for 1; None takes "bgr" or "gray" by C.
     resize
-        "stretch": to H x W, whatever the image's aspect. "crop": keep the aspect, then cut
-        H x W out of the middle. "letterbox": keep the aspect, fit the whole image in, pad.
-        Bilinear (`cv2.INTER_LINEAR`); an image that already has the size is not touched.
+        "stretch": to H x W, whatever the image's aspect ratio. "crop": keep the aspect ratio, then
+        cut H x W out of the middle. "letterbox": keep the aspect ratio, fit the whole image in,
+        pad. "height": to the height H, "width": to the width W, the other side by the aspect
+        ratio. "none": not at all. With the last three each image has a size of its own, which the
+        network has to allow. Bilinear (`cv2.INTER_LINEAR`); an image that already has the size is
+        not touched.
     resize_to
         Only with "crop", the size before the cut. One number is the length of the shorter side
-        ("resize 256, center crop 224"). A pair is an exact (height, width), the aspect given
+        ("resize 256, center crop 224"). A pair is an exact (height, width), the aspect ratio given
         up, as Caffe's convert_imageset makes its databases. None: as small as covers the blob.
     mean
         Subtracted. 1 value, C values, or an array (C, 1, 1) or (C, H, W), in the blob's channel
-        order. A larger (C, H', W') is cut in the middle, as Caffe's data_transformer.cpp does.
+        order. A larger (C, H', W') is cut in the middle, as Caffe's data_transformer.cpp does. An
+        array with H and W does not go with a size that differs from image to image.
     norm
         Multiplied after that. 1 or C values.
     pad_value
@@ -54,9 +58,18 @@ class Preprocess:
     reduced_jpeg
         Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that still is not smaller than the
         resized image. Faster on photographs, but other values than the full decoding gives.
+    transpose
+        Lay the image's columns along the blob's H and its rows along W, for a model trained in
+        MATLAB, such as MTCNN, whose tools give (C, W, H) to Caffe. Height and width above are the
+        image's: "height" then makes the image as high as the blob is wide. The mean is in the
+        blob's layout.
 
-    Raises OptionError for values that fit no blob or each other, ImageError for a spatial mean
-    that does not fit.
+    Raises
+    ------
+    OptionError
+        For values that fit no blob or each other.
+    ImageError
+        For a spatial mean that does not fit.
     """
 
     shape: tuple[int, int, int]
@@ -67,8 +80,10 @@ class Preprocess:
     norm: ArrayLike = 1.0
     pad_value: float | None = None
     reduced_jpeg: bool = False
-    mean_blob: NDArray[np.float32] = field(init=False, repr=False)
-    norm_blob: NDArray[np.float32] = field(init=False, repr=False)
+    transpose: bool = False
+    mean_blob: Array = field(init=False, repr=False)
+    norm_blob: Array = field(init=False, repr=False)
+    _resize: Resize = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check every option against the blob; fill in what follows from it."""
@@ -77,8 +92,17 @@ class Preprocess:
         object.__setattr__(self, "channel_order", order)
         if isinstance(self.resize_to, list):
             object.__setattr__(self, "resize_to", tuple(self.resize_to))
-        _check_resize(self.resize, self.resize_to, self.pad_value, self.shape)
-        object.__setattr__(self, "mean_blob", fit_mean(self.mean, self.shape))
+        height, width = self.shape[1:]
+        target = (width, height) if self.transpose else (height, width)
+        check_resize(self.resize, self.resize_to, self.pad_value, target)
+        object.__setattr__(self, "_resize", Resize(self.resize, target, self.resize_to))
+        mean = fit_mean(self.mean, self.shape)
+        if self.free and mean.shape[1:] != (1, 1):
+            raise OptionError(
+                f"a mean of shape {mean.shape} has one size and resize mode {self.resize} many; "
+                "give one value per channel"
+            )
+        object.__setattr__(self, "mean_blob", mean)
         object.__setattr__(self, "norm_blob", fit_norm(self.norm, self.shape[0]))
 
     @property
@@ -86,70 +110,72 @@ class Preprocess:
         """Whether images are to be decoded as gray."""
         return self.channel_order == "gray"
 
+    @property
+    def free(self) -> bool:
+        """Whether each image gets a size of its own, with `shape` only giving the channels."""
+        return self._resize.free
+
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that an image of `height` x `width` is resized to."""
-        target = self.shape[1:]
-        if self.resize == "stretch":
-            return target
-        if self.resize == "letterbox":
-            return inside(height, width, *target)
-        if self.resize_to is None:
-            return covering(height, width, *target)
-        if isinstance(self.resize_to, tuple):
-            return self.resize_to
-        size = short_side(height, width, self.resize_to)
-        # Across the aspect of a blob that is not square, the short side may not suffice.
-        too_small = size[0] < target[0] or size[1] < target[1]
-        return covering(height, width, *target) if too_small else size
+        return self._resize.resized(height, width)
 
     def reduction(self, height: int, width: int) -> int:
-        """The largest of 8, 4, 2, 1 that a JPEG of `height` x `width` may be divided by.
+        """The largest of 8, 4, 2, 1 that a JPEG of `height` x `width` may be divided by."""
+        return self._resize.reduction(height, width) if self.reduced_jpeg else 1
 
-        EXIF may turn the image after decoding, so the answer holds for both orientations.
+    def __call__(self, image: ImageU8, out: Array | None = None) -> Array:
+        """Preprocess one image.
+
+        Parameters
+        ----------
+        image
+            uint8 (H, W, 3) in BGR order, or (H, W) or (H, W, 1) if gray.
+        out
+            Where to write the blob, float32 of its shape; by default a new array.
+
+        Returns
+        -------
+        Array
+            float32 (C, H, W): `shape`, or of the image's own size with a free resize mode.
+
+        Raises
+        ------
+        ImageError
+            For an image of another kind.
+        UnreadableImageError
+            For one whose aspect ratio cannot be resized.
         """
-        if not self.reduced_jpeg:
-            return 1
-        for factor in (8, 4, 2):
-            if all(
-                -(-stored // factor) >= wanted  # libjpeg rounds the reduced size up
-                for turned in ((height, width), (width, height))
-                for stored, wanted in zip(turned, self.resized(*turned), strict=True)
-            ):
-                return factor
-        return 1
-
-    def __call__(
-        self, image: ImageU8, out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """Preprocess one image: uint8 (H, W, 3) in BGR order, or (H, W) or (H, W, 1) if gray.
-
-        Returns float32 of shape (C, H, W), written to `out` where it is given.
-        Raises ImageError for an image of another kind, UnreadableImageError for one whose
-        aspect cannot be resized.
-        """
-        image = self._checked(image)
-        height, width = self.resized(*image.shape[:2])
-        if (height, width) != image.shape[:2]:
-            if height * width > _MOST_PIXELS:
-                raise UnreadableImageError(
-                    f"an image of {image.shape[0]}x{image.shape[1]} (HxW) is too narrow to be "
-                    f"resized to {height}x{width}; use another resize mode or leave it out"
-                )
-            image = resize_bilinear(image, height, width).reshape(height, width, -1)
-        blob = np.empty(self.shape, np.float32) if out is None else out
-        if (height, width) == self.shape[1:]:
+        image = self._resized_image(self._checked(image))
+        if self.transpose:
+            image = image.transpose(1, 0, 2)
+        height, width = image.shape[:2]
+        shape = (self.shape[0], height, width) if self.free else self.shape
+        blob = np.empty(shape, np.float32) if out is None else out
+        if (height, width) == shape[1:]:
             self._normalize(image, blob, self.mean_blob)
         elif self.resize == "crop":
-            rows, columns = centered(self.shape[1], height), centered(self.shape[2], width)
+            rows, columns = centered(shape[1], height), centered(shape[2], width)
             self._normalize(image[rows, columns], blob, self.mean_blob)
         else:
             self._pad(blob)
-            rows, columns = centered(height, self.shape[1]), centered(width, self.shape[2])
+            rows, columns = centered(height, shape[1]), centered(width, shape[2])
             mean = self.mean_blob
-            if mean.shape == self.shape:
+            if mean.shape == shape:
                 mean = mean[:, rows, columns]
             self._normalize(image, blob[:, rows, columns], mean)
         return blob
+
+    def _resized_image(self, image: ImageU8) -> ImageU8:
+        """The image (H, W, C) in its new size."""
+        height, width = self.resized(*image.shape[:2])
+        if (height, width) == image.shape[:2]:
+            return image
+        if height * width > MAX_PIXELS:
+            raise UnreadableImageError(
+                f"an image of {image.shape[0]}x{image.shape[1]} (HxW) is too narrow to be "
+                f"resized to {height}x{width}; use another resize mode or leave it out"
+            )
+        return resize_bilinear(image, height, width).reshape(height, width, -1)
 
     def _checked(self, image: ImageU8) -> ImageU8:
         """The image as (H, W, channels)."""
@@ -164,9 +190,7 @@ class Preprocess:
             raise ImageError(f"found an image without pixels, shape {image.shape}")
         return planes
 
-    def _normalize(
-        self, image: ImageU8, blob: NDArray[np.float32], mean: NDArray[np.float32]
-    ) -> None:
+    def _normalize(self, image: ImageU8, blob: Array, mean: Array) -> None:
         """Fill `blob` (C, h, w) from `image` (h, w, C); each plane stays in the cache."""
         last = self.shape[0] - 1
         for channel in range(self.shape[0]):
@@ -178,7 +202,7 @@ class Preprocess:
             if factor != 1.0:
                 plane *= factor
 
-    def _pad(self, blob: NDArray[np.float32]) -> None:
+    def _pad(self, blob: Array) -> None:
         """Fill the whole blob with the letterbox's border."""
         if self.pad_value is None:
             blob[...] = 0.0
@@ -214,27 +238,3 @@ def _channel_order(order: str | None, channels: int) -> str:
             f"the input blob has {channels}"
         )
     return order
-
-
-def _check_resize(
-    mode: str,
-    resize_to: int | tuple[int, int] | None,
-    pad_value: float | None,
-    shape: tuple[int, int, int],
-) -> None:
-    if mode not in _MODES:
-        raise OptionError(f"unknown resize mode {mode!r}; use stretch, crop or letterbox")
-    if pad_value is not None and (mode != "letterbox" or not np.isfinite(pad_value)):
-        raise OptionError(f"a pad value ({pad_value}) is a number, and goes with letterbox only")
-    if resize_to is None:
-        return
-    if mode != "crop":
-        raise OptionError(f"a size before the crop ({resize_to}) goes with resize mode crop only")
-    height, width = shape[1:]
-    if isinstance(resize_to, tuple):
-        if len(resize_to) != 2 or resize_to[0] < height or resize_to[1] < width:
-            raise OptionError(f"cannot cut {height}x{width} (HxW) out of a size of {resize_to}")
-    elif resize_to < min(height, width):
-        raise OptionError(
-            f"cannot cut {height}x{width} (HxW) out of an image whose short side is {resize_to}"
-        )

@@ -1,9 +1,8 @@
-"""A place on disk or an array comes in; a lazy, ordered sequence of calibration inputs goes out."""
+"""Calibration inputs as an ordered sequence that is loaded one by one, from files or an array."""
 
 from __future__ import annotations
 
 import random
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,27 +12,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.errors import ImageError, OptionError
+from int8calib.images.arrays import NpyFile, check_dtype, numbers, open_npy, read_npz
 from int8calib.images.decode import Reduction, UnreadableImageError, read_image
 from int8calib.images.find import Entry, find_inputs
+from int8calib.limits import MAX_INPUTS
 
 
 class ImageSource(ABC):
     """Calibration inputs by number; nothing is read before `load`.
 
+    Attributes
+    ----------
     names
         What each one is called in messages.
     skipped
         How many files were passed over because they are neither images nor arrays.
+    problems
+        One line for each folder that could not be looked into.
     preprocessed
         True where `load` gives blobs ready for the network, False where it gives images.
     """
 
     preprocessed: bool
 
-    def __init__(self, names: Sequence[str], skipped: int = 0) -> None:
+    def __init__(
+        self, names: Sequence[str], skipped: int = 0, problems: Sequence[str] = ()
+    ) -> None:
         """Hold what every source knows."""
         self.names = tuple(names)
         self.skipped = skipped
+        self.problems = tuple(problems)
 
     def __len__(self) -> int:
         """The number of inputs, readable or not."""
@@ -56,21 +64,24 @@ class _ImageFiles(ImageSource):
 
     preprocessed = False
 
-    def __init__(self, entries: Sequence[Entry], skipped: int) -> None:
-        super().__init__([entry.name for entry in entries], skipped)
-        self._paths = [entry.path for entry in entries]
+    def __init__(self, entries: Sequence[Entry], skipped: int, problems: Sequence[str]) -> None:
+        super().__init__([entry.name for entry in entries], skipped, problems)
+        self._entries = entries
 
     def load(
         self, index: int, *, gray: bool = False, reduction: Reduction | None = None
     ) -> NDArray[np.uint8]:
-        return read_image(self._paths[index], gray=gray, reduction=reduction)
+        entry = self._entries[index]
+        if entry.missing:
+            raise UnreadableImageError(entry.missing)
+        return read_image(entry.path, gray=gray, reduction=reduction)
 
 
 class _Item(NamedTuple):
-    """One blob: a whole array or one row of it; from a .npy file where `array` is a path."""
+    """One blob: a whole array or one row of it, or the message that says why there is none."""
 
     name: str
-    array: NDArray[Any] | Path
+    array: NDArray[Any] | NpyFile | str
     row: int | None
 
 
@@ -79,22 +90,21 @@ class _Arrays(ImageSource):
 
     preprocessed = True
 
-    def __init__(self, items: Sequence[_Item], skipped: int) -> None:
-        super().__init__([item.name for item in items], skipped)
+    def __init__(
+        self, items: Sequence[_Item], skipped: int = 0, problems: Sequence[str] = ()
+    ) -> None:
+        super().__init__([item.name for item in items], skipped, problems)
         self._items = items
 
     def load(
         self, index: int, *, gray: bool = False, reduction: Reduction | None = None
     ) -> NDArray[np.float32]:
         name, array, row = self._items[index]
-        if isinstance(array, Path):
-            try:
-                array = _open_npy(array)
-            except ImageError as error:
-                raise UnreadableImageError(str(error)) from error
-        if array.dtype.kind not in "fiu":
-            raise UnreadableImageError(f"{name}: holds {array.dtype}, not numbers")
-        return np.array(array if row is None else array[row], np.float32)
+        if isinstance(array, str):
+            raise UnreadableImageError(array)
+        if isinstance(array, NpyFile):
+            return numbers(name, array.read(row))
+        return numbers(name, array if row is None else array[row])
 
 
 def open_source(
@@ -108,27 +118,45 @@ def open_source(
 ) -> ImageSource:
     """Open the calibration inputs that `where` means.
 
-    - a folder (with its subfolders if `recursive`), sorted by relative path
-    - a list file (.txt, .lst): a path per line, from the list's folder or absolute; blank lines,
-      lines that begin with # and labels after the path are ignored
-    - a pattern (`images/**/*.jpg`), an image file, or a sequence of any of these
-    - arrays that are preprocessed already: a .npy file (mapped, not loaded), an .npz file (held
-      in memory; of several arrays the one named `blob`), a folder of .npy files, or an array
+    Parameters
+    ----------
+    where
+        - a folder (with its subfolders if `recursive`), sorted by relative path
+        - a list file (.txt, .lst): a path per line, absolute, or from the list's folder, or else
+          from the working folder; blank lines, lines that begin with # and labels after the path
+          are ignored
+        - a pattern (`images/**/*.jpg`), an image file, or a sequence of any of these
+        - arrays that are preprocessed already: a .npy file (read row by row), an .npz file (held
+          in memory; of several arrays the one named `blob`), a folder of .npy files, or an array.
+          One of 4 axes is a stack (N, C, H, W), one of 3 a single (C, H, W); one of 2 axes is a
+          stack of vectors (for inputs such as im_info), one of 1 a single vector
+    limit
+        Keep the first so many.
+    shuffle, seed
+        Put all into an order that `seed` alone decides, before `limit` counts.
+    recursive
+        Whether folders are searched with their subfolders.
+    blob
+        The input blob's name, for .npz files.
 
-    An array of 4 axes is a stack (N, C, H, W), one of 3 a single (C, H, W); an array of 2 axes a
-    stack of vectors (for inputs such as im_info), one of 1 a single vector.
-    `shuffle` puts all into an order that `seed` alone decides; then `limit` keeps the first ones.
-    Raises ImageError where nothing usable is found, OptionError for a limit below 1.
+    Raises
+    ------
+    ImageError
+        Where nothing usable is found.
+    OptionError
+        For a limit below 1.
     """
     if limit is not None and limit < 1:
         raise OptionError(f"the limit on the number of images is {limit}; it must be at least 1")
     if isinstance(where, np.ndarray):
-        return _Arrays(_pick(_rows("array", where, where), limit, shuffle, seed), 0)
+        check_dtype("array", where.dtype)
+        return _Arrays(_pick(_rows("array", where, where.shape), limit, shuffle, seed))
     found = find_inputs(where, recursive=recursive)
     if not found.arrays:
-        return _ImageFiles(_pick(found.entries, limit, shuffle, seed), found.skipped)
+        entries = _pick(found.entries, limit, shuffle, seed)
+        return _ImageFiles(entries, found.skipped, found.problems)
     items = [item for entry in found.entries for item in _stored_rows(entry, blob)]
-    return _Arrays(_pick(items, limit, shuffle, seed), found.skipped)
+    return _Arrays(_pick(items, limit, shuffle, seed), found.skipped, found.problems)
 
 
 def _pick(items: list[Any], limit: int | None, shuffle: bool, seed: int) -> list[Any]:
@@ -142,51 +170,25 @@ def _pick(items: list[Any], limit: int | None, shuffle: bool, seed: int) -> list
 def _stored_rows(entry: Entry, blob: str | None) -> list[_Item]:
     """The blobs of one .npy or .npz file."""
     if entry.path.suffix.lower() == ".npz":
-        array = _open_npz(entry.path, blob)
-        return _rows(entry.name, array, array)
+        array = read_npz(entry.path, blob)
+        return _rows(entry.name, array, array.shape)
+    if entry.missing:
+        return [_Item(entry.name, entry.missing, None)]
     try:
-        return _rows(entry.name, _open_npy(entry.path), entry.path)
-    except UnreadableImageError:
+        stored = open_npy(entry.path)
+    except UnreadableImageError as error:
         # Reported and skipped in its turn, as a damaged image is.
-        return [_Item(entry.name, entry.path, None)]
+        return [_Item(entry.name, str(error), None)]
+    return _rows(entry.name, stored, stored.header.shape)
 
 
-def _rows(name: str, array: NDArray[Any], held: NDArray[Any] | Path) -> list[_Item]:
-    if array.ndim in (2, 4):
-        return [_Item(f"{name}[{row}]", held, row) for row in range(array.shape[0])]
-    if array.ndim in (1, 3):
-        return [_Item(name, held, None)]
-    raise ImageError(
-        f"{name}: has the shape {array.shape}; expected (N, C, H, W), (C, H, W), (N, K) or (K,)"
-    )
-
-
-def _open_npy(path: Path) -> NDArray[Any]:
-    """The array of a .npy file, mapped into memory."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UnreadableImageError(f"{path}: cannot be read as an array: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise UnreadableImageError(f"{path}: is an .npz archive that is named .npy")
-    return array
-
-
-def _open_npz(path: Path, blob: str | None) -> NDArray[Any]:
-    """The array named `blob` of an .npz file, or its only one."""
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ImageError(f"{path}: holds a single array; name it .npy")
-            names = archive.files
-            name = blob if blob in names else names[0] if len(names) == 1 else None
-            if name is None:
-                raise ImageError(
-                    f"{path}: holds the arrays {', '.join(names) or 'none'}; "
-                    + (f"none is named {blob}" if blob else "say which input blob is meant")
-                )
-            array: NDArray[Any] = archive[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ImageError(f"{path}: cannot be read as arrays: {error}") from error
-    return array
+def _rows(name: str, array: NDArray[Any] | NpyFile, shape: tuple[int, ...]) -> list[_Item]:
+    if len(shape) in (1, 3):
+        return [_Item(name, array, None)]
+    if len(shape) not in (2, 4):
+        raise ImageError(
+            f"{name}: has the shape {shape}; expected (N, C, H, W), (C, H, W), (N, K) or (K,)"
+        )
+    if shape[0] > MAX_INPUTS:
+        raise ImageError(f"{name}: holds {shape[0]} inputs; at most {MAX_INPUTS} are taken")
+    return [_Item(f"{name}[{row}]", array, row) for row in range(shape[0])]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from int8calib.errors import ImageError
 from int8calib.images import UnreadableImageError
 from int8calib.images.decode import decode_image, read_image, resize_bilinear
-from int8calib.images.jpeg import read_header
+from int8calib.images.header import NoSizeError, read_header
 
 FORMATS = [".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".JPG", ".PNG"]
 
@@ -119,12 +119,13 @@ def test_jpeg_header(progressive: int) -> None:
     thumbnail = b"Exif\x00\x00" + cv2.imencode(".jpg", picture(8, 9))[1].tobytes()
     segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     whole = jpeg[:2] + b"\xff\xff\xff" + segment[1:] + jpeg[2:]
-    assert read_header(jpeg) == (37, 53, True)
-    assert read_header(whole) == (37, 53, True)
-    assert read_header(whole + b"trailing bytes") == (37, 53, True)
-    assert read_header(whole[:-2]) == (37, 53, False)
-    assert read_header(whole[:40]) is None
-    assert read_header(b"\xff\xd8\xff" + bytes(100)) is None
+    assert read_header(jpeg) == ("JPEG", 37, 53, True)
+    assert read_header(whole) == ("JPEG", 37, 53, True)
+    assert read_header(whole + b"trailing bytes") == ("JPEG", 37, 53, True)
+    assert read_header(whole[:-2]) == ("JPEG", 37, 53, False)
+    for content in (whole[:40], b"\xff\xd8\xff" + bytes(100), b"\xff\xd8" + b"\xff" * 999):
+        with pytest.raises(NoSizeError, match="JPEG"):
+            read_header(content)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
@@ -141,7 +142,7 @@ def test_a_cut_off_jpeg_is_unreadable(tmp_path: Path, share: float) -> None:
     [
         (b"", "the file is empty"),
         (b"hello", "not an image that OpenCV can decode"),
-        (b"\xff\xd8\xff\xe0 no jpeg at all", "not an image that OpenCV can decode"),
+        (b"\xff\xd8\xff\xe0 no jpeg at all", "a damaged JPEG file: it holds no image size"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
             "a Git LFS pointer.*lfs pull",
