@@ -17,8 +17,6 @@ A message is one line: the file or layer, what was found, what would be right.
 
 from __future__ import annotations
 
-from caffe_proto.oneline import one_line
-
 
 class Int8CalibError(Exception):
     """Base of all errors raised on purpose; the command line turns it into one line and exit 2."""
@@ -49,6 +47,8 @@ class ImageError(Int8CalibError):
 
     def __init__(self, message: str) -> None:
         """Names of files may hold anything: the message is kept to one printable line."""
+        from caffe_proto.oneline import one_line
+
         super().__init__(one_line(message))
 
 
