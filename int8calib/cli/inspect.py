@@ -1,7 +1,8 @@
 """Show a Caffe network as a table: shapes, parameters, multiply-adds, and what runs in INT8.
 
-example:
+examples:
   int8calib inspect --proto deploy.prototxt --model net.caffemodel
+  int8calib inspect --layers
 
 Nothing is run, and the caffemodel may be left out. Multiply-adds are for one image.
 """
@@ -31,6 +32,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib inspect`."""
     add_model_arguments(parser, model_required=False)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--layers",
+        action=_ListLayers,
+        nargs=0,
+        help="list the layer types that run, and exit; needs no network",
+    )
+
+
+class _ListLayers(argparse.Action):
+    """`--layers`, which like `--help` does without the options that are required."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the list and end the command."""
+        from int8calib.caffe.layers.listing import layer_families
+
+        lines = (f"{family}: {', '.join(names)}" for family, names in layer_families().items())
+        print("\n".join(lines))  # noqa: T201
+        parser.exit()
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The Markdown list of supported layers, for docs/reference/layers.md."""
+"""Lists of the supported layers, for `inspect --layers` and docs/reference/layers.md."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections import defaultdict
 from int8calib.caffe.layers.registry import find_type, type_names
 
 
-def layers_markdown() -> str:
-    """A Markdown table of the types this package brings, one row a family, without the markers.
+def layer_families() -> dict[str, list[str]]:
+    """List the types this package brings by family, both sorted.
 
     A family is a module; its name is the head of its docstring. Types that an embedding program
     has registered are not in it.
@@ -19,8 +19,16 @@ def layers_markdown() -> str:
     for name in type_names():
         module = find_type(name).run.__module__
         if module.startswith("int8calib.caffe.layers."):
-            families[_family(module)].append(f"`{name}`")
-    rows = (f"| {family} | {', '.join(families[family])} |" for family in sorted(families))
+            families[_family(module)].append(name)
+    return {family: families[family] for family in sorted(families)}
+
+
+def layers_markdown() -> str:
+    """Write `layer_families` as a Markdown table, one row a family."""
+    rows = (
+        f"| {family} | {', '.join(f'`{name}`' for name in names)} |"
+        for family, names in layer_families().items()
+    )
     return "\n".join(["| family | layer types |", "|---|---|", *rows])
 
 

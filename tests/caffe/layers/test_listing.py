@@ -10,6 +10,7 @@ import pytest
 import int8calib
 from int8calib.caffe.layers import registry
 from int8calib.caffe.layers.listing import layers_markdown
+from int8calib.cli.main import main
 
 
 def test_every_type_stands_once_in_a_named_family() -> None:
@@ -30,3 +31,13 @@ def test_types_from_outside_are_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
         lambda params, bottoms: [bottoms[0]],
     )
     assert layers_markdown() == before
+
+
+def test_inspect_lists_every_type_without_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "--layers"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = [name for line in lines for name in line.split(": ")[1].split(", ")]
+    assert sorted(listed, key=str.lower) == registry.type_names()
+    assert "InnerProduct: InnerProduct" in lines
