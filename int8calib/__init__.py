@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from int8calib.analysis.analyze import analyze
-    from int8calib.analysis.layer_errors import Analysis
+    from int8calib.analysis.results import Analysis
     from int8calib.caffe.engine.run import Net, load_caffe
     from int8calib.caffe.export import write_model
     from int8calib.caffe.inspection.inspect import inspect
@@ -83,7 +83,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Analysis": "int8calib.analysis.layer_errors",
+    "Analysis": "int8calib.analysis.results",
     "Calibration": "int8calib.calibration.pipeline",
     "CalibrationTable": "int8calib.table.model",
     "Evaluation": "int8calib.evaluation.results",

@@ -13,11 +13,11 @@ import numpy as np
 
 import int8calib
 from int8calib import Labelled, Options
-from int8calib.analysis.layer_errors import Analysis
+from int8calib.analysis.results import Analysis
+from int8calib.analysis.samples import LayerSample, sample_outputs
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.evaluation.results import Evaluation
 from int8calib.reporting.report import Report
-from int8calib.reporting.samples import LayerSample, sample_outputs
 from int8calib.table.model import CalibrationTable
 from tests.generated import make_model
 
@@ -52,7 +52,7 @@ class Case:
     net: Any
     tables: dict[str, CalibrationTable]
     statistics: Statistics
-    analyzes: dict[str, Analysis]
+    analyses: dict[str, Analysis]
     evaluation: Evaluation
     samples: dict[str, LayerSample]
 
@@ -60,7 +60,7 @@ class Case:
         """A report on all of it, or with some of it changed."""
         given = {
             "statistics": self.statistics,
-            "analysis": self.analyzes,
+            "analysis": self.analyses,
             "evaluation": self.evaluation,
             "samples": self.samples,
             "title": "A <title> & more",
@@ -92,7 +92,7 @@ def case() -> Case:
         for name, method, exclude in zip(TABLES, ("kl", "mse"), ((), ("fc",)), strict=True)
     }
     tables = {name: found.table for name, found in made.items()}
-    analyzes = {
+    analyses = {
         name: int8calib.analyze(net, table, batches, sensitivity_images=2)
         for name, table in tables.items()
     }
@@ -102,7 +102,7 @@ def case() -> Case:
         net,
         tables,
         made[TABLES[0]].statistics,
-        analyzes,
+        analyses,
         int8calib.evaluate(net, tables, batches),
         sample_outputs(net, tables[TABLES[0]], batches),
     )

@@ -1,4 +1,4 @@
-"""A network, one table and images to an `Analysis`: the error of every quantized layer.
+"""Measure the error of every quantized layer of a network with one table.
 
 One pass runs the float net, each INT8 layer on its float bottom, and the INT8 net: 1.5 times the
 layers of an evaluation, about twice its time with the sums. The ranking at the outputs runs the
@@ -7,21 +7,30 @@ net once per layer, over a few images only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from int8calib.analysis.layer_errors import Analysis, LayerError
-from int8calib.analysis.sensitivity import Effect, single_layer_effects
-from int8calib.analysis.side_by_side import Place, SideBySide, side_by_side
+from int8calib.analysis.results import Analysis, LayerError
+from int8calib.analysis.sensitivity import OutputEffect, output_sensitivity
+from int8calib.analysis.side_by_side import LayerBlobs, SideBySide, side_by_side
 from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net, Runner
+from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Layer
+from int8calib.caffe.network.runnable import listed
 from int8calib.errors import ModelError
-from int8calib.evaluation.evaluate import Labelled, LabelledLoader, run_pass
+from int8calib.evaluation.evaluate import (
+    Labelled,
+    LabelledLoader,
+    batch_and_labels,
+    check_present,
+    run_pass,
+)
 from int8calib.evaluation.measures import Energy, energy, total_energy
+from int8calib.evaluation.outputs import compared_blobs
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.simulation.layers import Int8Weights
 from int8calib.table.model import CalibrationTable
@@ -37,32 +46,63 @@ def analyze(
     *,
     sensitivity_images: int = SENSITIVITY_IMAGES,
     scores: str | None = None,
+    outputs: Sequence[str] | None = None,
     fold_bn: bool | None = None,
     workers: int = 2,
     total: int = 0,
     progress: Progress | None = None,
 ) -> Analysis:
-    """The error of every layer of `net` that `table` quantizes, over all batches.
+    """Measure the error of every layer that a table quantizes.
 
-    `sensitivity_images` of them (the first ones; 0 for none) tell what each layer alone does to
-    the outputs. The other arguments are those of `evaluate`. Raises `ModelError` for a table
-    without layers, `ImageError` for no batches, and what `simulate` raises.
+    Parameters
+    ----------
+    net
+        The float network.
+    table
+        The calibration table.
+    batches
+        Called to start a pass, as in `evaluate`; labels do not count.
+    sensitivity_images
+        How many of the first images tell what each layer alone does to the outputs; 0 for none.
+    scores, outputs
+        As in `evaluate`; only layers that the compared blobs depend on are measured.
+    fold_bn
+        As in `simulate`.
+    workers, total, progress
+        As in `evaluate`.
+
+    Returns
+    -------
+    Analysis
+        The error of each layer, the worst first.
+
+    Raises
+    ------
+    ModelError
+        Where the table quantizes no layer that can run; and what `simulate` raises.
+    ImageError
+        For no batches.
     """
     fold = folds(table) if fold_bn is None else fold_bn
-    graph = fold_batch_norm(net.graph) if fold else net.graph
-    twins = int8_layers(graph, table, optimized=fold)
-    if not twins:
-        raise ModelError(f"{graph.source}: the table quantizes no layer, so there is no error")
-    joint = side_by_side(graph, twins)
+    base = Net(fold_batch_norm(net.graph) if fold else net.graph, net.input_shapes)
+    compared = compared_blobs(net, scores, outputs)
+    check_present(base, compared)
+    needed = {layer.name for layer in base.graph.ancestors(compared.blobs)}
+    every = int8_layers(base.graph, table, optimized=fold)
+    int8 = {name: layer for name, layer in every.items() if name in needed}
+    left_out = tuple(name for name in every if name not in needed)
+    if not int8:
+        why = f" before {listed(map(str, compared.outputs))}" if left_out else ""
+        raise ModelError(f"{net.graph.source}: the table quantizes no layer{why}, so no error")
+    joint = side_by_side(base.graph, int8)
     records: dict[int, list[_LayerRecord]] = {}
 
     def work(runners: list[Runner], item: tuple[int, Batch | Labelled]) -> int:
-        index, given = item
-        batch = given.batch if isinstance(given, Labelled) else given
-        records[index] = _measure(runners[0], joint, twins, batch)
+        index, (batch, _) = item[0], batch_and_labels(item[1])
+        records[index] = _measure(runners[0], joint, int8, batch)
         return batch_size(batch)
 
-    wanted = [blob for p in joint.places for blob in (p.bottom, p.top, p.probe, p.chain)]
+    wanted = [b for x in joint.layers for b in (x.bottom, x.top, x.isolated, x.accumulated)]
     run_pass(
         batches(),
         lambda: [Runner(joint.graph, wanted)],
@@ -73,34 +113,42 @@ def analyze(
         progress=progress,
     )
     ordered = [records[i] for i in sorted(records)]
-    effects: Mapping[str, Effect] = {}
+    effects: Mapping[str, OutputEffect] = {}
     used = 0
     if sensitivity_images > 0:
-        effects, used = single_layer_effects(
-            Net(graph, net.input_shapes),
-            twins,
+        effects, used = output_sensitivity(
+            base,
+            int8,
             batches,
+            compared,
             images=sensitivity_images,
-            scores=scores,
             workers=workers,
             progress=progress,
         )
-    parts = zip(*ordered, strict=True)
     layers = [
-        _sum_up(place, part, effects.get(place.name))
-        for place, part in zip(joint.places, parts, strict=True)
+        _sum_up(blobs, parts, effects.get(blobs.name))
+        for blobs, parts in zip(joint.layers, zip(*ordered, strict=True), strict=True)
     ]
-    images = sum(record[0].own.images for record in ordered)
-    cost = (3 * images + used * (len(twins) + 1)) / (2 * images)
-    return Analysis(images, used, cost, tuple(sorted(layers, key=lambda layer: layer.own_sqnr)))
+    images = sum(record[0].isolated.images for record in ordered)
+    cost = (3 * images + used * (len(int8) + 1)) / (2 * images)
+    return Analysis(
+        images,
+        used,
+        cost,
+        tuple(sorted(layers, key=lambda layer: layer.isolated_sqnr)),
+        outputs=tuple(map(str, compared.outputs)),
+        notes=compared.notes,
+        left_out=left_out,
+        network=network_fingerprint(net.graph),
+    )
 
 
 @dataclass(frozen=True)
 class _LayerRecord:
     """One layer, one batch: energies of its top, and sums over its bottom (`bottom_errors`)."""
 
-    own: Energy
-    arriving: Energy
+    isolated: Energy
+    accumulated: Energy
     values: int
     clipped: float
     clipped_error: float
@@ -108,51 +156,53 @@ class _LayerRecord:
 
 
 def _measure(
-    runner: Runner, joint: SideBySide, twins: Mapping[str, Layer], batch: Batch
+    runner: Runner, joint: SideBySide, int8: Mapping[str, Layer], batch: Batch
 ) -> list[_LayerRecord]:
     """Run the joint graph once; each layer's blobs are compared while the engine holds them."""
-    from int8calib.evaluation import kernels
+    from int8calib.analysis import kernels
 
     tops: dict[Blob, Array] = {}
     alone: dict[str, _LayerRecord] = {}
     records: dict[str, _LayerRecord] = {}
-    probes = {place.probe: place for place in joint.places}
-    chains = {place.chain: place for place in joint.places}
+    isolated = {blobs.isolated: blobs for blobs in joint.layers}
+    accumulated = {blobs.accumulated: blobs for blobs in joint.layers}
 
-    def hear(blob: Blob, top: Array) -> None:
-        if blob in probes:
-            # The engine keeps the float bottom until the probe has run, but no longer.
-            place = probes[blob]
-            bottom = np.ascontiguousarray(tops[place.bottom]).reshape(-1)
-            scale = Int8Weights(*twins[place.name].weights).scale[0]
-            own = energy(tops[place.top], top)
+    def listen(blob: Blob, top: Array) -> None:
+        if blob in isolated:
+            # The engine keeps the float bottom until the isolated layer has run, but no longer.
+            blobs = isolated[blob]
+            bottom = np.ascontiguousarray(tops[blobs.bottom]).reshape(-1)
+            scale = Int8Weights(*int8[blobs.name].weights).scale[0]
+            error = energy(tops[blobs.top], top)
             sums = np.zeros(3)
             kernels.bottom_errors(bottom, scale, sums)
-            alone[place.name] = _LayerRecord(own, own, bottom.size, *sums.tolist())
-        elif blob in chains:
+            alone[blobs.name] = _LayerRecord(error, error, bottom.size, *sums.tolist())
+        elif blob in accumulated:
             # The float top is read by this layer too, so it is still whole.
-            place = chains[blob]
-            arriving = energy(tops[place.top], top)
-            records[place.name] = replace(alone[place.name], arriving=arriving)
+            blobs = accumulated[blob]
+            error = energy(tops[blobs.top], top)
+            records[blobs.name] = replace(alone[blobs.name], accumulated=error)
         else:
             tops[blob] = top
 
-    runner.run(batch, hear)
-    return [records[place.name] for place in joint.places]
+    runner.run(batch, listen)
+    return [records[blobs.name] for blobs in joint.layers]
 
 
-def _sum_up(place: Place, parts: tuple[_LayerRecord, ...], effect: Effect | None) -> LayerError:
-    own = total_energy(part.own for part in parts)
-    arriving = total_energy(part.arriving for part in parts)
+def _sum_up(
+    blobs: LayerBlobs, parts: tuple[_LayerRecord, ...], effect: OutputEffect | None
+) -> LayerError:
+    isolated = total_energy(part.isolated for part in parts)
+    accumulated = total_energy(part.accumulated for part in parts)
     clipped = sum(part.clipped_error for part in parts)
     rounded = sum(part.rounding_error for part in parts)
     error = clipped + rounded
     return LayerError(
-        place.name,
-        own.sqnr,
-        own.cosine,
-        arriving.sqnr,
-        arriving.cosine,
+        blobs.name,
+        isolated.sqnr,
+        isolated.cosine,
+        accumulated.sqnr,
+        accumulated.cosine,
         sum(part.clipped for part in parts) / sum(part.values for part in parts),
         clipped / error if error else 0.0,
         rounded / error if error else 0.0,

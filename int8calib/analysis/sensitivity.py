@@ -1,6 +1,6 @@
-"""A float network and its INT8 layers to what each of them alone does to the outputs.
+"""What each INT8 layer alone does to the outputs of a network.
 
-The net runs once per layer and image, so this takes a few images, not all.
+The network runs once per layer and image, so this takes a few images, not all.
 """
 
 from __future__ import annotations
@@ -11,55 +11,79 @@ from dataclasses import dataclass, replace
 from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.graph import Blob, Graph, Layer
-from int8calib.evaluation.evaluate import Labelled, LabelledLoader, copied_tops
+from int8calib.evaluation.evaluate import (
+    Labelled,
+    LabelledLoader,
+    batch_and_labels,
+    copied_tops,
+)
 from int8calib.evaluation.measures import Share, total_energy
-from int8calib.evaluation.outputs import Watched, watched_blobs
+from int8calib.evaluation.outputs import ComparedBlobs
 from int8calib.evaluation.records import Record, agreement, compare
 from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas, work_through
 
 
 @dataclass(frozen=True)
-class Effect:
+class OutputEffect:
     """The lowest SQNR of an output with one layer in INT8, and the share of equal best classes."""
 
     sqnr: float
     agreement: Share | None
 
 
-def single_layer_effects(
+def output_sensitivity(
     net: Net,
-    twins: Mapping[str, Layer],
+    int8: Mapping[str, Layer],
     batches: LabelledLoader,
+    compared: ComparedBlobs,
     *,
     images: int,
-    scores: str | None,
     workers: int,
     progress: Progress | None,
-) -> tuple[dict[str, Effect], int]:
-    """The effect of each layer of `twins` over the first `images` images, and how many these were.
+) -> tuple[dict[str, OutputEffect], int]:
+    """Run the network with one layer in INT8 at a time.
 
-    Whole batches are taken, so a batch may bring some more.
+    Parameters
+    ----------
+    net
+        The float network, with BatchNorm folded where its INT8 layers are.
+    int8
+        The INT8 layers to try, by name (`int8_layers`).
+    batches
+        Called to start a pass, as in `evaluate`; labels do not count.
+    compared
+        In which blobs the networks are compared.
+    images
+        How many of the first images are used; whole batches are taken, which may bring some more.
+    workers
+        Layers in parallel.
+    progress
+        Called as `progress("sensitivity", runs done, runs to do)`.
+
+    Returns
+    -------
+    dict of OutputEffect, int
+        The effect of each layer, by name, and the number of images used.
     """
     few = list(_first(batches(), images))
     used = sum(batch_size(batch) for batch in few)
-    watched = watched_blobs(net, scores)
-    effects: dict[str, Effect] = {}
+    effects: dict[str, OutputEffect] = {}
     report = progress or (lambda stage, done, of: None)
     with single_threaded_blas():
-        runner = Runner(net.graph, watched.blobs)
+        runner = Runner(net.graph, compared.blobs)
         expected = [copied_tops(runner, batch) for batch in few]
 
         def work(state: None, name: str) -> int:
-            graph = _with_one(net.graph, twins[name])
-            effects[name] = _effect(graph, watched, few, expected)
+            graph = _with_one(net.graph, int8[name])
+            effects[name] = _effect(graph, compared, few, expected)
             return used
 
         work_through(
-            list(twins),
+            list(int8),
             lambda: None,
             work,
             workers=workers,
-            progress=lambda done: report("sensitivity", done, len(twins) * used),
+            progress=lambda done: report("sensitivity", done, len(int8) * used),
         )
     return effects, used
 
@@ -67,29 +91,29 @@ def single_layer_effects(
 def _first(batches: Iterable[Batch | Labelled], images: int) -> Iterator[Batch]:
     taken = 0
     for given in batches:
-        batch = given.batch if isinstance(given, Labelled) else given
+        batch, _ = batch_and_labels(given)
         yield batch
         taken += batch_size(batch)
         if taken >= images:
             return
 
 
-def _with_one(graph: Graph, twin: Layer) -> Graph:
+def _with_one(graph: Graph, int8: Layer) -> Graph:
     """The float graph with one layer in INT8."""
-    layers = tuple(twin if layer.name == twin.name else layer for layer in graph.layers)
+    layers = tuple(int8 if layer.name == int8.name else layer for layer in graph.layers)
     return replace(graph, layers=layers)
 
 
 def _effect(
     graph: Graph,
-    watched: Watched,
+    compared: ComparedBlobs,
     batches: Sequence[Batch],
     expected: Sequence[Mapping[Blob, Array]],
-) -> Effect:
-    runner = Runner(graph, watched.blobs)
+) -> OutputEffect:
+    runner = Runner(graph, compared.blobs)
     records: list[Record] = []
     for batch, tops in zip(batches, expected, strict=True):
         pair = (tops, copied_tops(runner, batch))
-        records.append(compare(watched, pair, None, batch_size(batch)))
+        records.append(compare(compared, pair, None, batch_size(batch)))
     per_blob = zip(*(record.energies[0] for record in records), strict=True)
-    return Effect(min(total_energy(parts).sqnr for parts in per_blob), agreement(records, 1))
+    return OutputEffect(min(total_energy(parts).sqnr for parts in per_blob), agreement(records, 1))

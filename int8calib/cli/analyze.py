@@ -4,8 +4,8 @@ example:
   int8calib analyze --proto deploy.prototxt --model net.caffemodel --images photos/ \\
       --mean 104 117 123 --table net.table
 
-own: the layer alone in INT8. arriving: with all layers before it in INT8 too. clipped and rounding
-divide the squared error of the layer's bottom.
+isolated: the layer alone in INT8. accumulated: with all layers before it in INT8 too. clipped and
+rounding divide the squared error of the layer's bottom.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from int8calib.cli.comparison import (
     add_json_argument,
+    add_outputs_argument,
     add_scores_argument,
     add_table_fold_arguments,
-    output_inputs,
+    comparison_images,
 )
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.loader import ImageLoader
 from int8calib.cli.options import (
     MessageOptions,
     ModelOptions,
@@ -33,7 +33,7 @@ from int8calib.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from int8calib.analysis.layer_errors import Analysis
+    from int8calib.analysis.results import Analysis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the outputs; costs N runs of the net per layer (default: 10; 0: none)",
     )
     add_scores_argument(group)
+    add_outputs_argument(group)
     add_table_fold_arguments(group)
     add_json_argument(group)
     add_workers_argument(parser)
@@ -59,13 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Analyze and print."""
     from int8calib.analysis.analyze import analyze
+    from int8calib.caffe.network.runnable import listed
     from int8calib.table import read_table
 
     console = Console(read_options(MessageOptions, args))
     table = read_table(args.table)
     net = read_options(ModelOptions, args).load()
     workers = read_options(RunOptions, args).worker_count
-    images = ImageLoader(image_options(args), net, output_inputs(net), workers=workers)
+    images = comparison_images(image_options(args), net, args.scores, args.outputs, workers=workers)
     with console.progress() as progress:
         found = analyze(
             net,
@@ -73,12 +75,18 @@ def run(args: argparse.Namespace) -> int:
             images,
             sensitivity_images=args.sensitivity,
             scores=args.scores,
+            outputs=args.outputs,
             fold_bn=args.fold_bn,
             workers=workers,
             total=len(images),
             progress=progress,
         )
     images.tell(console)
+    for note in found.notes:
+        console.say(f"note: {note}")
+    if found.left_out:
+        names = listed(found.left_out)
+        console.say(f"note: {names}: cannot run, or no compared blob needs it; not measured")
     if args.json:
         console.result(json.dumps(found.as_dict(), indent=2))
     else:
@@ -93,10 +101,10 @@ def _show(console: Console, found: Analysis) -> None:
     rows = [
         (
             layer.name,
-            format_decibels(layer.own_sqnr),
-            f"{layer.own_cosine:.5f}",
-            format_decibels(layer.arriving_sqnr),
-            f"{layer.arriving_cosine:.5f}",
+            format_decibels(layer.isolated_sqnr),
+            f"{layer.isolated_cosine:.5f}",
+            format_decibels(layer.accumulated_sqnr),
+            f"{layer.accumulated_cosine:.5f}",
             f"{100 * layer.clipped_values:.3f}",
             f"{100 * layer.clipped_error:.1f}",
             f"{100 * layer.rounding_error:.1f}",
@@ -104,7 +112,7 @@ def _show(console: Console, found: Analysis) -> None:
         for layer in found.layers
     ]
     columns = (
-        *("layer", "own dB", "own cosine", "arriving dB", "arriving cosine"),
+        *("layer", "isolated dB", "isolated cosine", "accumulated dB", "accumulated cosine"),
         *("clipped values %", "clipped error %", "rounding error %"),
     )
     console.table(f"Layers in INT8 over {found.images} images, worst first", columns, rows)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from int8calib.cli.loader import ImageLoader
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
     from int8calib.caffe.engine.run import Net
+    from int8calib.caffe.network.graph import Blob
+    from int8calib.cli.image_options import ImageOptions
     from int8calib.table.model import CalibrationTable
 
 
@@ -18,6 +21,18 @@ def add_scores_argument(group: Any) -> None:
         "--scores",
         metavar="BLOB",
         help="the blob of class scores (default: the only output, if it is a vector)",
+    )
+
+
+def add_outputs_argument(group: Any) -> None:
+    """Declare `--outputs`: which blobs are compared."""
+    group.add_argument(
+        "--outputs",
+        nargs="+",
+        action="extend",
+        metavar="BLOB",
+        help="the blobs to compare (default: the outputs; where one cannot run, the last blobs "
+        "before it that can)",
     )
 
 
@@ -75,9 +90,17 @@ def read_tables(paths: Sequence[str]) -> dict[str, CalibrationTable]:
     return tables
 
 
-def output_inputs(net: Net) -> tuple[str, ...]:
-    """Return the inputs that the outputs of `net` need."""
-    from int8calib.caffe.network.inputs import INPUT_TYPES
+def comparison_images(
+    options: ImageOptions,
+    net: Net,
+    scores: str | None,
+    outputs: Sequence[str] | None,
+    *,
+    workers: int,
+    blobs: Sequence[Blob] = (),
+) -> ImageLoader:
+    """Return the images for the inputs that the compared blobs need, and `blobs` if any."""
+    from int8calib.evaluation.outputs import compared_blobs, needed_inputs
 
-    layers = net.graph.ancestors(net.graph.outputs)
-    return tuple(top.name for layer in layers for top in layer.tops if layer.type in INPUT_TYPES)
+    wanted = (*compared_blobs(net, scores, outputs).blobs, *blobs)
+    return ImageLoader(options, net, needed_inputs(net.graph, wanted), wanted, workers=workers)

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 from int8calib.cli.comparison import (
     add_json_argument,
     add_labels_argument,
+    add_outputs_argument,
     add_scores_argument,
     add_table_fold_arguments,
     add_topk_argument,
-    output_inputs,
+    comparison_images,
     read_tables,
 )
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.labels import LabelledImages
-from int8calib.cli.loader import ImageLoader
 from int8calib.cli.options import (
     MessageOptions,
     ModelOptions,
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_labels_argument(group)
     add_topk_argument(group)
     add_scores_argument(group)
+    add_outputs_argument(group)
     add_table_fold_arguments(group)
     add_json_argument(group)
     group.add_argument(
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     tables = read_tables(args.table)
     net = read_options(ModelOptions, args).load()
     workers = read_options(RunOptions, args).worker_count
-    images = ImageLoader(image_options(args), net, output_inputs(net), workers=workers)
+    images = comparison_images(image_options(args), net, args.scores, args.outputs, workers=workers)
     batches = images if args.labels is None else LabelledImages(images, args.labels)
     with console.progress() as progress:
         found = evaluate(
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             batches,
             topk=args.topk,
             scores=args.scores,
+            outputs=args.outputs,
             box_score=args.box_score,
             fold_bn=args.fold_bn,
             workers=workers,
@@ -91,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     images.tell(console)
+    for note in found.notes:
+        console.say(f"note: {note}")
     if args.json:
         console.result(json.dumps(found.as_dict(), indent=2))
     else:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from int8calib.cli.comparison import (
     add_labels_argument,
+    add_outputs_argument,
     add_scores_argument,
     add_table_fold_arguments,
     add_topk_argument,
-    output_inputs,
+    comparison_images,
     read_tables,
 )
 from int8calib.cli.console import Console, Progress
@@ -44,11 +45,11 @@ from int8calib.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from int8calib.analysis.layer_errors import Analysis
+    from int8calib.analysis.results import Analysis
+    from int8calib.analysis.samples import LayerSample
     from int8calib.caffe.engine.run import Net
     from int8calib.calibration.statistics.store import Statistics
     from int8calib.evaluation.results import Evaluation
-    from int8calib.reporting.samples import LayerSample
     from int8calib.table.model import CalibrationTable
 
     Tables = dict[str, CalibrationTable]
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_labels_argument(group)
     add_topk_argument(group)
     add_scores_argument(group)
+    add_outputs_argument(group)
     group.add_argument(
         "--sensitivity",
         type=int,
@@ -102,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find what is missing, and write the page."""
+    from int8calib.caffe.network.runnable import layers_to_quantize
     from int8calib.reporting.drawing import require_matplotlib
     from int8calib.reporting.report import report
     from int8calib.simulation.build import folds
@@ -117,11 +120,17 @@ def run(args: argparse.Namespace) -> int:
     fold = folds(first) if options.fold_bn is None else options.fold_bn
     machine = read_options(RunOptions, args)
     net = model.load()
-    batches = ImageLoader(
-        image_options(args), net, output_inputs(net), workers=machine.worker_count
+    known = _Known.read(options, net, tables)
+    batches = comparison_images(
+        image_options(args),
+        net,
+        options.scores,
+        options.outputs,
+        workers=machine.worker_count,
+        blobs=[layer.bottom for layer in layers_to_quantize(net.graph, net.input_shapes)[0]],
     )
     with console.progress() as progress:
-        job = _Job(options, model, machine, net, tables, batches, progress)
+        job = _Job(options, model, machine, net, tables, known, batches, progress)
         statistics = job.statistics(fold)
         evaluation = job.evaluation()
         analyses = job.analyses()
@@ -160,12 +169,36 @@ class _ReportOptions:
     labels: str | None
     topk: tuple[int, ...]
     scores: str | None
+    outputs: tuple[str, ...] | None
     sensitivity: int
     samples: int
     fold_bn: bool | None
     stats: str | None
     analysis: tuple[str, ...]
     evaluation: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """The results that were given as files, checked for being of this network and these tables."""
+
+    evaluation: Evaluation | None
+    analyses: Mapping[str, Analysis]
+
+    @classmethod
+    def read(cls, options: _ReportOptions, net: Net, tables: Tables) -> _Known:
+        """Read the files of `--evaluation` and `--analysis`; raises `OptionError`."""
+        from int8calib.analysis.results import read_analysis
+        from int8calib.evaluation.stored import read_evaluation
+        from int8calib.reporting.content import check_results
+
+        files = options.analysis
+        if len(files) > len(tables):
+            raise OptionError(f"--analysis: {len(files)} files for {len(tables)} tables")
+        analyses = {name: read_analysis(path) for name, path in zip(tables, files, strict=False)}
+        evaluation = None if options.evaluation is None else read_evaluation(options.evaluation)
+        check_results(net.graph, tables, evaluation, analyses)
+        return cls(evaluation, analyses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +210,7 @@ class _Job:
     machine: RunOptions
     net: Net
     tables: Tables
+    known: _Known
     batches: ImageLoader
     progress: Progress
 
@@ -208,11 +242,10 @@ class _Job:
     def evaluation(self) -> Evaluation:
         """That of `--evaluation`, or a new one."""
         from int8calib.evaluation.evaluate import evaluate
-        from int8calib.reporting.files import read_evaluation
 
+        if self.known.evaluation is not None:
+            return self.known.evaluation
         options = self.options
-        if options.evaluation is not None:
-            return read_evaluation(options.evaluation)
         labels = options.labels
         return evaluate(
             self.net,
@@ -220,6 +253,7 @@ class _Job:
             self.batches if labels is None else LabelledImages(self.batches, labels),
             topk=options.topk,
             scores=options.scores,
+            outputs=options.outputs,
             fold_bn=options.fold_bn,
             workers=self.machine.worker_count,
             total=len(self.batches),
@@ -229,36 +263,39 @@ class _Job:
     def analyses(self) -> dict[str, Analysis]:
         """Those of `--analysis`, and new ones for the tables behind them."""
         from int8calib.analysis.analyze import analyze
-        from int8calib.reporting.files import read_analysis
 
-        files, tables = self.options.analysis, self.tables
-        if len(files) > len(tables):
-            raise OptionError(f"--analysis: {len(files)} files for {len(tables)} tables")
-        known = {name: read_analysis(path) for name, path in zip(tables, files, strict=False)}
-        for i, (name, table) in enumerate(tables.items()):
-            if name in known:
+        analyses = dict(self.known.analyses)
+        for i, (name, table) in enumerate(self.tables.items()):
+            if name in analyses:
                 continue
-            known[name] = analyze(
+            analyses[name] = analyze(
                 self.net,
                 table,
                 self.batches,
                 # One table's effects at the outputs are enough; they cost most.
                 sensitivity_images=self.options.sensitivity if i == 0 else 0,
                 scores=self.options.scores,
+                outputs=self.options.outputs,
                 fold_bn=self.options.fold_bn,
                 workers=self.machine.worker_count,
                 total=len(self.batches),
                 progress=self.progress,
             )
-        return known
+        return analyses
 
     def samples(self, table: CalibrationTable, fold: bool) -> Mapping[str, LayerSample]:
         """Values of each layer before and after, over a few batches."""
-        from int8calib.reporting.samples import sample_outputs
+        from int8calib.analysis.samples import sample_outputs
 
         count = self.options.samples
         if count < 1:
             return {}
         return sample_outputs(
-            self.net, table, self.batches, count=count, fold_bn=fold, progress=self.progress
+            self.net,
+            table,
+            self.batches,
+            count=count,
+            outputs=self.options.outputs,
+            fold_bn=fold,
+            progress=self.progress,
         )

@@ -17,12 +17,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from int8calib.cli.comparison import add_labels_argument, add_scores_argument, output_inputs
+from int8calib.cli.comparison import add_labels_argument, add_scores_argument, comparison_images
 from int8calib.cli.config import add_config_argument, write_config
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.labels import LabelledImages
-from int8calib.cli.loader import ImageLoader
 from int8calib.cli.options import (
     MessageOptions,
     ModelOptions,
@@ -157,7 +156,9 @@ def run(args: argparse.Namespace) -> int:
     calibration = options.calibration(machine)
     tuning = options.tuning()
     net = read_options(ModelOptions, args).load()
-    images = ImageLoader(image_options(args), net, output_inputs(net), workers=machine.worker_count)
+    images = comparison_images(
+        image_options(args), net, args.scores, None, workers=machine.worker_count
+    )
     batches = images if args.labels is None else LabelledImages(images, args.labels)
     with console.progress() as progress:
         found = tune(net, batches, calibration, tuning, progress=progress)

@@ -1,19 +1,18 @@
-"""A network, tables and images (with labels or without) to an `Evaluation`: float beside INT8.
-
-The float net runs once per image, whatever the number of tables.
-"""
+"""Compare a network in float with itself in INT8, over images with labels or without."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net, Runner
+from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.graph import Blob
-from int8calib.errors import ImageError, OptionError
-from int8calib.evaluation.boxes import SCORE
-from int8calib.evaluation.outputs import watched_blobs
+from int8calib.errors import ImageError, ModelError, OptionError
+from int8calib.evaluation.measures import MIN_SCORE
+from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation
 from int8calib.simulation.build import simulate
@@ -29,6 +28,7 @@ class Labelled(NamedTuple):
 
 
 LabelledLoader: TypeAlias = Callable[[], Iterable[Batch | Labelled]]
+"""Starts a pass over the images, as a `Loader` does; its batches may come with labels."""
 
 
 def evaluate(
@@ -38,39 +38,78 @@ def evaluate(
     *,
     topk: Sequence[int] = (1, 5),
     scores: str | None = None,
-    box_score: float = SCORE,
+    outputs: Sequence[str] | None = None,
+    box_score: float = MIN_SCORE,
     fold_bn: bool | None = None,
     workers: int = 2,
     total: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Compare `net` in float with itself in INT8 for each of `tables` (by name, or one alone).
+    """Compare a network in float with itself in INT8, table by table.
 
-    `batches()` gives `{input blob: float32 (N, ...)}`, or such a batch with its labels as
-    `Labelled`. `scores` names the blob of class scores, by default the only output if that is a
-    vector; `box_score` is the score from which detections count; `fold_bn` is as in `simulate`.
-    Raises `OptionError` where it is unclear what labels mean, `ImageError` for no batches or wrong
-    labels, and what `simulate` raises.
+    The float network runs once per image, whatever the number of tables.
+
+    Parameters
+    ----------
+    net
+        The float network.
+    tables
+        One calibration table, or several by name.
+    batches
+        Called to start a pass; gives `{input blob: float32 (N, ...)}`, or such a batch with its
+        labels as `Labelled`.
+    topk
+        The accuracies to count, from labels.
+    scores
+        The blob of class scores; by default the only output, if that is a vector.
+    outputs
+        The blobs to compare; by default the network's outputs, and in place of those that cannot
+        run the last blobs before them.
+    box_score
+        The score from which on detections count.
+    fold_bn
+        As in `simulate`.
+    workers
+        Batches in parallel; the result does not depend on it.
+    total
+        The number of images, where it is known, for `progress`.
+    progress
+        Called as `progress(stage, images done, total)`.
+
+    Returns
+    -------
+    Evaluation
+        The float network's figures, those of each table, and which blobs were compared.
+
+    Raises
+    ------
+    OptionError
+        Where it is unclear what labels mean, or a value means nothing.
+    ImageError
+        For no batches, or labels that are not one class index per image.
+    ModelError
+        For the name of a blob that cannot be compared; and what `simulate` raises.
     """
     if not topk or min(topk) < 1:
         raise OptionError(f"top-k {tuple(topk)}: expected whole numbers of at least 1")
     named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
     nets = [net, *(simulate(net, table, fold_bn=fold_bn) for table in named.values())]
-    watched = watched_blobs(net, scores)
+    compared = compared_blobs(net, scores, outputs)
+    for each in nets:
+        check_present(each, compared)
     records: dict[int, Record] = {}
 
     def work(runners: list[Runner], item: tuple[int, Batch | Labelled]) -> int:
-        index, given = item
-        batch, labels = given if isinstance(given, Labelled) else (given, None)
-        if labels is not None and watched.scores is None:
-            watched_blobs(net, scores, labelled=True)
+        index, (batch, labels) = item[0], batch_and_labels(item[1])
+        if labels is not None and compared.scores is None:
+            compared_blobs(net, scores, outputs, labelled=True)
         tops = [copied_tops(runner, batch) for runner in runners]
-        records[index] = compare(watched, tops, labels, batch_size(batch), box_score)
+        records[index] = compare(compared, tops, labels, batch_size(batch), box_score)
         return batch_size(batch)
 
     run_pass(
         batches(),
-        lambda: [Runner(each.graph, watched.blobs) for each in nets],
+        lambda: [Runner(each.graph, compared.blobs) for each in nets],
         work,
         stage="evaluation",
         workers=workers,
@@ -78,11 +117,28 @@ def evaluate(
         progress=progress,
     )
     ordered = [records[i] for i in sorted(records)]
-    return sum_up(ordered, list(named), watched, topk)
+    summed = sum_up(ordered, list(named), compared, topk)
+    return replace(summed, network=network_fingerprint(net.graph))
+
+
+def check_present(net: Net, compared: ComparedBlobs) -> None:
+    """Raise `ModelError` where folding BatchNorm takes a blob away that is to be compared."""
+    made = {top for layer in net.graph.layers for top in layer.tops}
+    for blob in compared.blobs:
+        if blob not in made:
+            raise ModelError(
+                f"{net.graph.source}: the blob {blob.name!r} is gone once BatchNorm is folded; "
+                "name the top of its BatchNorm or Scale, or do not fold (--no-fold-bn)"
+            )
+
+
+def batch_and_labels(given: Batch | Labelled) -> tuple[Batch, Sequence[int] | None]:
+    """A batch, and its labels or None."""
+    return given if isinstance(given, Labelled) else (given, None)
 
 
 def copied_tops(runner: Runner, batch: Batch) -> dict[Blob, Array]:
-    """The wanted tops of one batch, as copies."""
+    """Run one batch and copy the runner's wanted tops."""
     tops: dict[Blob, Array] = {}
     runner.run(batch, lambda blob, top: tops.__setitem__(blob, top.copy()))
     return tops
@@ -98,7 +154,26 @@ def run_pass(
     total: int,
     progress: Progress | None,
 ) -> None:
-    """`work(runners, (index, batch))` for every batch; raises `ImageError` where there are none."""
+    """Call `work(runners, (index, batch))` for every batch, in parallel.
+
+    Parameters
+    ----------
+    batches
+        The batches of one pass.
+    prepare
+        Makes the runners of one worker.
+    work
+        Deals with one batch; returns its number of images.
+    stage, total, progress
+        What `progress(stage, images done, total)` is called with, if it is given.
+    workers
+        The number of threads.
+
+    Raises
+    ------
+    ImageError
+        For no batches.
+    """
     report = progress or (lambda stage, done, of: None)
     with single_threaded_blas():
         count = work_through(

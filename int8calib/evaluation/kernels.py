@@ -1,4 +1,4 @@
-"""Compiled loops of the evaluation: float32 vectors in, sums of squares and products out.
+"""The compiled loop that measures are made of: sums of squares and products of two vectors.
 
 Imported inside the functions that need it, as all kernels are. Arrays in, arrays out, nothing
 shared between threads. All sums are float64.
@@ -24,24 +24,3 @@ def products(a: Any, b: Any, sums: Any) -> None:
         ab += x * y
         difference += (x - y) * (x - y)
     sums[0], sums[1], sums[2], sums[3] = aa, bb, ab, difference
-
-
-@kernel("float32[:], float32, float64[:] ->", reorder=True)
-def bottom_errors(values: Any, scale: Any, sums: Any) -> None:
-    """Write to `sums` (3,) what quantizing `values` with `scale` changes.
-
-    That is how many values are clamped to -127..127, the sum of their squared errors, and that of
-    all others, which are only rounded.
-    """
-    step = 1 / np.float64(scale)
-    clamped = clipping = rounding = 0.0
-    for i in range(values.shape[0]):
-        size = abs(values[i])
-        level = np.floor(np.float64(np.float32(size * scale)) + 0.5)
-        within = min(level, 127.0)
-        error = np.float64(size) - within * step
-        beyond = np.float64(level > within)
-        clamped += beyond
-        clipping += beyond * error * error
-        rounding += (1 - beyond) * error * error
-    sums[0], sums[1], sums[2] = clamped, clipping, rounding

@@ -1,22 +1,25 @@
-"""Which blobs of a network tell what INT8 does to it: class scores, tensors and detections."""
+"""Which blobs tell what INT8 does to a network: its outputs, or the last blobs that can run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from int8calib.arrays import Shape
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.graph import Blob, Graph
+from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.runnable import listed, named_outputs, runnable_outputs
 from int8calib.caffe.network.shapes import infer_shapes
-from int8calib.errors import OptionError
+from int8calib.errors import ModelError, OptionError
 
-DETECTIONS = "DetectionOutput"
+DETECTIONS = frozenset(("DetectionOutput",))
+"""Types whose tops are lists of boxes, (..., 7)."""
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What is compared.
+class ComparedBlobs:
+    """The blobs in which a float and an INT8 network are compared.
 
     scores
         the blob with one score per class, or None.
@@ -25,46 +28,105 @@ class Watched:
         of (offsets and scores).
     detections
         tops of DetectionOutput layers, compared box by box.
+    outputs
+        where the comparison ends: the outputs of the network, the last blobs that can run in
+        place of those that cannot, or what was asked for.
+    notes
+        one line for each layer that cannot run and so keeps an output from being compared.
     """
 
     scores: Blob | None
     tensors: tuple[Blob, ...]
     detections: tuple[Blob, ...]
+    outputs: tuple[Blob, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
-        """All of them, each once."""
+        """All compared blobs, each once."""
         scores = () if self.scores is None else (self.scores,)
         return tuple(dict.fromkeys((*self.tensors, *scores, *self.detections)))
 
 
-def watched_blobs(net: Net, scores: str | None = None, *, labelled: bool = False) -> Watched:
-    """What to compare in `net`; `scores` names the blob of class scores.
+def compared_blobs(
+    net: Net,
+    scores: str | None = None,
+    outputs: Sequence[str] | None = None,
+    *,
+    labelled: bool = False,
+) -> ComparedBlobs:
+    """Choose the blobs in which `net` is compared with itself in INT8.
 
-    Without a name it is the only output that is one vector per image. Raises `OptionError` where
-    labels are to be compared and it is not clear with which blob.
+    Parameters
+    ----------
+    net
+        The float network.
+    scores
+        The name of the blob of class scores; by default the only output, if that is one vector
+        of two or more values per image.
+    outputs
+        Names of blobs to compare in place of the network's outputs.
+    labelled
+        Whether labels are to be compared, for which there must be class scores.
+
+    Returns
+    -------
+    ComparedBlobs
+        Outputs that cannot run are replaced by the last blobs before them that can.
+
+    Raises
+    ------
+    ModelError
+        Where nothing can run.
+    OptionError
+        For the name of a blob that does not exist, cannot run or is an input; where labels are to
+        be compared and it is not clear with which blob.
     """
-    graph = net.graph
-    detections = [b for b in graph.outputs if graph.producer(b).type == DETECTIONS]
-    tensors = [blob for blob in graph.outputs if blob not in detections]
+    graph, inputs = net.graph, net.input_shapes
+    notes: tuple[str, ...] = ()
+    if outputs is None:
+        ends, notes = runnable_outputs(graph, inputs)
+        if not ends:
+            raise ModelError(f"{graph.source}: nothing can be compared: {listed(notes)}")
+    else:
+        ends = _without_inputs(graph, named_outputs(graph, outputs, inputs))
+    detections = [blob for blob in ends if graph.producer(blob).type in DETECTIONS]
+    tensors = [blob for blob in ends if blob not in detections]
     for blob in detections:
         tensors += graph.producer(blob).bottoms[:2]
-    named = None if scores is None else graph.last_version(scores)
-    chosen = named or _only_vector(graph, infer_shapes(graph, net.input_shapes), tensors)
+    if scores is None:
+        chosen = _only_vector(graph, inputs, ends)
+    else:
+        (chosen,) = _without_inputs(graph, named_outputs(graph, [scores], inputs))
     if labelled and chosen is None:
         raise OptionError(
-            f"{graph.source}: labels are given, but the outputs "
-            f"{', '.join(blob.name for blob in graph.outputs)} are not one vector of class scores; "
-            "name the blob that is"
+            f"{graph.source}: labels are given, but the outputs {listed(map(str, ends))} are not "
+            "one vector of class scores; name the blob that is (--scores)"
         )
-    return Watched(chosen, tuple(dict.fromkeys(tensors)), tuple(detections))
+    return ComparedBlobs(chosen, tuple(dict.fromkeys(tensors)), tuple(detections), ends, notes)
 
 
-def _only_vector(graph: Graph, shapes: Mapping[Blob, Shape], tensors: list[Blob]) -> Blob | None:
-    """The only output of the net, if it is a vector of two values or more per image."""
-    vectors = [blob for blob in tensors if blob in shapes and _is_vector(shapes[blob])]
-    return vectors[0] if len(vectors) == len(graph.outputs) == 1 else None
+def needed_inputs(graph: Graph, blobs: Iterable[Blob]) -> tuple[str, ...]:
+    """The names of the inputs that `blobs` depend on, in running order."""
+    layers = [layer for layer in graph.ancestors(blobs) if layer.type in INPUT_TYPES]
+    return tuple(top.name for layer in layers for top in layer.tops)
 
 
-def _is_vector(shape: Shape) -> bool:
-    return len(shape) >= 2 and shape[1] > 1 and all(size == 1 for size in shape[2:])
+def _without_inputs(graph: Graph, blobs: tuple[Blob, ...]) -> tuple[Blob, ...]:
+    """`blobs`; raises `OptionError` for one that is an input, or none at all."""
+    for blob in blobs:
+        if graph.producer(blob).type in INPUT_TYPES:
+            raise OptionError(
+                f"{graph.source}: outputs {blob.name}: is an input, which INT8 does not change; "
+                "name the top of a layer"
+            )
+    if not blobs:
+        raise OptionError(f"{graph.source}: no outputs are named; name a blob, or leave it out")
+    return blobs
+
+
+def _only_vector(graph: Graph, inputs: Mapping[str, Shape], ends: tuple[Blob, ...]) -> Blob | None:
+    """The only output, if it is a vector of two values or more per image."""
+    shape = infer_shapes(graph, inputs).get(ends[0], ()) if len(ends) == 1 else ()
+    vector = len(shape) >= 2 and shape[1] > 1 and all(size == 1 for size in shape[2:])
+    return ends[0] if vector else None

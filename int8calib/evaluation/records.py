@@ -1,4 +1,4 @@
-"""One batch's tops of the float net and of each INT8 net to a `Record`, and records to results."""
+"""Measure one batch in the float net and each INT8 net, and add up all batches of a run."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, Shape
 from int8calib.caffe.network.graph import Blob
-from int8calib.errors import ImageError
-from int8calib.evaluation.boxes import SCORE, BoxAgreement, match_boxes, total_boxes
-from int8calib.evaluation.measures import Energy, Share, energy, total_energy
-from int8calib.evaluation.outputs import Watched
+from int8calib.errors import ImageError, ModelError
+from int8calib.evaluation.measures import (
+    MIN_SCORE,
+    BoxAgreement,
+    Energy,
+    Share,
+    energy,
+    match_boxes,
+    total_boxes,
+    total_energy,
+)
+from int8calib.evaluation.outputs import ComparedBlobs
 from int8calib.evaluation.results import Accuracy, BlobError, Evaluation, TableResult
 
-MOST_CLASSES = 20
+MAX_CLASSES = 20
 """Up to so many classes there is a confusion matrix."""
 
 
@@ -46,21 +54,47 @@ class Record:
 
 
 def compare(
-    watched: Watched,
+    compared: ComparedBlobs,
     tops: Sequence[Mapping[Blob, Array]],
     labels: Sequence[int] | None,
     images: int,
-    box_score: float = SCORE,
+    box_score: float = MIN_SCORE,
 ) -> Record:
-    """The record of one batch; `tops` are the watched blobs of each net, the float net first.
+    """Measure one batch.
 
-    Raises `ImageError` for labels that are not one class index per image.
+    Parameters
+    ----------
+    compared
+        Which blobs, and what they hold.
+    tops
+        These blobs in each network, float32, the float network first.
+    labels
+        The class index of each image, or None.
+    images
+        The number of images of the batch.
+    box_score
+        The score from which on detections count.
+
+    Returns
+    -------
+    Record
+        What the results of the whole run are added up from.
+
+    Raises
+    ------
+    ImageError
+        For labels that are not one class index per image.
+    ModelError
+        For a blob that has another shape in INT8, as where its rows depend on its values.
     """
-    expected, found = tops[0], tops[1:]
+    expected, others = tops[0], tops[1:]
+    for blob in compared.tensors:
+        _check_shapes(blob, [net[blob].shape for net in tops])
     best = ranks = known = None
     classes = 0
-    if watched.scores is not None:
-        scores = np.stack([net[watched.scores].reshape(images, -1) for net in tops])
+    if compared.scores is not None:
+        _check_shapes(compared.scores, [net[compared.scores].shape for net in tops])
+        scores = np.stack([net[compared.scores].reshape(images, -1) for net in tops])
         best, classes = scores.argmax(axis=2), scores.shape[2]
         if labels is not None:
             known = _checked(labels, images, classes)
@@ -71,12 +105,22 @@ def compare(
         ranks,
         known,
         classes,
-        [[energy(expected[b], net[b]) for b in watched.tensors] for net in found],
+        [[energy(expected[b], net[b]) for b in compared.tensors] for net in others],
         [
-            [match_boxes(expected[b], net[b], score=box_score) for b in watched.detections]
-            for net in found
+            [match_boxes(expected[b], net[b], min_score=box_score) for b in compared.detections]
+            for net in others
         ],
     )
+
+
+def _check_shapes(blob: Blob, shapes: Sequence[Shape]) -> None:
+    """Raise `ModelError` where a blob has another shape in one of the networks."""
+    for shape in shapes:
+        if shape != shapes[0]:
+            raise ModelError(
+                f"the output {blob.name!r} has shape {shapes[0]} in float and {shape} in INT8, so "
+                "values cannot be compared; name a blob before it (--outputs)"
+            )
 
 
 def _checked(labels: Sequence[int], images: int, classes: int) -> NDArray[np.int64]:
@@ -98,9 +142,26 @@ def _ranks(scores: Array, labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def sum_up(
-    records: Sequence[Record], names: Sequence[str], watched: Watched, topk: Sequence[int]
+    records: Sequence[Record], names: Sequence[str], compared: ComparedBlobs, topk: Sequence[int]
 ) -> Evaluation:
-    """All records of a run, in the order of its batches, as its result."""
+    """Add up all records of a run.
+
+    Parameters
+    ----------
+    records
+        One per batch, in the order of the batches, so that sums do not depend on workers.
+    names
+        The names of the INT8 networks, in the order of the records' energies.
+    compared
+        What was compared.
+    topk
+        The accuracies to count.
+
+    Returns
+    -------
+    Evaluation
+        The result, without the network's fingerprint.
+    """
     tables = []
     for i, name in enumerate(names):
         energies = [record.energies[i] for record in records]
@@ -113,13 +174,18 @@ def sum_up(
                 agreement(records, i + 1),
                 tuple(
                     BlobError(str(blob), total.sqnr, total.cosine)
-                    for blob, total in zip(watched.tensors, totals, strict=True)
+                    for blob, total in zip(compared.tensors, totals, strict=True)
                 ),
-                total_boxes(boxes) if watched.detections else None,
+                total_boxes(boxes) if compared.detections else None,
             )
         )
-    images = sum(record.images for record in records)
-    return Evaluation(images, _accuracy(records, 0, topk), tuple(tables))
+    return Evaluation(
+        sum(record.images for record in records),
+        _accuracy(records, 0, topk),
+        tuple(tables),
+        outputs=tuple(map(str, compared.outputs)),
+        notes=compared.notes,
+    )
 
 
 def agreement(records: Sequence[Record], net: int) -> Share | None:
@@ -142,7 +208,7 @@ def _accuracy(records: Sequence[Record], net: int, topk: Sequence[int]) -> Accur
     every = np.concatenate(ranks)
     shares = {k: Share(int((every < k).sum()), every.size) for k in topk}
     classes = max(record.classes for record in records)
-    if classes > MOST_CLASSES:
+    if classes > MAX_CLASSES:
         return Accuracy(shares, None)
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, tuple(np.concatenate(pairs, axis=1)), 1)

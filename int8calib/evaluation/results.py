@@ -1,4 +1,4 @@
-"""What an evaluation found: values that commands print and programs read."""
+"""The result of an evaluation: values that commands print, programs read and files keep."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.evaluation.boxes import BoxAgreement
-from int8calib.evaluation.measures import Share
+from int8calib.evaluation.measures import BoxAgreement, Share
+
+FORMAT = "int8calib-evaluation"
+SCHEMA = 1
+"""Counted up when a field of the JSON form changes its meaning."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,35 @@ class TableResult:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The float net and each table over the same `images` images."""
+    """The float net and each table over the same `images` images.
+
+    outputs
+        the blobs in which the nets are compared: the network's outputs, or the last blobs before
+        them that can run.
+    notes
+        one line for each layer that cannot run and so keeps an output from being compared.
+    network
+        the network's fingerprint (`network_fingerprint`); empty where it is not known.
+    """
 
     images: int
     float_accuracy: Accuracy | None
     tables: tuple[TableResult, ...]
+    outputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    network: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON values; an infinite SQNR (nothing differs) is null."""
         return {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "network": self.network,
             "images": self.images,
-            "float": _accuracy(self.float_accuracy),
-            "tables": [_table(table) for table in self.tables],
+            "outputs": list(self.outputs),
+            "notes": list(self.notes),
+            "float": _accuracy_dict(self.float_accuracy),
+            "tables": [_table_dict(table) for table in self.tables],
         }
 
 
@@ -78,18 +98,31 @@ def share_dict(share: Share | None) -> dict[str, Any] | None:
     return {
         "hits": share.hits,
         "total": share.total,
-        "value": finite(share.value),
+        "value": None if math.isnan(share.value) else share.value,
         "low": low,
         "high": high,
     }
 
 
-def finite(value: float) -> float | None:
-    """`value`, or None where JSON has no number for it."""
-    return value if math.isfinite(value) else None
+def json_number(value: float) -> float | str | None:
+    """A number of dB or a cosine as a JSON value: null for infinity, a text for what has no value.
+
+    Parameters
+    ----------
+    value
+        Any float.
+
+    Returns
+    -------
+    float or str or None
+        The number; None for infinity (nothing differs); "-inf" where there is no signal; "nan".
+    """
+    if math.isfinite(value):
+        return value
+    return None if value == math.inf else str(value)
 
 
-def _accuracy(accuracy: Accuracy | None) -> dict[str, Any] | None:
+def _accuracy_dict(accuracy: Accuracy | None) -> dict[str, Any] | None:
     if accuracy is None:
         return None
     confusion = accuracy.confusion
@@ -99,22 +132,25 @@ def _accuracy(accuracy: Accuracy | None) -> dict[str, Any] | None:
     }
 
 
-def _table(table: TableResult) -> dict[str, Any]:
-    boxes = table.boxes
+def _table_dict(table: TableResult) -> dict[str, Any]:
     return {
         "name": table.name,
-        "accuracy": _accuracy(table.accuracy),
+        "accuracy": _accuracy_dict(table.accuracy),
         "agreement": share_dict(table.agreement),
         "blobs": [
-            {"blob": blob.blob, "sqnr": finite(blob.sqnr), "cosine": finite(blob.cosine)}
+            {"blob": blob.blob, "sqnr": json_number(blob.sqnr), "cosine": json_number(blob.cosine)}
             for blob in table.blobs
         ],
-        "boxes": None
-        if boxes is None
-        else {
-            "matched": boxes.matched,
-            "float": boxes.float_boxes,
-            "int8": boxes.int8_boxes,
-            "agreement": finite(boxes.value),
-        },
+        "boxes": _boxes_dict(table.boxes),
+    }
+
+
+def _boxes_dict(boxes: BoxAgreement | None) -> dict[str, Any] | None:
+    if boxes is None:
+        return None
+    return {
+        "matched": boxes.matched,
+        "float": boxes.float_boxes,
+        "int8": boxes.int8_boxes,
+        "agreement": None if math.isnan(boxes.value) else boxes.value,
     }

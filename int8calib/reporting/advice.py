@@ -1,23 +1,27 @@
-"""All that is known of a network's tables comes in, plain sentences on what to look at go out."""
+"""Plain sentences on what to look at in a report, from all that it was given."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from int8calib.caffe.network.runnable import listed
 from int8calib.evaluation.results import Evaluation, TableResult
 from int8calib.reporting.content import Content, LayerView
-from int8calib.reporting.curves import SQUARED, cost_curve
+from int8calib.reporting.plot_data import SQUARED, cost_curve
 
 LEVELS = ("good", "note", "warn")
 """From fine to bad."""
 LOST = 0.5
 """Points of top-1 from which a loss is worth work."""
 LOST_MUCH = 2.0
+"""Points from which a loss is a warning even where few images make it uncertain."""
 AGREES = 0.92
+"""The share of equal best classes that good tables reach."""
 AGREES_BADLY = 0.85
+"""Below this share something is wrong with the table or the images."""
 WEAK = 20.0
 """An SQNR in dB below which a layer is worth a look: the error is a tenth of the signal."""
 COSTLY = 2.0
@@ -37,11 +41,17 @@ class Advice:
 
 
 def advise(content: Content) -> tuple[Advice, ...]:
-    """What to look at, the whole net first, then layers."""
-    found = [*_accuracy(content), *_run_warnings(content), *_errors(content), *_methods(content)]
-    if not found:
-        found = [Advice("note", "Nothing stands out in what this report was given.")]
-    return tuple(found)
+    """Say what to look at, the whole net first, then layers."""
+    advice = [
+        *_accuracy(content),
+        *_blocked(content),
+        *_run_warnings(content),
+        *_errors(content),
+        *_methods(content),
+    ]
+    if not advice:
+        advice = [Advice("note", "Nothing stands out in what this report was given.")]
+    return tuple(advice)
 
 
 def _accuracy(content: Content) -> Iterator[Advice]:
@@ -56,6 +66,13 @@ def _accuracy(content: Content) -> Iterator[Advice]:
             level = max((level for level, _ in said), key=LEVELS.index)
             name = content.short.get(table.name, table.name)
             yield Advice(level, f"{name}: {' '.join(text for _, text in said)}")
+
+
+def _blocked(content: Content) -> Iterator[Advice]:
+    """Why other blobs than the outputs are compared, once for all results."""
+    results = [content.evaluation, *content.analyses.values()]
+    for note in dict.fromkeys(note for result in results if result for note in result.notes):
+        yield Advice("note", f"{note[0].upper()}{note[1:]}.")
 
 
 def _agreement(table: TableResult) -> Iterator[tuple[str, str]]:
@@ -106,27 +123,21 @@ def _run_warnings(content: Content) -> Iterator[Advice]:
                 kinds.setdefault(_NUMBER.sub("", rest), {}).setdefault(layer, rest)
             else:
                 yield Advice("warn", f"{content.short[name]}: {text}.")
-    for found in kinds.values():
-        (layer, rest), *more = found.items()
-        others = _listed([other for other, _ in more])
+    for texts in kinds.values():
+        (layer, rest), *more = texts.items()
+        others = listed([other for other, _ in more])
         also = f" So it is, with other numbers, in {others}." if more else ""
         yield Advice("warn", f"{layer}: {rest}.{also}", layer)
     if content.in_float:
-        shown = _listed(content.in_float)
+        shown = listed(content.in_float)
         yield Advice("note", f"No table has rows for {shown}: ncnn runs them in float.")
 
 
-def _listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
-
-
 def _errors(content: Content) -> Iterator[Advice]:
-    """The layers of the first table with the largest own damage, and the most harmful one."""
+    """The layers of the first table with the largest isolated error, and the most harmful one."""
     main = content.main
     ranking = [view for view in content.ranking() if main in view.errors]
-    weak = [view for view in ranking if view.errors[main].own_sqnr < WEAK]
+    weak = [view for view in ranking if view.errors[main].isolated_sqnr < WEAK]
     for view in weak[:_SHOWN]:
         yield Advice("warn", _weak(view, main), view.name)
     if len(weak) > _SHOWN:
@@ -137,7 +148,7 @@ def _errors(content: Content) -> Iterator[Advice]:
         worst = ranking[0]
         text = (
             f"No layer on its own is below {WEAK:.0f} dB; the worst is {worst.name} with "
-            f"{worst.errors[main].own_sqnr:.1f} dB."
+            f"{worst.errors[main].isolated_sqnr:.1f} dB."
         )
         yield Advice("good", text, worst.name)
     yield from _harmful(content)
@@ -145,7 +156,7 @@ def _errors(content: Content) -> Iterator[Advice]:
 
 def _weak(view: LayerView, table: str) -> str:
     error = view.errors[table]
-    text = f"{view.name}: {error.own_sqnr:.1f} dB on its own."
+    text = f"{view.name}: {error.isolated_sqnr:.1f} dB on its own."
     if error.clipped_error > 0.5:
         return (
             f"{text} {100 * error.clipped_error:.0f} % of its bottom's error comes from the "
@@ -165,7 +176,7 @@ def _weak(view: LayerView, table: str) -> str:
 
 
 def _harmful(content: Content) -> Iterator[Advice]:
-    analysis = content.analyzes.get(content.main)
+    analysis = content.analyses.get(content.main)
     ranked = analysis.by_sensitivity() if analysis is not None else ()
     if analysis is None or not ranked:
         return

@@ -1,4 +1,4 @@
-"""Results of all stages come in; what the page says, gathered by layer, goes out."""
+"""All that a report shows, gathered layer by layer and checked to belong together."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from int8calib.analysis.layer_errors import Analysis, LayerError
+from int8calib.analysis.results import Analysis, LayerError
+from int8calib.analysis.samples import LayerSample
+from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Graph
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
-from int8calib.calibration.scales import LEVELS
+from int8calib.caffe.network.runnable import listed
+from int8calib.calibration.scales import LEVELS, WINOGRAD_LEVELS
 from int8calib.calibration.statistics.histogram import Histogram
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OptionError
 from int8calib.evaluation.results import Evaluation
-from int8calib.reporting.curves import WeightRanges, weight_ranges
-from int8calib.reporting.plots import MARKS
-from int8calib.reporting.samples import LayerSample
+from int8calib.reporting.plot_data import WeightRanges, weight_ranges
+from int8calib.reporting.plot_types import MARKS
 from int8calib.table.model import CalibrationTable, LayerScales
 
-SIX_BITS = 31.5
+SIX_BITS = WINOGRAD_LEVELS + 0.5
 """Weights whose largest level lies below this use 6 bits."""
 
 
@@ -43,7 +45,7 @@ class LayerView:
         return LEVELS / float(self.rows[table].bottom_scale)
 
     def method(self, table: str) -> str | None:
-        """How that threshold was found; None for a table that does not tell."""
+        """The method of that threshold; None for a table that does not tell."""
         evidence = self.rows[table].evidence
         return None if evidence is None else evidence.method
 
@@ -70,7 +72,7 @@ class Content:
     in_float: tuple[str, ...]
     statistics: Statistics | None
     evaluation: Evaluation | None
-    analyzes: Mapping[str, Analysis]
+    analyses: Mapping[str, Analysis]
     facts: Mapping[str, str]
 
     @property
@@ -84,17 +86,17 @@ class Content:
         return next(iter(self.tables))
 
     def ranking(self) -> list[LayerView]:
-        """The layers of the first table, the largest own damage first; network order without one.
+        """The layers of the first table, the largest isolated error first, or in network order.
 
         Layers without figures, which an analysis of other tables leaves open, come last.
         """
-        own = {
-            view.name: view.errors[self.main].own_sqnr
+        isolated = {
+            view.name: view.errors[self.main].isolated_sqnr
             for view in self.layers
             if self.main in view.errors
         }
         mine = [view for view in self.layers if self.main in view.rows]
-        return sorted(mine, key=lambda view: own.get(view.name, float("inf")))
+        return sorted(mine, key=lambda view: isolated.get(view.name, float("inf")))
 
 
 def gather(
@@ -105,21 +107,36 @@ def gather(
     title: str,
     statistics: Statistics | None,
     evaluation: Evaluation | None,
-    analyzes: Mapping[str, Analysis],
+    analyses: Mapping[str, Analysis],
     samples: Mapping[str, LayerSample],
     facts: Mapping[str, str],
 ) -> Content:
-    """All results by layer; `fold` says whether BatchNorm is folded where the tables are used.
+    """Gather all results layer by layer.
 
-    Raises `OptionError` for no tables, or an analysis of a table that is not given.
+    Parameters
+    ----------
+    graph
+        The network as it was loaded.
+    fold
+        Whether BatchNorm is folded where the tables are used.
+    tables, title, statistics, evaluation, analyses, samples, facts
+        What the report was given; see `report`.
+
+    Returns
+    -------
+    Content
+        What the page shows.
+
+    Raises
+    ------
+    OptionError
+        For no tables, and for results of another network or table.
     """
     if not tables:
         raise OptionError("a report needs a table")
-    unknown = [name for name in analyzes if name not in tables]
-    if unknown:
-        raise OptionError(f"an analysis of {unknown[0]!r}; the tables are {', '.join(tables)}")
+    check_results(graph, tables, evaluation, analyses)
     known = quantized_layers(fold_batch_norm(graph) if fold else graph)
-    errors = {name: {e.name: e for e in found.layers} for name, found in analyzes.items()}
+    errors = {name: {e.name: e for e in analysis.layers} for name, analysis in analyses.items()}
     views = [
         _view(layer, tables, errors, statistics, samples.get(layer.name))
         for layer in known
@@ -139,9 +156,46 @@ def gather(
         in_float=tuple(layer.name for layer in known if layer.name not in shown),
         statistics=statistics,
         evaluation=evaluation,
-        analyzes=dict(analyzes),
+        analyses=dict(analyses),
         facts=dict(facts),
     )
+
+
+def check_results(
+    graph: Graph,
+    tables: Mapping[str, CalibrationTable],
+    evaluation: Evaluation | None,
+    analyses: Mapping[str, Analysis],
+) -> None:
+    """Raise `OptionError` for results of another network, and for analyses of other tables."""
+    for name, analysis in analyses.items():
+        _check_layers(name, analysis, tables)
+    given = {"the evaluation": "" if evaluation is None else evaluation.network}
+    given |= {f"the analysis of {name}": analysis.network for name, analysis in analyses.items()}
+    given = {what: network for what, network in given.items() if network}
+    if not given:
+        return
+    mine = network_fingerprint(graph)
+    for what, network in given.items():
+        if network != mine:
+            raise OptionError(
+                f"{what} belongs to another network (fingerprint {network[:12]}; {graph.source} "
+                f"with its weights has {mine[:12]}); make it anew with this one"
+            )
+
+
+def _check_layers(name: str, analysis: Analysis, tables: Mapping[str, CalibrationTable]) -> None:
+    """Raise `OptionError` for an analysis that is not of the table `name`."""
+    if name not in tables:
+        raise OptionError(f"an analysis of {name!r}; the tables are {listed(tables)}")
+    analyzed = {error.name for error in analysis.layers} | set(analysis.left_out)
+    rows = {row.name for row in tables[name].layers}
+    for layer in sorted(analyzed ^ rows):
+        who = "the table" if layer in analyzed else "the analysis"
+        raise OptionError(
+            f"the analysis of {name} belongs to another table: {who} lacks the layer {layer!r}; "
+            "analyze this table"
+        )
 
 
 def _view(
@@ -166,7 +220,11 @@ def _view(
         winograd=layer.winograd,
         weights=weight_ranges(layer),
         rows=rows,
-        errors={name: found[layer.name] for name, found in errors.items() if layer.name in found},
+        errors={
+            name: by_layer[layer.name]
+            for name, by_layer in errors.items()
+            if layer.name in by_layer
+        },
         histogram=histograms.get(str(layer.bottom)),
         sample=sample,
     )

@@ -1,4 +1,4 @@
-"""Plots come in, SVG text or PNG bytes go out. The only module that knows matplotlib."""
+"""Draw a `Plot` with matplotlib, as SVG text or a PNG file; nothing else knows matplotlib."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from int8calib.errors import OutputError
-from int8calib.reporting.plots import Band, Dots, Interval, Line, Mark, Plot, Series, Steps
+from int8calib.reporting.plot_types import Band, Dots, Interval, Line, Mark, Plot, Series, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,19 +1,20 @@
-"""Gathered results and their drawn plots come in, one HTML page goes out."""
+"""The HTML page: its sections in order, and the details of each layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
+import numpy as np
+
 import int8calib
+from int8calib.analysis.results import LayerError
 from int8calib.reporting import markup
 from int8calib.reporting.advice import Advice
 from int8calib.reporting.content import Content, LayerView
-from int8calib.reporting.figures import layer_plots
-from int8calib.reporting.layer_sections import layer_facts, layer_head
-from int8calib.reporting.markup import text
-from int8calib.reporting.overview import accuracy_plot, sqnr_plot
-from int8calib.reporting.plots import Line, Mark, Plot, Series
+from int8calib.reporting.markup import breakable, decibels, pairs, percent, share, table, text
+from int8calib.reporting.plot_types import Line, Mark, Plot, Series
+from int8calib.reporting.plots import accuracy_plot, layer_plots, sqnr_plot
 from int8calib.reporting.sections import accuracy, ranking, summary, tables_section
 from int8calib.reporting.style import SCRIPT, STYLE
 
@@ -135,7 +136,84 @@ def _layer(
     )
     return (
         f'<details class="layer" id="{text(markup.anchor(view.name))}">'
-        f"<summary>{layer_head(content, view, number)}</summary>"
+        f"<summary>{_layer_head(content, view, number)}</summary>"
         f'<div class="body">{_advice(advice) if advice else ""}<div class="plots">{plots}</div>'
-        f"{layer_facts(content, view)}</div></details>\n"
+        f"{_layer_facts(content, view)}</div></details>\n"
     )
+
+
+def _layer_head(content: Content, view: LayerView, number: int) -> str:
+    """The line of a layer that is always visible."""
+    error = view.errors.get(content.main)
+    figures = ""
+    if error is not None:
+        figures = (
+            f"<span>{decibels(error.isolated_sqnr, ' dB')} isolated</span>"
+            f"<span>{decibels(error.accumulated_sqnr, ' dB')} accumulated</span>"
+        )
+    return (
+        f'<span class="name">{number}. {text(view.name)}</span>'
+        f'<span class="soft">{text(view.ncnn_type)}</span>{figures}'
+    )
+
+
+def _layer_facts(content: Content, view: LayerView) -> str:
+    """The figures of one layer: those of its bottom, then one column per table."""
+    histogram = view.histogram
+    facts = [("reads", text(view.bottom)), ("weight rows", str(len(view.weights.low)))]
+    if histogram is not None:
+        negative, zero = (
+            percent(count / max(histogram.observed, 1))
+            for count in (int(histogram.negative.sum()), histogram.zeros)
+        )
+        facts += [
+            ("largest |x|", f"{histogram.absmax:.6g}"),
+            ("values", f"{histogram.observed:,} from {histogram.images} images"),
+            ("below 0 · exactly 0", f"{negative} · {zero}"),
+        ]
+    columns = [
+        _table_figures(view, name) | _error_figures(view.errors.get(name)) for name in view.rows
+    ]
+    labels = dict.fromkeys(label for column in columns for label in column)
+    rows = [[label, *(column.get(label, "") for column in columns)] for label in labels]
+    heads = [
+        f'<span style="color:var(--{content.colors[name]})">{breakable(content.short[name])}</span>'
+        for name in view.rows
+    ]
+    return pairs(facts) + table(("", *heads), [row for row in rows if any(row[1:])], "layer-table")
+
+
+def _table_figures(view: LayerView, name: str) -> dict[str, str]:
+    """What the table `name` says of a layer, by label; empty where it does not say it."""
+    row = view.rows[name]
+    threshold = view.threshold(name)
+    spread = None if row.evidence is None else row.evidence.spread
+    alive = np.delete(np.asarray(row.weight_scales), list(row.dead_channels))
+    return {
+        "method": text(view.method(name) or ""),
+        "threshold": f"{threshold:.6g}",
+        "uncertain by": "" if spread is None else f"± {percent(spread)}",
+        "scale": f"{float(row.bottom_scale):.6g}",
+        "values clipped": ""
+        if view.histogram is None
+        else percent(view.histogram.clipped(threshold)),
+        "weight scales": f"{alive.min():.4g} … {alive.max():.4g}" if len(alive) else "",
+        "weight bits": "6" if view.six_bit(name) else "8",
+        "dead channels": str(len(row.dead_channels)) if row.dead_channels else "",
+    }
+
+
+def _error_figures(error: LayerError | None) -> dict[str, str]:
+    """What the analysis of a table says of a layer, by label."""
+    if error is None:
+        return {}
+    return {
+        "isolated SQNR": decibels(error.isolated_sqnr, " dB"),
+        "accumulated SQNR": decibels(error.accumulated_sqnr, " dB"),
+        "isolated cosine": f"{error.isolated_cosine:.5f}",
+        "accumulated cosine": f"{error.accumulated_cosine:.5f}",
+        "error by clipping": percent(error.clipped_error),
+        "error by rounding": percent(error.rounding_error),
+        "outputs, this layer alone": decibels(error.output_sqnr, " dB"),
+        "same best class, this layer alone": share(error.agreement),
+    }

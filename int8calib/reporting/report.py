@@ -1,4 +1,4 @@
-"""What `collect`, `analyze` and `evaluate` made comes in, a page that explains it goes out."""
+"""Make a page that explains a table from what `collect`, `analyze` and `evaluate` give."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from int8calib.analysis.layer_errors import Analysis
+from int8calib.analysis.results import Analysis
+from int8calib.analysis.samples import LayerSample
 from int8calib.caffe.engine.run import Net
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OutputError
@@ -18,12 +19,10 @@ from int8calib.files import write_atomic
 from int8calib.reporting.advice import Advice, advise
 from int8calib.reporting.content import Content, gather
 from int8calib.reporting.drawing import draw_png, draw_svg, require_matplotlib
-from int8calib.reporting.figures import layer_plots
-from int8calib.reporting.overview import accuracy_plot, sqnr_plot
+from int8calib.reporting.markup import PLACEHOLDERS, inline_svg
 from int8calib.reporting.page import page
-from int8calib.reporting.plots import Plot
-from int8calib.reporting.samples import LayerSample
-from int8calib.reporting.svg import COLOURS, inline_svg
+from int8calib.reporting.plot_types import Plot
+from int8calib.reporting.plots import accuracy_plot, layer_plots, sqnr_plot
 from int8calib.simulation.build import folds
 from int8calib.table.model import CalibrationTable
 from int8calib.workers import Progress
@@ -48,7 +47,7 @@ class Report:
             drawn += 1
             if progress is not None:
                 progress("pictures", drawn, 0)
-            return inline_svg(draw_svg(plot, COLOURS), plot, key)
+            return inline_svg(draw_svg(plot, PLACEHOLDERS), plot, key)
 
         return page(self.content, self.advice, draw)
 
@@ -93,21 +92,47 @@ def report(
     facts: Mapping[str, str] = MappingProxyType({}),
     fold_bn: bool | None = None,
 ) -> Report:
-    """A report on `net` with one table, or with several by name; it is about the first.
+    """Make a report on a network with one table, or several by name.
 
-    `statistics` (of `calibrate` or `collect`) gives the histograms, `analysis` (one for the first
-    table, or by table) the errors of layers, `evaluation` the accuracy, `samples` (of
-    `sample_outputs`) the pictures of before and after; what is missing is left out. `facts` are
-    more rows for the summary; `fold_bn` is as in `simulate`. Nothing is computed from images here.
+    Nothing is computed from images here; what is not given is left out.
 
-    Raises `OptionError` for an analysis or rows that belong to something else.
+    Parameters
+    ----------
+    net
+        The float network.
+    tables
+        One calibration table, or several by name; the report is about the first.
+    statistics
+        Of `calibrate` or `collect`: the histograms.
+    analysis
+        Of `analyze`, one for the first table, or by table: the errors of layers.
+    evaluation
+        Of `evaluate`: the accuracy.
+    samples
+        Of `sample_outputs`: the pictures of before and after.
+    title
+        The page's heading.
+    facts
+        More rows for the summary, by their names.
+    fold_bn
+        As in `simulate`.
+
+    Returns
+    -------
+    Report
+        The gathered results, ready to be drawn.
+
+    Raises
+    ------
+    OptionError
+        For no tables, and for results or rows that belong to another network or table.
     """
     named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
-    analyzes: Mapping[str, Analysis] = {}
+    analyses: Mapping[str, Analysis] = {}
     if isinstance(analysis, Analysis):
-        analyzes = dict.fromkeys(list(named)[:1], analysis)
+        analyses = dict.fromkeys(list(named)[:1], analysis)
     elif analysis is not None:
-        analyzes = analysis
+        analyses = analysis
     fold = fold_bn
     if fold is None:
         fold = all(folds(table) for table in list(named.values())[:1])
@@ -118,7 +143,7 @@ def report(
         title=title,
         statistics=statistics,
         evaluation=evaluation,
-        analyzes=analyzes,
+        analyses=analyses,
         samples=samples,
         facts=facts,
     )

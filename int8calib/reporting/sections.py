@@ -1,4 +1,4 @@
-"""Gathered results come in, the tables and lists of the whole net go out, as HTML."""
+"""The tables and lists of the page on the whole network, as HTML."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 import int8calib
+from int8calib.analysis.results import LayerError
+from int8calib.evaluation.measures import BoxAgreement
 from int8calib.evaluation.results import Evaluation, TableResult
 from int8calib.reporting import markup
 from int8calib.reporting.advice import WEAK
@@ -60,8 +62,8 @@ def _cards(content: Content) -> list[tuple[str, str]]:
     ranking = content.ranking()
     if ranking and content.main in ranking[0].errors:
         worst = ranking[0]
-        value = decibels(worst.errors[content.main].own_sqnr)
-        cards.append((f"{value} dB", f"worst layer, {markup.link(worst.name)}"))
+        value = decibels(worst.errors[content.main].isolated_sqnr, " dB")
+        cards.append((value, f"worst layer, {markup.link(worst.name)}"))
     return cards
 
 
@@ -82,23 +84,24 @@ def _result_cards(evaluation: Evaluation, table: TableResult) -> list[tuple[str,
 
 def accuracy(content: Content) -> str:
     """The float net and each table side by side, and their outputs."""
-    found = content.evaluation
-    if found is None:
+    evaluation = content.evaluation
+    if evaluation is None:
         return '<p class="soft">No evaluation was given.</p>'
-    ks = sorted(found.float_accuracy.topk) if found.float_accuracy is not None else []
-    boxes = any(result.boxes is not None for result in found.tables)
-    agreed = any(result.agreement is not None for result in found.tables)
+    float_accuracy = evaluation.float_accuracy
+    ks = [] if float_accuracy is None else sorted(float_accuracy.topk)
+    boxes = any(result.boxes is not None for result in evaluation.tables)
+    agreed = any(result.agreement is not None for result in evaluation.tables)
     columns = ["", *(f"top-{k}" for k in ks)]
     columns += ["same best class"] * agreed + ["same boxes"] * boxes
     rows = []
-    if found.float_accuracy is not None:
-        tops = [share(found.float_accuracy.topk[k]) for k in ks]
+    if float_accuracy is not None:
+        tops = [share(float_accuracy.topk[k]) for k in ks]
         rows.append(["float", *tops, *[""] * (agreed + boxes)])
-    for result in found.tables:
+    for result in evaluation.tables:
         row = [breakable(content.short.get(result.name, result.name))]
         row += [share(result.accuracy.topk[k]) if result.accuracy else "" for k in ks]
         row += [share(result.agreement)] * agreed
-        row += [_boxes(result)] * boxes
+        row += [_boxes(result.boxes)] * boxes
         rows.append(row)
     html = table(columns, rows, "accuracy") if len(columns) > 1 else ""
     outputs = [
@@ -108,58 +111,64 @@ def accuracy(content: Content) -> str:
             decibels(blob.sqnr),
             f"{blob.cosine:.5f}",
         ]
-        for result in found.tables
+        for result in evaluation.tables
         for blob in result.blobs
     ]
     return html + table(("", "output", "SQNR in dB", "cosine"), outputs, "outputs")
 
 
-def _boxes(result: TableResult) -> str:
-    found = result.boxes
-    if found is None:
+def _boxes(boxes: BoxAgreement | None) -> str:
+    if boxes is None:
         return ""
-    counts = f"{found.matched} of {found.float_boxes} and {found.int8_boxes}"
-    value = "" if math.isnan(found.value) else f"{100 * found.value:.1f} % "
+    counts = f"{boxes.matched} of {boxes.float_boxes} and {boxes.int8_boxes}"
+    value = "" if math.isnan(boxes.value) else f"{100 * boxes.value:.1f} % "
     return f'{value}<span class="interval">({counts})</span>'
 
 
 def ranking(content: Content) -> str:
-    """The layers of the first table, the worst own SQNR first."""
-    main = content.main
-    others = [name for name in content.analyzes if name != main]
+    """The layers of the first table, the worst isolated SQNR first."""
+    others = [name for name in content.analyses if name != content.main]
     views = [view for view in content.ranking() if view.errors]
     if not views:
         return '<p class="soft">No analysis was given, so layers are in network order.</p>'
-    effect = any(e.output_sqnr is not None for view in views for e in view.errors.values())
+    effects = any(e.output_sqnr is not None for view in views for e in view.errors.values())
     columns = [
-        *("layer", "own dB", "arriving dB"),
+        *("layer", "isolated dB", "accumulated dB"),
         *(_wider("clipped values"), "error by clipping", _wider("by rounding")),
+        *["outputs, this layer alone"] * effects,
+        *(f"isolated dB, {breakable(content.short[name])}" for name in others),
     ]
-    columns += ["outputs, this layer alone"] * effect
-    columns += [f"own dB, {breakable(content.short[name])}" for name in others]
-    rows = []
-    for view in views:
-        error = view.errors.get(main)
-        row = [markup.link(view.name)]
-        row += ["", ""] if error is None else [_bar(error.own_sqnr), decibels(error.arriving_sqnr)]
-        values = (
-            ["", "", ""]
-            if error is None
-            else [
-                percent(e)
-                for e in (error.clipped_values, error.clipped_error, error.rounding_error)
-            ]
-        )
-        row += [_wider(values[0]), values[1], _wider(values[2])]
-        row += ["" if error is None else decibels(error.output_sqnr)] * effect
-        row += [decibels(view.errors[n].own_sqnr) if n in view.errors else "" for n in others]
-        rows.append(row)
+    rows = [
+        [
+            markup.link(view.name),
+            *_error_cells(view.errors.get(content.main), effects=effects),
+            *(
+                decibels(view.errors[name].isolated_sqnr) if name in view.errors else ""
+                for name in others
+            ),
+        ]
+        for view in views
+    ]
     explained = (
-        '<p class="soft">Own: this layer alone in INT8. Arriving: behind it, with all layers '
-        "before it in INT8 too. Clipping and rounding share the squared error of what the layer "
-        f"reads. First table: {text(content.short[main])}.</p>"
+        '<p class="soft">Isolated: this layer alone in INT8. Accumulated: behind it, with all '
+        "layers before it in INT8 too. Clipping and rounding share the squared error of what the "
+        f"layer reads. First table: {text(content.short[content.main])}.</p>"
     )
     return explained + table(columns, rows, "ranking")
+
+
+def _error_cells(error: LayerError | None, *, effects: bool) -> list[str]:
+    """A layer's figures with the first table; empty cells where it is in float."""
+    if error is None:
+        return ["", "", _wider(""), "", _wider(""), *[""] * effects]
+    return [
+        _bar(error.isolated_sqnr),
+        decibels(error.accumulated_sqnr),
+        _wider(percent(error.clipped_values)),
+        percent(error.clipped_error),
+        _wider(percent(error.rounding_error)),
+        *[decibels(error.output_sqnr)] * effects,
+    ]
 
 
 def _wider(cell: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.graph import Blob
 from int8calib.evaluation.evaluate import Labelled, copied_tops, run_pass
-from int8calib.evaluation.outputs import Watched, watched_blobs
+from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation, TableResult
 from int8calib.workers import Batch, Progress, batch_size
@@ -23,7 +24,7 @@ class Judge:
     ) -> None:
         """`given` are the images, with their labels or without."""
         labelled = any(isinstance(each, Labelled) for each in given)
-        self.watched = _before_softmax(net, watched_blobs(net, scores, labelled=labelled))
+        self.watched = _before_softmax(net, compared_blobs(net, scores, labelled=labelled))
         self._net = net
         self._given = given
         self._workers = workers
@@ -63,7 +64,7 @@ class Judge:
         return tops
 
 
-def _before_softmax(net: Net, watched: Watched) -> Watched:
+def _before_softmax(net: Net, watched: ComparedBlobs) -> ComparedBlobs:
     """`watched` with the scores that a Softmax takes in place of its probabilities.
 
     Those show errors that probabilities near 0 and 1 hide.
@@ -73,7 +74,7 @@ def _before_softmax(net: Net, watched: Watched) -> Watched:
         return watched
     before = net.graph.producer(found).bottoms[0]
     tensors = tuple(before if blob == found else blob for blob in watched.tensors)
-    return Watched(before, tensors, watched.detections)
+    return replace(watched, scores=before, tensors=tensors)
 
 
 def _batch(given: Batch | Labelled) -> Batch:

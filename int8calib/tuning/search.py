@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from int8calib.analysis.sensitivity import single_layer_effects
+from int8calib.analysis.sensitivity import output_sensitivity
 from int8calib.caffe.engine.executor import CaffeExecutor
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.fold import fold_batch_norm
@@ -19,6 +19,7 @@ from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import Job, make_table, prepare, run_job
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.evaluation.evaluate import LabelledLoader
+from int8calib.evaluation.outputs import compared_blobs
 from int8calib.evaluation.results import Evaluation
 from int8calib.simulation.build import int8_layers, simulate
 from int8calib.table.model import CalibrationTable, LayerScales
@@ -251,13 +252,12 @@ class _Run:
         """The layers in INT8, the one that costs the outputs most first."""
         graph = fold_batch_norm(state.net.graph) if self.options.fold_bn else state.net.graph
         base = Net(graph, state.net.input_shapes)
-        twins = int8_layers(graph, state.table, optimized=self.options.fold_bn)
-        effects, _ = single_layer_effects(
+        effects, _ = output_sensitivity(
             base,
-            twins,
+            int8_layers(graph, state.table, optimized=self.options.fold_bn),
             lambda: self.fitted,
+            compared_blobs(base, self.tuning.scores),
             images=RANKING_IMAGES,
-            scores=self.tuning.scores,
             workers=self.options.workers,
             progress=self.clock,
         )

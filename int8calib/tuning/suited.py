@@ -15,7 +15,7 @@ from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import Job, prepare, run_job
 from int8calib.calibration.statistics.store import Statistics
-from int8calib.evaluation.outputs import Watched
+from int8calib.evaluation.outputs import ComparedBlobs
 from int8calib.table.model import CalibrationTable
 from int8calib.tuning.center import center_scores
 from int8calib.tuning.equalize import equalize
@@ -53,7 +53,7 @@ def suit_channels(
     job: Job[CaffeExecutor],
     start: CalibrationTable,
     fitted: Sequence[Batch],
-    watched: Watched,
+    watched: ComparedBlobs,
     options: Options,
     tuning: TuneOptions,
     *,

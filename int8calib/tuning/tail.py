@@ -19,7 +19,7 @@ from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.shapes import multiply_adds
 from int8calib.calibration.scales import LEVELS
 from int8calib.evaluation.evaluate import copied_tops
-from int8calib.evaluation.outputs import Watched
+from int8calib.evaluation.outputs import ComparedBlobs
 from int8calib.tuning.bottoms import rounded, strength
 from int8calib.workers import Batch, batch_size, work_through
 
@@ -72,7 +72,9 @@ class Aim:
         return float(np.square(values).sum(dtype=np.float64))
 
 
-def aim_of(graph: Graph, batches: Sequence[Batch], watched: Watched, workers: int) -> Aim | None:
+def aim_of(
+    graph: Graph, batches: Sequence[Batch], watched: ComparedBlobs, workers: int
+) -> Aim | None:
     """What `graph` gives for some of `batches`, evenly spread; None where nothing is compared.
 
     None for few images as well: these do not show how large the values of others become.

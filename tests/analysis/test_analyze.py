@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import int8calib
-from int8calib.analysis.layer_errors import LayerError
+from int8calib.analysis.results import LayerError
 from int8calib.caffe.layers.registry import find_type
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.table.model import CalibrationTable
@@ -74,13 +74,13 @@ def test_errors_are_those_of_separate_runs(
         bottom = floats[graph.producer(layer.bottoms[0]).name]
         (alone,) = find_type(layer.type).run(layer.params, layer.weights, [bottom])
         top = floats[layer.name]
-        assert error.own_sqnr == pytest.approx(decibels(top, alone), abs=1e-6)
-        assert error.arriving_sqnr == pytest.approx(decibels(top, chained[layer.name]), abs=1e-6)
+        assert error.isolated_sqnr == pytest.approx(decibels(top, alone), abs=1e-6)
+        assert error.accumulated_sqnr == pytest.approx(decibels(top, chained[layer.name]), abs=1e-6)
         cosines = [
             np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
             for a, b in zip(top.astype(float), alone.astype(float), strict=True)
         ]
-        assert error.own_cosine == pytest.approx(np.mean(cosines), abs=1e-9)
+        assert error.isolated_cosine == pytest.approx(np.mean(cosines), abs=1e-9)
         scale = table[layer.name].bottom_scale
         steps = np.clip(np.floor(np.abs(bottom.astype(float)) * scale + 0.5), None, 127)
         errors = np.square(np.abs(bottom.astype(float)) - steps / scale)
@@ -89,10 +89,10 @@ def test_errors_are_those_of_separate_runs(
         share = errors[beyond].sum() / errors.sum()
         assert error.clipped_error == pytest.approx(share, abs=1e-5)
         assert error.clipped_error + error.rounding_error == pytest.approx(1)
-    own = [layer.own_sqnr for layer in found.layers]
+    own = [layer.isolated_sqnr for layer in found.layers]
     assert own == sorted(own)
-    assert by_name(found)["conv1"].own_sqnr == by_name(found)["conv1"].arriving_sqnr
-    assert by_name(found)["fc"].own_sqnr > by_name(found)["fc"].arriving_sqnr
+    assert by_name(found)["conv1"].isolated_sqnr == by_name(found)["conv1"].accumulated_sqnr
+    assert by_name(found)["fc"].isolated_sqnr > by_name(found)["fc"].accumulated_sqnr
 
 
 def test_sensitivity_is_one_layer_at_a_time(
@@ -125,7 +125,7 @@ def test_sensitivity_can_be_left_out(
     plain = int8calib.analyze(net, table, loader_of(images, batch=3), sensitivity_images=0)
     assert plain.cost == 1.5
     assert plain.by_sensitivity() == ()
-    assert [e.own_sqnr for e in plain.layers] == [e.own_sqnr for e in found.layers]
+    assert [e.isolated_sqnr for e in plain.layers] == [e.isolated_sqnr for e in found.layers]
     assert json.loads(json.dumps(plain.as_dict()))["layers"][0]["output_sqnr"] is None
 
 

@@ -144,7 +144,12 @@ def test_a_folder_without_classes_has_no_labels(
 def test_analyze_shows_both_orders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(folder, "analyze", "--sensitivity", "3")) == 0
     said = capsys.readouterr()
-    for words in ("own dB", "arriving dB", "clipped error %", "over 3 images, by its effect"):
+    for words in (
+        "isolated dB",
+        "accumulated dB",
+        "clipped error %",
+        "over 3 images, by its effect",
+    ):
         assert words in said.out
     assert "cost: as" in said.err
     assert main(arguments(folder, "analyze", "--sensitivity", "0", "--json", "--quiet")) == 0
@@ -156,7 +161,7 @@ def test_analyze_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert found["images"] == found["sensitivity_images"] == 7
     names = {layer["name"] for layer in found["layers"]}
     assert names == set(found["by_sensitivity"]) == {"conv1", "dw", "pw", "left", "fc"}
-    own = [layer["own_sqnr"] for layer in found["layers"]]
+    own = [layer["isolated_sqnr"] for layer in found["layers"]]
     assert own == sorted(own)
 
 

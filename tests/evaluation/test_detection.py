@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import int8calib
-from int8calib.evaluation.boxes import match_boxes
+from int8calib.evaluation.measures import match_boxes
 from tests.evaluation_cases import coarse_table, loader_of
 from tests.generated import make_model
 

@@ -7,8 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from int8calib.evaluation.boxes import match_boxes, total_boxes
-from int8calib.evaluation.measures import Share, energy, total_energy
+from int8calib.evaluation.measures import (
+    Share,
+    energy,
+    format_decibels,
+    match_boxes,
+    total_boxes,
+    total_energy,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,29 +65,32 @@ def test_energies_at_the_ends() -> None:
     assert energy(zeros, ones).cosine == 0.0
 
 
-def test_kernels_are_the_formulas() -> None:
+def test_the_kernel_is_the_formulas() -> None:
     from int8calib.evaluation import kernels
 
     rng = np.random.default_rng(5)
     values, other = (rng.normal(0, 60, 997).astype(np.float32) for _ in range(2))
-    scale = np.float32(2.1)
     x, y = values.astype(float), other.astype(float)
-    steps = np.clip(np.floor(np.abs(values * scale) + 0.5), None, 127).astype(float)
-    error = np.square(np.abs(x) - steps / float(scale))
-    beyond = np.abs(values * scale) >= 127.5
-    assert 0 < beyond.sum() < 997
-    errors = [beyond.sum(), error[beyond].sum(), error[~beyond].sum()]
     squares = [x @ x, y @ y, x @ y, (x - y) @ (x - y)]
-    for find_errors, find_squares in (
-        (kernels.bottom_errors, kernels.products),
-        (kernels.bottom_errors.py_func, kernels.products.py_func),
-    ):
-        sums = np.zeros(3)
-        find_errors(values, scale, sums)
-        assert sums == pytest.approx(errors, rel=1e-10)
+    for products in (kernels.products, kernels.products.py_func):
         sums = np.zeros(4)
-        find_squares(values, other, sums)
+        products(values, other, sums)
         assert sums == pytest.approx(squares, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, ""),
+        (math.nan, ""),
+        (math.inf, "no error"),
+        (-math.inf, "no signal"),
+        (9.96, "10.0"),
+        (-3.04, "-3.0"),
+    ],
+)
+def test_decibels_in_words(value: float | None, shown: str) -> None:
+    assert format_decibels(value, 1) == shown
 
 
 def row(image: int, label: int, score: float, *box: float) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import int8calib
-from int8calib.analysis.layer_errors import Analysis, LayerError
+from int8calib.analysis.results import Analysis, LayerError
 from int8calib.evaluation.measures import Share
 from int8calib.evaluation.results import Accuracy, Evaluation, TableResult
 from int8calib.reporting.advice import Advice
@@ -35,7 +35,7 @@ def analyzed(**changes: float) -> Analysis:
     names = [layer.name for layer in case().tables[TABLES[0]].layers]
     layers = [replace(good, name=name) for name in names]
     layers[-2] = replace(layers[-2], **changes)
-    return Analysis(10, 10, 1.0, tuple(sorted(layers, key=lambda x: x.own_sqnr)))
+    return Analysis(10, 10, 1.0, tuple(sorted(layers, key=lambda x: x.isolated_sqnr)))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_layer_that_clips() -> None:
         case()
         .report(
             analysis=analyzed(
-                own_sqnr=12.5, clipped_error=0.75, rounding_error=0.25, clipped_values=0.02
+                isolated_sqnr=12.5, clipped_error=0.75, rounding_error=0.25, clipped_values=0.02
             )
         )
         .advice
@@ -75,7 +75,7 @@ def test_a_layer_that_clips() -> None:
 
 
 def test_a_layer_of_six_bits() -> None:
-    found = said("12.5 dB on its own", case().report(analysis=analyzed(own_sqnr=12.5)).advice)
+    found = said("12.5 dB on its own", case().report(analysis=analyzed(isolated_sqnr=12.5)).advice)
     assert "--no-winograd" in found.text
 
 

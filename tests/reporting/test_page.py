@@ -130,12 +130,12 @@ def test_figures_of_layers_are_those_of_the_results() -> None:
         cells = {row[0]: row[1:] for row in found}
         assert len(cells[""]) == len(tables)
         for i, table in enumerate(tables):
-            values = json.loads(json.dumps(case().analyzes[table].as_dict()))
+            values = json.loads(json.dumps(case().analyses[table].as_dict()))
             error = next(x for x in values["layers"] if x["name"] == name)
             layer = case().tables[table][name]
-            assert cells["own SQNR"][i] == f"{error['own_sqnr']:.1f} dB"
-            assert cells["arriving SQNR"][i] == f"{error['arriving_sqnr']:.1f} dB"
-            assert cells["own cosine"][i] == f"{error['own_cosine']:.5f}"
+            assert cells["isolated SQNR"][i] == f"{error['isolated_sqnr']:.1f} dB"
+            assert cells["accumulated SQNR"][i] == f"{error['accumulated_sqnr']:.1f} dB"
+            assert cells["isolated cosine"][i] == f"{error['isolated_cosine']:.5f}"
             assert cells["error by rounding"][i] == f"{100 * error['rounding_error']:.3g} %"
             assert float(cells["threshold"][i]) == pytest.approx(layer.evidence.threshold, rel=1e-5)
             assert float(cells["scale"][i]) == pytest.approx(layer.bottom_scale, rel=1e-5)
@@ -158,17 +158,17 @@ def _columns(name: str) -> tuple[list[str], list[str]]:
 
 def test_ranking_has_the_order_and_numbers_of_the_analysis() -> None:
     found = rows("ranking")
-    values = case().analyzes[TABLES[0]].as_dict()["layers"]
+    values = case().analyses[TABLES[0]].as_dict()["layers"]
     assert list(found) == [error["name"] for error in values]
     for error in values:
         row = found[error["name"]]
-        assert row["own dB"] == f"{error['own_sqnr']:.1f}"
-        assert row["arriving dB"] == f"{error['arriving_sqnr']:.1f}"
+        assert row["isolated dB"] == f"{error['isolated_sqnr']:.1f}"
+        assert row["accumulated dB"] == f"{error['accumulated_sqnr']:.1f}"
         assert row["error by clipping"] == f"{100 * error['clipped_error']:.3g} %"
         assert row["outputs, this layer alone"] == f"{error['output_sqnr']:.1f}"
-    other = {e["name"]: e["own_sqnr"] for e in case().analyzes[TABLES[1]].as_dict()["layers"]}
+    other = {e["name"]: e["isolated_sqnr"] for e in case().analyses[TABLES[1]].as_dict()["layers"]}
     for name, row in found.items():
-        assert row["own dB, mse"] == (f"{other[name]:.1f}" if name in other else "")
+        assert row["isolated dB, mse"] == (f"{other[name]:.1f}" if name in other else "")
 
 
 def test_accuracy_is_that_of_the_evaluation() -> None:
@@ -199,7 +199,7 @@ def test_what_is_not_given_is_left_out(tmp_path: Path) -> None:
 
 def test_one_table_alone_takes_one_analysis() -> None:
     found = case()
-    table, analysis = found.tables[TABLES[1]], found.analyzes[TABLES[1]]
+    table, analysis = found.tables[TABLES[1]], found.analyses[TABLES[1]]
     made = int8calib.report(found.net, table, analysis=analysis)
     assert [view.name for view in made.content.ranking()] == [e.name for e in analysis.layers]
     assert made.content.in_float == ("fc",)
@@ -211,4 +211,4 @@ def test_things_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(OptionError, match="needs a table"):
         int8calib.report(found.net, {})
     with pytest.raises(OptionError, match="an analysis of 'other'"):
-        found.report(analysis={"other": found.analyzes[TABLES[0]]})
+        found.report(analysis={"other": found.analyses[TABLES[0]]})

@@ -15,7 +15,7 @@ from int8calib.caffe.network.graph import Blob
 from int8calib.caffe.network.shapes import infer_shapes, multiply_adds
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import prepare, run_job
-from int8calib.evaluation.outputs import Watched
+from int8calib.evaluation.outputs import ComparedBlobs
 from int8calib.simulation.build import simulate
 from int8calib.tuning.channels import scalable_channels
 from int8calib.tuning.copies import can_be_copied, with_copies
@@ -76,7 +76,7 @@ def split(net: Net, more_work: float, told: list | None = None) -> Split:
     given = images(6)
     options = Options(method="minmax", fold_bn=False)
     table = run_job(prepare(net, options), lambda: given, options).table
-    aim = aim_of(net.graph, given, Watched(SCORES, (SCORES,), ()), workers=1)
+    aim = aim_of(net.graph, given, ComparedBlobs(SCORES, (SCORES,), ()), workers=1)
     return split_channels(
         net.graph,
         net.input_shapes,

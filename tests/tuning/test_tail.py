@@ -8,7 +8,7 @@ import pytest
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob
-from int8calib.evaluation.outputs import Watched
+from int8calib.evaluation.outputs import ComparedBlobs
 from int8calib.simulation.build import simulate
 from int8calib.tuning.layerwise import Layerwise
 from int8calib.tuning.search import tune
@@ -53,7 +53,7 @@ def test_threshold_is_near_the_best_of_a_plain_search(net, case, factor) -> None
     nets = Layerwise(net.graph, given, workers=1)
     for layer in layers[:done]:
         nets.step(layer, layer)
-    aim = aim_of(net.graph, given, Watched(SCORES, (SCORES,), ()), workers=2)
+    aim = aim_of(net.graph, given, ComparedBlobs(SCORES, (SCORES,), ()), workers=2)
     absmax = max(float(np.abs(x).max()) for x in nets.live[blob])
     start = factor * absmax
     tail = Tail(net.graph, done, nets.live, blob, readers, aim, workers=2)
@@ -71,18 +71,18 @@ def test_outputs_that_do_not_follow_leave_the_threshold(net) -> None:
     nets = Layerwise(net.graph, given, workers=1)
     for layer in layers[:done]:
         nets.step(layer, layer)
-    aim = aim_of(net.graph, given, Watched(None, (Blob("a", 1),), ()), workers=1)
+    aim = aim_of(net.graph, given, ComparedBlobs(None, (Blob("a", 1),), ()), workers=1)
     blob = layers[done].bottoms[0]
     tail = Tail(net.graph, done, nets.live, blob, {"fc"}, aim, workers=1)
     assert best_by_outputs(tail, 3.0, 9.0, headroom=True) == 3
 
 
 def test_few_images_have_no_say(net, monkeypatch) -> None:
-    watched = Watched(SCORES, (SCORES,), ())
+    watched = ComparedBlobs(SCORES, (SCORES,), ())
     assert aim_of(net.graph, batches(2), watched, workers=1) is not None
     monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 3)
     assert aim_of(net.graph, batches(2), watched, workers=1) is None
-    assert aim_of(net.graph, batches(3), Watched(None, (), ()), workers=1) is None
+    assert aim_of(net.graph, batches(3), ComparedBlobs(None, (), ()), workers=1) is None
 
 
 def test_thresholds_by_the_outputs_are_worth_it(monkeypatch) -> None:

@@ -12,7 +12,7 @@ import int8calib
 from int8calib.calibration.statistics.histogram import BINS, Histogram
 from int8calib.calibration.thresholds import find_threshold
 from int8calib.reporting.content import short_names
-from int8calib.reporting.curves import (
+from int8calib.reporting.plot_data import (
     BUCKETS,
     Curve,
     bucket_counts,
@@ -138,8 +138,8 @@ def test_weight_ranges_and_samples_are_the_nets() -> None:
         np.testing.assert_allclose(views[layer.name].weights.low, rows.min(axis=1))
         np.testing.assert_allclose(views[layer.name].weights.high, rows.max(axis=1))
         sample = found.samples[layer.name]
-        assert len(sample.expected) == len(sample.found) > 4
-        error = np.abs(sample.found - sample.expected)
+        assert len(sample.expected) == len(sample.actual) > 4
+        error = np.abs(sample.actual - sample.expected)
         assert 0 < error.mean() < 0.2 * np.abs(sample.expected).mean()
 
 
@@ -148,7 +148,7 @@ def test_samples_are_values_of_the_float_and_the_int8_net() -> None:
     int8 = int8calib.simulate(found.net, found.tables[TABLES[0]])
     for net, values in (
         (found.net, found.samples["fc"].expected),
-        (int8, found.samples["fc"].found),
+        (int8, found.samples["fc"].actual),
     ):
         tops: list[np.ndarray] = []
         for image in pixels()[:4]:

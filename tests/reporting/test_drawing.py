@@ -12,15 +12,14 @@ import pytest
 
 from int8calib.errors import OutputError
 from int8calib.reporting.drawing import HEIGHT, WIDTH, draw_png, draw_svg
-from int8calib.reporting.figures import layer_plots
-from int8calib.reporting.overview import accuracy_plot, sqnr_plot
-from int8calib.reporting.plots import ROLES, Plot
-from int8calib.reporting.svg import COLOURS, inline_svg
+from int8calib.reporting.markup import PLACEHOLDERS, inline_svg
+from int8calib.reporting.plot_types import ROLES, Plot
+from int8calib.reporting.plots import accuracy_plot, layer_plots, sqnr_plot
 from tests.reporting_cases import NAMES, TABLES, case, element, points
 
 
 def drawn(plot: Plot, key: str = "k") -> str:
-    return inline_svg(draw_svg(plot, COLOURS), plot, key)
+    return inline_svg(draw_svg(plot, PLACEHOLDERS), plot, key)
 
 
 def frame(svg: str) -> tuple[float, float, float, float]:
@@ -119,7 +118,7 @@ def test_single_values_are_those_of_the_sample(pictures: dict) -> None:
     plot, svg = pictures["fc"]["error"]
     sample = case().samples["fc"]
     dots = points(element(svg, "sample"))[::2]
-    all_places = place(plot, svg, sample.expected, sample.found - sample.expected)
+    all_places = place(plot, svg, sample.expected, sample.actual - sample.expected)
     assert len(dots) == len(sample.expected)
     for dot in dots:
         assert np.abs(all_places - dot).max(axis=1).min() < 0.11
@@ -131,12 +130,12 @@ def test_overviews_show_the_figures() -> None:
     assert sqnr is not None
     assert accuracy is not None
     svg = drawn(sqnr)
-    for i, found in enumerate(case().analyzes.values()):
-        values = {layer.name: layer.arriving_sqnr for layer in found.layers}
+    for i, found in enumerate(case().analyses.values()):
+        values = {layer.name: layer.accumulated_sqnr for layer in found.layers}
         at = [k for k, name in enumerate(NAMES, start=1) if name in values]
         y = np.array([values[NAMES[k - 1]] for k in at])
         expected = place(sqnr, svg, np.array(at, float), y)
-        np.testing.assert_allclose(points(element(svg, f"arriving{i}")), expected, atol=0.11)
+        np.testing.assert_allclose(points(element(svg, f"accumulated{i}")), expected, atol=0.11)
     svg = drawn(accuracy)
     results = [case().evaluation.float_accuracy, *(t.accuracy for t in case().evaluation.tables)]
     for i, result in enumerate(results):

@@ -1,4 +1,4 @@
-"""Histograms, weights and outputs come in, few points that a picture can hold go out."""
+"""Reduce histograms, weights and outputs to the few points that a picture can show."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A method's cost for each threshold that it tries: float64, both of the same length."""
+    """The cost that a method gives each threshold it tries: float64, both of the same length."""
 
     thresholds: Array
     costs: Array
@@ -165,3 +165,11 @@ def error_band(values: Array, errors: Array, parts: int = 24) -> ErrorBand | Non
         for share in (0.05, 0.5, 0.95)
     )
     return ErrorBand(places, low, middle, high)
+
+
+def spread_indices(values: Array, count: int) -> NDArray[np.int64]:
+    """Indices of at most `count` values that cover the range: evenly in order of size."""
+    order = np.argsort(values, kind="stable")
+    places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(np.int64)
+    chosen: NDArray[np.int64] = order[np.unique(places)]
+    return chosen
