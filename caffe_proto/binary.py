@@ -1,4 +1,4 @@
-"""In the flow: a caffemodel or binaryproto comes in; float32 arrays by layer name go out.
+"""The arrays of a caffemodel or binaryproto file, by layer name, in float32.
 
 The file is mapped, walked by its wire format, and each blob copied once into an aligned array.
 So no float ever becomes a Python object, and memory peaks at the size of the weights. Of the
@@ -8,15 +8,25 @@ prototxt says what the layers are.
 
 from __future__ import annotations
 
-import math
 import mmap
-from pathlib import Path as _Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffe_proto.errors import CaffeFormatError
+from caffe_proto.files import open_regular
+from caffe_proto.limits import (
+    MAX_AXES,
+    MAX_BLOBS,
+    MAX_LAYERS,
+    MAX_MODEL_BYTES,
+    MAX_NAME,
+    MAX_PIECES,
+    MAX_VALUES,
+    count_values,
+)
+from caffe_proto.oneline import one_line
 from caffe_proto.recognize import HEAD, Path, file_name, holds_control_bytes, refuse_foreign
 from caffe_proto.wire import I32, I64, LEN, VARINT, Field, WireError, fields, varint
 
@@ -45,20 +55,26 @@ _WIRE_NAMES = {VARINT: "a number", I64: "8 bytes", LEN: "text or a message", I32
 def read_weights(path: Path) -> Weights:
     """Read the weights of a caffemodel of any age (V0, V1 or today's layers).
 
-    Args:
-        path: The ``.caffemodel`` file.
+    Parameters
+    ----------
+    path
+        The ``.caffemodel`` file.
 
-    Returns:
+    Returns
+    -------
+    dict
         Layer name -> blobs, in the file's order; layers without blobs are left out. Each blob is
         read-only float32 in its Caffe shape; one that carries the legacy num, channels, height
         and width is 4-d, and one that carries neither shape nor values is empty. Where a name
         stands twice, the last layer with blobs counts, as in Caffe.
 
-    Raises:
-        CaffeFormatError: The file is no caffemodel, is damaged or cut off, or a blob's shape does
-            not fit its number of values.
-        OSError: The file cannot be opened.
-
+    Raises
+    ------
+    CaffeFormatError
+        The file is no caffemodel, is damaged or cut off, exceeds a limit of `caffe_proto.limits`,
+        or a blob's shape does not fit its number of values.
+    OSError
+        The file cannot be opened.
     """
     data = _open(path, "a caffemodel", "; are the prototxt and the caffemodel swapped?")
     weights: Weights = {}
@@ -71,14 +87,17 @@ def read_weights(path: Path) -> Weights:
             if form:
                 last, spans = _layer(data, field, form)
                 layers += 1
+                if layers > MAX_LAYERS:
+                    raise WireError(f"more than {MAX_LAYERS} layers")
                 if spans:
-                    where = f"{file_name(path)}: layer {last!r}, blob"
+                    where = f"{file_name(path)}: layer {_shown(last)}, blob"
                     weights[last] = tuple(
                         _blob(data, span, f"{where} {i}") for i, span in enumerate(spans)
                     )
                 _let_go(data, field)
     except WireError as error:
-        damage = f"damaged or cut off after layer {last!r}" if layers else "not a caffemodel"
+        after = f"damaged or cut off after layer {_shown(last)}"
+        damage = after if layers else "not a caffemodel"
         raise CaffeFormatError(f"{file_name(path)}: {damage}: {error}") from None
     if not layers:
         raise CaffeFormatError(f"{file_name(path)}: not a caffemodel: it holds no layer")
@@ -88,17 +107,23 @@ def read_weights(path: Path) -> Weights:
 def read_blob(path: Path) -> NDArray[np.float32]:
     """Read the array of a ``.binaryproto`` file, such as a mean image.
 
-    Args:
-        path: The file.
+    Parameters
+    ----------
+    path
+        The file.
 
-    Returns:
+    Returns
+    -------
+    numpy.ndarray
         Read-only float32 in its Caffe shape; means are (1, C, H, W).
 
-    Raises:
-        CaffeFormatError: The file is no binaryproto, is damaged or cut off, or its shape does not
-            fit its number of values.
-        OSError: The file cannot be opened.
-
+    Raises
+    ------
+    CaffeFormatError
+        The file is no binaryproto, is damaged or cut off, exceeds a limit of
+        `caffe_proto.limits`, or its shape does not fit its number of values.
+    OSError
+        The file cannot be opened.
     """
     data = _open(path, "a binaryproto")
     where = file_name(path)
@@ -116,16 +141,23 @@ def read_blob(path: Path) -> NDArray[np.float32]:
 
 def _open(path: Path, wanted: str, text_hint: str = "") -> memoryview:
     """Map the file into memory and refuse what is recognisably something else."""
-    with _Path(path).open("rb") as file:
+    with open_regular(path, pipes=True) as file:
         try:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except (ValueError, OSError):  # nothing to map: an empty file, or a pipe
-            data = memoryview(file.read())
+            data = memoryview(file.read(MAX_MODEL_BYTES + 1))
     head = bytes(data[:HEAD])
     refuse_foreign(path, head, wanted)
     if not holds_control_bytes(head):
         raise CaffeFormatError(f"{file_name(path)}: not {wanted}: it is text{text_hint}")
+    if len(data) > MAX_MODEL_BYTES:
+        raise CaffeFormatError(f"{file_name(path)}: not {wanted}: 2 GiB or larger")
     return data
+
+
+def _shown(name: str) -> str:
+    """A layer's name in a message."""
+    return one_line(repr(name), MAX_NAME)
 
 
 def _let_go(data: memoryview, field: Field) -> None:
@@ -146,6 +178,8 @@ def _layer(data: memoryview, layer: Field, form: _Form) -> tuple[str, list[_Span
         elif field.number == form.blobs:
             _expect(field, LEN)
             spans.append((field.start, field.stop))
+            if len(spans) > MAX_BLOBS:
+                raise WireError(f"a layer has more than {MAX_BLOBS} blobs")
         elif form.nested and field.number == form.nested[0]:
             _expect(field, LEN)
             nested_name, nested_spans = _layer(data, field, form.nested[1])
@@ -166,12 +200,14 @@ def _blob(data: memoryview, span: _Span, where: str) -> NDArray[np.float32]:
             legacy[field.number] = _int64(varint(data, field.start, field.stop)[0])
         elif field.number == 5:
             _expect(field, LEN, I32)
+            _few(floats)
             floats.append(_numbers(data, field, np.dtype("<f4")))
         elif field.number == 7:
             _expect(field, LEN)
-            shape = [*(shape or []), *_dims(data, field)]
+            shape = [*(shape or []), *_dims(data, field)][: MAX_AXES + 1]
         elif field.number == 8:
             _expect(field, LEN, I64)
+            _few(doubles)
             doubles.append(_numbers(data, field, np.dtype("<f8")))
     parts = doubles or floats  # in Caffe, too, double values win
     size = sum(part.size for part in parts)
@@ -179,14 +215,22 @@ def _blob(data: memoryview, span: _Span, where: str) -> NDArray[np.float32]:
         shape = [legacy.get(number, 0) for number in (1, 2, 3, 4)]
     elif shape is None:
         shape = [size]
-    if any(extent < 0 for extent in shape) or math.prod(shape) != size:
+    if len(shape) > MAX_AXES:
+        raise CaffeFormatError(f"{where}: more than {MAX_AXES} axes")
+    if count_values(shape) != size:
         text = "x".join(map(str, shape)) or "()"
-        raise CaffeFormatError(f"{where}: the shape {text} does not fit {size} values")
+        limit = "" if size <= MAX_VALUES else f" (at most {MAX_VALUES} are possible)"
+        raise CaffeFormatError(f"{where}: the shape {text} does not fit {size} values{limit}")
     values = np.empty(shape, np.float32)
     with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, as in Caffe
         np.concatenate([np.empty(0, np.float32), *parts], out=values.reshape(-1), casting="unsafe")
     values.flags.writeable = False
     return values
+
+
+def _few(pieces: list[NDArray[Any]]) -> None:
+    if len(pieces) >= MAX_PIECES:
+        raise WireError(f"values in more than {MAX_PIECES} pieces")
 
 
 def _expect(field: Field, *wires: int) -> None:
@@ -215,7 +259,7 @@ def _dims(data: memoryview, shape: Field) -> list[int]:
         if field.number == 1:
             _expect(field, VARINT, LEN)
             at = field.start
-            while at < field.stop:
+            while at < field.stop and len(dims) <= MAX_AXES:
                 value, at = varint(data, at, field.stop)
                 dims.append(_int64(value))
     return dims

@@ -2152,7 +2152,7 @@ class UpsampleDarknetParameter(_message.Message):
     def __init__(self, stride: _Optional[int] = ...) -> None: ...
 
 class UnreadField(_message.Message):
-    __slots__ = ("name", "kind", "line", "value", "children")
+    __slots__ = ("name", "kind", "line", "value", "quoted", "children")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         FIELD: _ClassVar[UnreadField.Kind]
@@ -2167,10 +2167,12 @@ class UnreadField(_message.Message):
     KIND_FIELD_NUMBER: _ClassVar[int]
     LINE_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    QUOTED_FIELD_NUMBER: _ClassVar[int]
     CHILDREN_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: UnreadField.Kind
     line: int
     value: str
+    quoted: bool
     children: _containers.RepeatedCompositeFieldContainer[UnreadField]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[UnreadField.Kind, str]] = ..., line: _Optional[int] = ..., value: _Optional[str] = ..., children: _Optional[_Iterable[_Union[UnreadField, _Mapping[str, object]]]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[UnreadField.Kind, str]] = ..., line: _Optional[int] = ..., value: _Optional[str] = ..., quoted: _Optional[bool] = ..., children: _Optional[_Iterable[_Union[UnreadField, _Mapping[str, object]]]] = ...) -> None: ...

@@ -16,6 +16,7 @@ __all__ = [
     "MAX_MESSAGE",
     "MAX_MODEL_BYTES",
     "MAX_NAME",
+    "MAX_PIECES",
     "MAX_TEXT_BYTES",
     "MAX_UNREAD",
     "MAX_VALUES",
@@ -28,6 +29,7 @@ MAX_UNREAD = 100_000  # fields of one prototxt that are not known
 MAX_DEPTH = 100  # messages inside one another, as in protobuf's own readers
 MAX_MODEL_BYTES = (1 << 31) - 1  # bytes of a caffemodel or binaryproto: protobuf's limit
 MAX_BLOBS = 1000  # blobs of one layer
+MAX_PIECES = 10_000  # places of a blob's message where its values stand; writers use one
 MAX_AXES = 32  # axes of a blob: Caffe's kMaxBlobAxes
 MAX_VALUES = (1 << 31) - 1  # values of a blob: Caffe counts them in an int
 MAX_MESSAGE = 500  # characters of an error message

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from itertools import chain
-from pathlib import Path as _Path
 
 from caffe_proto.caffe_pb2 import NetParameter, SolverParameter
 from caffe_proto.errors import CaffeFormatError, UnknownFieldWarning
+from caffe_proto.files import open_regular
 from caffe_proto.lexer import Tokens
 from caffe_proto.limits import MAX_TEXT_BYTES
 from caffe_proto.oneline import one_line
@@ -52,7 +52,7 @@ def read_prototxt(path: Path, *, warn: bool = True) -> NetParameter:
     UnknownFieldWarning
         The file holds something that no known version of Caffe defines.
     """
-    with _Path(path).open("rb") as file:
+    with open_regular(path, pipes=True) as file:
         raw = file.read(MAX_TEXT_BYTES + 1)
     refuse_foreign(path, raw[:HEAD], "a prototxt")
     refuse_binary(path, raw[:HEAD])

@@ -16,7 +16,15 @@ from caffe_proto.lexer import CLOSERS, Token, Tokens
 from caffe_proto.limits import MAX_DEPTH, MAX_UNREAD
 from caffe_proto.scalars import string_bytes
 
-__all__ = ["Fields", "Kind", "Unread", "UnreadReader", "unknown_fields", "unread_fields"]
+__all__ = [
+    "Fields",
+    "Kind",
+    "Unread",
+    "UnreadReader",
+    "name_parts",
+    "unknown_fields",
+    "unread_fields",
+]
 
 Kind: TypeAlias = Literal["field", "enum", "repeated"]
 Fields: TypeAlias = "dict[str, list[str | Fields]]"
@@ -85,7 +93,7 @@ def unknown_fields(layer: LayerParameter) -> Fields:
     """
     found: Fields = {}
     for entry in layer.unread:
-        *parents, name = _parts(entry.name)
+        *parents, name = name_parts(entry.name)
         place = found
         for parent in parents:
             inner = place.setdefault(parent, [{}])[0]
@@ -97,8 +105,8 @@ def unknown_fields(layer: LayerParameter) -> Fields:
     return found
 
 
-def _parts(name: str) -> list[str]:
-    """The names in a dotted one; the dots of an extension's name, in brackets, are its own."""
+def name_parts(name: str) -> list[str]:
+    """Split a dotted name; the dots inside of an extension's brackets belong to its own name."""
     head, bracket, extension = name.partition("[")
     if not bracket:
         return name.split(".")
@@ -193,6 +201,7 @@ class UnreadReader:
             self._message(entry, opener, depth + 1)
         elif opener.kind == "string":
             entry.value = string_bytes(tokens, name).decode("utf-8", "backslashreplace")
+            entry.quoted = True
         else:
             sign = "-" if tokens.accept("-") else ""
             if tokens.peek.kind not in ("word", "number"):

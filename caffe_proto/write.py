@@ -1,4 +1,4 @@
-"""In the flow: nets and arrays come in; prototxt, caffemodel and binaryproto files go out.
+"""Prototxt, caffemodel and binaryproto files, written from nets and arrays.
 
 Weights are written as they lie in memory, without passing through protobuf's lists of floats.
 Every file appears whole or not at all.
@@ -6,16 +6,16 @@ Every file appears whole or not at all.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path as _Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import text_format
 from numpy.typing import ArrayLike, NDArray
 
 from caffe_proto.caffe_pb2 import BlobShape, NetParameter
+from caffe_proto.files import open_atomic
+from caffe_proto.oneline import one_line
+from caffe_proto.printer import net_text
 from caffe_proto.recognize import Path
 from caffe_proto.wire import LEN, encode_varint
 
@@ -26,14 +26,22 @@ _BLOB_DATA, _BLOB_SHAPE = 5, 7
 
 
 def write_prototxt(path: Path, net: NetParameter) -> None:
-    """Write a net's structure as text; blobs that it may hold are left out.
+    """Write a net's structure as text.
 
-    Raises:
-        OSError: The file cannot be written; an older file of that name stays as it was.
+    Parameters
+    ----------
+    path
+        The file.
+    net
+        The structure. What its prototxt held and the schema lacks is written as it was; blobs that
+        the net may hold are left out.
 
+    Raises
+    ------
+    OSError
+        The file cannot be written; an older file of that name stays as it was.
     """
-    text = text_format.MessageToString(_without_blobs(net), as_utf8=True)
-    _write(path, [text.encode("utf-8")])
+    _write(path, [net_text(_without_blobs(net)).encode("utf-8")])
 
 
 def write_caffemodel(
@@ -41,33 +49,48 @@ def write_caffemodel(
 ) -> None:
     """Write a net with its weights.
 
-    Args:
-        path: The file.
-        net: The structure, in today's form; all its fields are kept. Options of forks whose field
-            number collides with another fork's are written under this project's own numbers.
-        weights: Layer name -> blobs, as ``read_weights`` gives them. They are stored as float32
-            with their shape. Blobs that the net itself holds are not written.
+    Parameters
+    ----------
+    path
+        The file.
+    net
+        The structure, in today's form; all its fields are kept but those that the schema lacks.
+        Options of forks whose field number collides with another fork's are written under this
+        project's own numbers.
+    weights
+        Layer name -> blobs, as `read_weights` gives them. They are stored as float32 with their
+        shape. Blobs that the net itself holds are not written.
 
-    Raises:
-        ValueError: The net holds layers of an older form, or the weights name a layer that the
-            net lacks.
-        OSError: The file cannot be written; an older file of that name stays as it was.
-
+    Raises
+    ------
+    ValueError
+        The net holds layers of an older form, or the weights name a layer that the net lacks.
+    OSError
+        The file cannot be written; an older file of that name stays as it was.
     """
     if net.layers:
         raise ValueError("the net holds layers of an older form; read it with read_prototxt")
     absent = weights.keys() - {layer.name for layer in net.layer}
     if absent:
-        raise ValueError(f"weights for layers that the net lacks: {', '.join(sorted(absent))}")
+        names = one_line(", ".join(sorted(absent)))
+        raise ValueError(f"weights for layers that the net lacks: {names}")
     _write(path, _caffemodel(_without_blobs(net), weights))
 
 
 def write_blob(path: Path, array: ArrayLike) -> None:
-    """Write one array, such as a mean image of shape (1, C, H, W), as a binaryproto.
+    """Write one array as a binaryproto.
 
-    Raises:
-        OSError: The file cannot be written; an older file of that name stays as it was.
+    Parameters
+    ----------
+    path
+        The file.
+    array
+        The values, such as a mean image of shape (1, C, H, W); they are stored as float32.
 
+    Raises
+    ------
+    OSError
+        The file cannot be written; an older file of that name stays as it was.
     """
     _write(path, _blob(np.asarray(array)))
 
@@ -86,13 +109,15 @@ def _without_blobs(net: NetParameter) -> NetParameter:
 def _caffemodel(
     net: NetParameter, weights: Mapping[str, Sequence[NDArray[Any]]]
 ) -> Iterator[bytes | memoryview]:
-    """Yield the file's parts: the net's own fields, then layer by layer."""
+    """Yield the file's parts: the net's own fields, then layer by layer; empties `unread`."""
     head = NetParameter()
     head.CopyFrom(net)
     head.ClearField("layer")
+    head.ClearField("unread")
     yield head.SerializePartialToString()
     written: set[str] = set()
     for layer in net.layer:
+        layer.ClearField("unread")
         parts: list[bytes | memoryview] = [layer.SerializePartialToString()]
         # Where layers share a name (one per phase), the first carries the blobs.
         if layer.name not in written:
@@ -119,12 +144,5 @@ def _sized(number: int, parts: list[bytes | memoryview]) -> list[bytes | memoryv
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write beside the target, then rename onto it."""
-    target = _Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.writelines(parts)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    with open_atomic(path) as file:
+        file.writelines(parts)

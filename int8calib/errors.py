@@ -1,4 +1,4 @@
-"""Every error that int8calib raises on purpose; stands before all stages and imports none.
+"""Every error that int8calib raises on purpose.
 
     Int8CalibError
     ├── ModelError              the network as given cannot be used
@@ -12,14 +12,21 @@
     ├── TableError              a calibration table that breaks the reader's rules
     └── OutputError             a result that cannot be written
 
-A message is one line: the file or layer, what was found, what would be right.
+A message is one printable line of at most 500 characters: the file or layer, what was found, what
+would be right.
 """
 
 from __future__ import annotations
 
+from caffe_proto.oneline import one_line
+
 
 class Int8CalibError(Exception):
     """Base of all errors raised on purpose; the command line turns it into one line and exit 2."""
+
+    def __init__(self, message: str = "") -> None:
+        """Keep the message, made fit for printing."""
+        super().__init__(one_line(message))
 
 
 class ModelError(Int8CalibError):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from int8calib.errors import OutputError
-
 if TYPE_CHECKING:
     from int8calib.calibration.assemble import Calibration
     from int8calib.calibration.layers import QuantLayer
@@ -16,11 +14,9 @@ if TYPE_CHECKING:
 
 def check_output(output: str) -> None:
     """Raise `OutputError` for an output that cannot be written, before the work begins."""
-    path = Path(output)
-    if path.is_dir():
-        raise OutputError(f"{output}: is a folder; name a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"{output}: cannot be written; there is no folder {path.parent}")
+    from int8calib.files import check_target
+
+    check_target(output)
 
 
 def beside(output: str, suffix: str) -> Path:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from caffe_proto import CaffeFormatError, NetParameter, caffe_pb2, read_blob, read_weights
+from caffe_proto import (
+    CaffeFormatError,
+    NetParameter,
+    caffe_pb2,
+    read_blob,
+    read_prototxt,
+    read_weights,
+)
 from tests.proto_helpers import VALUES, net_of, save, shaped, varint
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 102454720\n"
@@ -83,6 +92,12 @@ def test_every_cut_of_a_file_is_an_error_or_a_whole_number_of_layers(tmp_path: P
         (caffe_pb2.BlobProto(shape={"dim": [2, 3]}, data=[1.0] * 5), "2x3 does not fit 5 values"),
         (caffe_pb2.BlobProto(shape={"dim": [2, 3]}), "2x3 does not fit 0 values"),
         (caffe_pb2.BlobProto(shape={"dim": [-1, -5]}, data=[1.0] * 5), "-1x-5 does not fit"),
+        (caffe_pb2.BlobProto(shape={"dim": [0, 2**62, 2**62]}), "0x46116860.*x.* does not fit 0"),
+        (caffe_pb2.BlobProto(shape={"dim": [2**32, 2**32]}), "4294967296x4294967296 does not fit"),
+        (
+            caffe_pb2.BlobProto(num=0, channels=2**31 - 1, height=2**31 - 1),
+            "0x2147483647x2147483647x0 does not fit 0",
+        ),
         (caffe_pb2.BlobProto(shape={}, data=[1.0] * 2), r"\(\) does not fit 2 values"),
         (caffe_pb2.BlobProto(num=1, channels=2, data=[1.0] * 2), "1x2x0x0 does not fit 2 values"),
     ],
@@ -91,6 +106,53 @@ def test_a_shape_that_does_not_fit(tmp_path: Path, blob: caffe_pb2.BlobProto, wo
     path = save(tmp_path, net_of(shaped(VALUES), blob))
     with pytest.raises(CaffeFormatError, match=f"layer 'conv', blob 1: the shape {words}"):
         read_weights(path)
+
+
+@pytest.mark.parametrize("axes", [33, 65, 20000])
+def test_too_many_axes(tmp_path: Path, axes: int) -> None:
+    blob = caffe_pb2.BlobProto(shape={"dim": [1] * axes}, data=[1.0])
+    with pytest.raises(CaffeFormatError, match="layer 'conv', blob 0: more than 32 axes"):
+        read_weights(save(tmp_path, net_of(blob)))
+    with pytest.raises(CaffeFormatError, match="more than 32 axes"):
+        read_blob(save(tmp_path, blob.SerializeToString(), "mean.binaryproto"))
+    most = caffe_pb2.BlobProto(shape={"dim": [1] * 32}, data=[1.0])
+    assert read_weights(save(tmp_path, net_of(most)))["conv"][0].shape == (1,) * 32
+
+
+def test_too_much_of_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caffe_proto.binary.MAX_LAYERS", 1000)
+    with pytest.raises(CaffeFormatError, match="a layer has more than 1000 blobs"):
+        read_weights(save(tmp_path, net_of(*[caffe_pb2.BlobProto()] * 1001)))
+    with pytest.raises(CaffeFormatError, match="more than 1000 layers"):
+        read_weights(save(tmp_path, b"\xa2\x06\x00" * 1001))
+    # Loose floats between which something else stands, each a piece of its own.
+    piece = b"\x2d" + np.float32(1).tobytes() + b"\x58\x00"
+    blob = piece * 10_001 + caffe_pb2.BlobProto(shape={"dim": [10_001]}).SerializeToString()
+    with pytest.raises(CaffeFormatError, match="values in more than 10000 pieces"):
+        read_blob(save(tmp_path, blob, "mean.binaryproto"))
+
+
+def test_short_runs_of_equal_fields_take_a_time_that_grows_with_the_file(tmp_path: Path) -> None:
+    pair = b"\x5d\0\0\0\0\x5d1111\x650000\x651111"  # fields 11 and 12, two of each
+    start = time.perf_counter()
+    with pytest.raises(CaffeFormatError, match="no values"):
+        read_blob(save(tmp_path, pair * 40_000, "mean.binaryproto"))
+    assert time.perf_counter() - start < 5  # minutes, if each looks at all that is left
+
+
+def test_layer_and_file_names_are_shown_on_one_line(tmp_path: Path) -> None:
+    net = NetParameter()
+    blob = caffe_pb2.BlobProto(shape={"dim": [2]})
+    net.layer.add(name="\x1b[2J\n" + "x" * 5000, blobs=[blob])
+    path = tmp_path / "a\nb\x1b[31m.caffemodel"
+    path.write_bytes(net.SerializeToString())
+    with pytest.raises(CaffeFormatError) as caught:
+        read_weights(path)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 500
+    assert r"a\nb\x1b[31m.caffemodel: layer '\x1b[2J\n" in message
+    assert message.endswith("blob 0: the shape 2 does not fit 0 values")
 
 
 def test_packed_numbers_of_odd_length(tmp_path: Path) -> None:
@@ -114,3 +176,18 @@ def test_random_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
             messages.append(str(error))
     assert len(messages) > 50
     assert not any("\n" in message for message in messages)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_has_no_end_or_never_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caffe_proto.files.PIPE_WAIT", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    for read in (read_weights, read_blob, read_prototxt):
+        with pytest.raises(CaffeFormatError, match="pipe: not a .*: the file is empty"):
+            read(tmp_path / "pipe")
+        with pytest.raises(OSError, match="it is a device; expected a file"):
+            read("/dev/zero")
+        with pytest.raises(OSError, match="it is a folder; expected a file"):
+            read(tmp_path)
+        with pytest.raises(OSError, match="no file can have such a name"):
+            read("a\0b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
 from pathlib import Path
 
@@ -273,6 +274,54 @@ def test_deep_nesting_is_an_error_not_a_crash() -> None:
     with pytest.raises(CaffeFormatError, match=r"odd: more than 100 messages deep"):
         parse_prototxt("odd {" * 10000)
     assert parse_prototxt("layer { " + "odd {" * 100 + "}" * 101, warn=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "input_dim: " + "1" * 1_000_000 + "x",
+        "input_dim: " + "1." * 500_000,
+        "input_dim: " + "1e" * 500_000,
+        "input_dim: 0x" + "f" * 1_000_000,
+        "input_dim: " + "7" * 1_000_000,
+        "x: '" + "\\" * 999_999,
+        "x: " + "'a' " * 100_000,
+        "x: [" + "1, " * 30_000,
+        "layer { " + "odd: 1\n" * 30_000,
+        "layer { odd_param { " + "a { } " * 20_000,
+        "# " * 500_000,
+        " \t" * 500_000 + "?",
+        "[" + "a." * 500_000,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_hostile_texts_end_in_one_short_line_in_a_short_time(text: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(CaffeFormatError) as caught:
+        parse_prototxt(text, "net", warn=False)
+    # The slowest takes half a second on an idle machine; a square would take minutes.
+    assert time.perf_counter() - start < 10
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).isprintable()
+
+
+def test_too_many_layers_and_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caffe_proto.parser.MAX_LAYERS", 1000)
+    monkeypatch.setattr("caffe_proto.unread.MAX_UNREAD", 1000)
+    assert len(parse_prototxt("layer { }\n" * 1000).layer) == 1000
+    with pytest.raises(CaffeFormatError, match=r"^net:1001:7: more than 1000 layers"):
+        parse_prototxt("layer { }\n" * 1001, "net")
+    with pytest.raises(CaffeFormatError, match="1:7009: more than 1000 fields that are not known"):
+        parse_prototxt("layer { " + "odd: 1 " * 1001)
+
+
+def test_a_text_that_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    with path.open("wb") as file:
+        file.write(b"#" * 4096)
+        file.truncate(16 * 2**20 + 1)
+    with pytest.raises(CaffeFormatError, match="not a prototxt: larger than 16 MiB"):
+        read_prototxt(path)
 
 
 def write(folder: Path, data: bytes) -> Path:

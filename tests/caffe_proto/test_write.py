@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from caffe_proto import (
     read_blob,
     read_prototxt,
     read_weights,
+    unknown_fields,
+    unread_fields,
     write_blob,
     write_caffemodel,
     write_prototxt,
 )
+from caffe_proto.printer import net_text
 
 TEXT = """
 name: "net 层"
@@ -132,6 +136,56 @@ def test_real_models_come_back(shared: Path, tmp_path: Path) -> None:
         for layer, blobs in weights.items():
             for one, other in zip(boxed[layer], blobs, strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+UNREAD = """
+name: "n" odd: -inf
+layer { name: "a" type: "Odd" odd_param { a: 1 s: "q\\"\\n\\303\\251" b < c: [1, {}] > } }
+layer { name: "b" type: "Convolution" fork: SOME [pkg.ext] { z: 1 }
+  convolution_param { num_output: 7 odd: "x" "y" engine: MKL weight_filler { foo: 1 } }
+  pooling_param { pool: FOO pad: 1 pad: 2 } include { phase: VAL } include { stage: "x" }
+  relu_param { } relu_param { negative_slope: 0.1 }
+}
+"""
+
+
+def test_what_the_schema_lacks_is_written_as_it_was_read(tmp_path: Path) -> None:
+    def unread(net: NetParameter) -> list[list[tuple[str, str, str]]]:
+        found = [unread_fields(net), *map(unread_fields, net.layer)]
+        return [sorted((u.field, u.kind, u.value) for u in one) for one in found]
+
+    net = parse_prototxt(UNREAD, warn=False)
+    write_prototxt(tmp_path / "p", net)
+    again = read_prototxt(tmp_path / "p", warn=False)
+    assert unread(again) == unread(net)
+    assert unknown_fields(again.layer[0]) == {
+        "odd_param": [{"a": ["1"], "s": ['q"\né'], "b": [{"c": ["1", {}]}]}]
+    }
+    # Without it the text is that of protobuf's own printer, and no caffemodel holds it.
+    for message in (net, again, *net.layer, *again.layer):
+        message.ClearField("unread")
+    assert again == net
+    assert net_text(net) == text_format.MessageToString(net, as_utf8=True)
+    write_caffemodel(tmp_path / "m", parse_prototxt(UNREAD, warn=False), {})
+    assert NetParameter.FromString((tmp_path / "m").read_bytes()) == net
+
+
+def test_the_temporary_file_cannot_be_guessed_or_led_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f".mean.binaryproto.{os.getpid()}.tmp").symlink_to(victim)
+    monkeypatch.setattr(os, "urandom", bytes)  # even where the name is known
+    (tmp_path / f".{bytes(12).hex()}.tmp").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_blob(tmp_path / "mean.binaryproto", np.ones(3))
+    monkeypatch.undo()
+    (tmp_path / "link").symlink_to("mean.binaryproto")
+    write_blob(tmp_path / "link", np.ones(3))
+    assert (tmp_path / "link").is_symlink()
+    assert read_blob(tmp_path / "mean.binaryproto").shape == (3,)
+    assert victim.read_text() == "precious"
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5, 7), (11,), ()])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from int8calib.errors import OptionError, OutputError, TableError
-from int8calib.files import open_atomic, write_atomic
+from int8calib.files import check_target, open_atomic, write_atomic
 from int8calib.table import (
     FORMATS,
     BottomEvidence,
@@ -80,11 +80,37 @@ def test_unwritable_targets(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         write_atomic(tmp_path / "file" / "t", "x")
+    for name in ("a\0b", "\ud800"):
+        with pytest.raises(OutputError, match="no file can have such a name"):
+            write_atomic(tmp_path / name, "x")
     with pytest.raises(OutputError, match="UTF-8"):
         write_atomic(tmp_path / "t", "\ud800")
     with pytest.raises(OutputError, match="cannot be written"):
         write_atomic(tmp_path / ("x" * 300), "x")
     assert inside(tmp_path) == ["file"]
+
+
+def test_targets_are_checked_without_being_written(tmp_path: Path) -> None:
+    check_target(tmp_path / "fresh")
+    (tmp_path / "old").write_text("old")
+    check_target(tmp_path / "old")
+    (tmp_path / "dangling").symlink_to("nowhere/else")
+    for name in ("nowhere/t", ".", "old/t", "x" * 300, "a\0b", "dangling"):
+        with pytest.raises(OutputError, match="cannot be written: "):
+            check_target(tmp_path / name)
+    assert inside(tmp_path) == ["dangling", "old"]
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout")
+def test_the_programs_own_output_is_added_to(tmp_path: Path) -> None:
+    code = (
+        "from int8calib.files import write_atomic\n"
+        "print('first', flush=True); write_atomic('/dev/stdout', 'second\\n'); print('third')"
+    )
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "first\nsecond\nthird\n"
+    assert inside(tmp_path) == ["out"]
 
 
 @NOT_ROOT
