@@ -183,7 +183,7 @@ def test_what_has_no_end_or_never_begins(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("caffe_proto.files.PIPE_WAIT", 0.1)
     os.mkfifo(tmp_path / "pipe")
     for read in (read_weights, read_blob, read_prototxt):
-        with pytest.raises(CaffeFormatError, match="pipe: not a .*: the file is empty"):
+        with pytest.raises(CaffeFormatError, match=r"pipe: not a .*: the file is empty"):
             read(tmp_path / "pipe")
         with pytest.raises(OSError, match="it is a device; expected a file"):
             read("/dev/zero")
