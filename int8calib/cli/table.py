@@ -129,7 +129,7 @@ def _requirements(args: argparse.Namespace, table: CalibrationTable) -> list[Req
     if args.param is not None:
         if args.proto is not None or args.model is not None:
             raise OptionError("--param and --proto/--model: give one network to check against")
-        from int8calib.ncnn.param import read_param
+        from int8calib.ncnn.requirements import read_param
 
         return read_param(args.param)
     if args.proto is None and args.model is None:

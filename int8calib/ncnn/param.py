@@ -1,100 +1,151 @@
-"""An ncnn structure file (`.param`) comes in, what it needs of a table goes out.
+"""ncnn structure files (`.param`), read and written without loss.
 
 The text: the magic 7767517, then the counts of layers and blobs, then one layer a line: type,
-name, count of bottoms, count of tops, bottoms, tops, `key=value` parameters; a key of -23300 - k
-holds an array `count,v0,v1,...` for k (ncnn, src/paramdict.cpp and src/net.cpp).
+name, count of bottoms, count of tops, bottoms, tops, `id=value` parameters. An id of -23300 - k
+holds an array `count,v0,v1,...` for k; newer files write `k=v0,v1,...`. A value with a point or an
+exponent is a float, one that begins with a letter or a quote a string (source: ncnn,
+src/paramdict.cpp and src/net.cpp).
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 from int8calib.errors import ModelFileError
-from int8calib.table.requirement import Requirement
 
 MAGIC = "7767517"
-_ARRAY_BASE = -23300
-_PARAMETER = re.compile(r"(-?\d+)=(.+)", re.ASCII)
-_INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+HINTS, FEATURE_MASK = 30, 31
+"""Parameters of every layer: shape hints of its tops, and features switched off for it."""
+ARRAY_BASE = -23300
+MOST_NAME = 255
+MOST_NUMBER = 15
+"""The characters of a number that ncnn's reader keeps."""
+MOST_ID = 31
+MOST_LAYERS = 1_000_000
+_FIELD = re.compile(r'[^\s"]*"[^"]*"|\S+')
+_PARAMETER = re.compile(r"(-?\d{1,6})=(.+)", re.ASCII | re.DOTALL)
+_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+
+Scalar: TypeAlias = "int | float | str"
+Value: TypeAlias = "int | float | str | tuple[int | float | str, ...]"
+
+
+class WrittenFloat(float):
+    """A float that remembers how the file writes it."""
+
+    text: str
+
+    def __new__(cls, text: str) -> WrittenFloat:
+        """Parse `text`."""
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
 
 
 @dataclass(frozen=True)
-class ParamLayer:
-    """One line of a structure file; `parameters` maps a key to its values as text."""
+class NcnnLayer:
+    """One layer of an ncnn model.
 
-    line: int
+    Attributes
+    ----------
+    type, name : str
+        As in the file.
+    bottoms, tops : tuple of str
+        Blob names.
+    params : mapping of int to value
+        Parameters by id: int, float, str, or a tuple for an array; what the file leaves out is
+        not in it.
+    weights : tuple of arrays
+        The blobs of the `.bin` in their order, shapes flat: float32, float16 or int8; empty where
+        only the structure is read.
+    line : int
+        The line of the file, 0 where there is none.
+    """
+
     type: str
     name: str
     bottoms: tuple[str, ...]
     tops: tuple[str, ...]
-    parameters: Mapping[int, tuple[str, ...]]
+    params: Mapping[int, Value] = field(default_factory=dict)
+    weights: tuple[Any, ...] = ()
+    line: int = field(default=0, compare=False)
+
+    def integer(self, key: int, default: int = 0) -> int:
+        """The int parameter `key`; raises `ModelFileError` where it is another kind."""
+        value = self.params.get(key, default)
+        if not isinstance(value, int):
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            raise ModelFileError(f"layer {self.name!r}: {key}={shown}, one whole number is right")
+        return value
+
+    def number(self, key: int, default: float) -> float:
+        """The float parameter `key`; raises `ModelFileError` where it is another kind."""
+        value = self.params.get(key, default)
+        if not isinstance(value, (int, float)):
+            raise ModelFileError(f"layer {self.name!r}: {key}={value}, one number is right")
+        return float(value)
+
+    def array(self, key: int) -> tuple[int | float | str, ...]:
+        """The array parameter `key`, empty where it is absent."""
+        value = self.params.get(key, ())
+        return value if isinstance(value, tuple) else (value,)
+
+    def with_params(self, **changes: Value | None) -> NcnnLayer:
+        """This layer with other parameters, given as `p8=2`; None takes one away."""
+        params = dict(self.params)
+        for name, value in changes.items():
+            if value is None:
+                params.pop(int(name[1:]), None)
+            else:
+                params[int(name[1:])] = value
+        return replace(self, params=params)
 
 
-def read_param(path: str | os.PathLike[str]) -> list[Requirement]:
-    """What the structure file `path` needs; raises ModelFileError when it is none."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        message = f"{Path(path)}: cannot be read: {error.strerror or error}"
-        raise ModelFileError(message) from error
-    except UnicodeDecodeError:
-        message = f"{Path(path)}: no text, name the .param file (not .bin or .param.bin)"
-        raise ModelFileError(message) from None
-    return requirements_from_param(text, str(Path(path)))
+def parse_param(text: str, name: str) -> tuple[NcnnLayer, ...]:
+    """The layers of a structure file.
 
+    Parameters
+    ----------
+    text : str
+        The file's text.
+    name : str
+        How errors call the file.
 
-def requirements_from_param(text: str, name: str) -> list[Requirement]:
-    """One requirement for each layer that ncnn2int8 quantizes by a table, in file order.
-
-    Deconvolution, RNNs and convolutions with weights from a blob (dynamic) are not among them.
-    A blob that passes through Split is one blob for all its readers. `name` is the file's, for
-    errors: raises ModelFileError `name:line: ...`.
+    Raises
+    ------
+    ModelFileError
+        `name:line: ...` for everything that ncnn would refuse or misread.
     """
-    origin: dict[str, str] = {}
-    requirements = []
-    for layer in parse_param(text, name):
-        if layer.type == "Split" and layer.bottoms:
-            source = layer.bottoms[0]
-            origin.update(dict.fromkeys(layer.tops, origin.get(source, source)))
-        count = _weight_count(layer, name)
-        if count is None:
-            continue
-        bottom = layer.bottoms[0] if layer.bottoms else None
-        requirements.append(
-            Requirement(
-                layer.name,
-                layer.type,
-                count,
-                levels=_levels(layer, name),
-                bottom=None if bottom is None else origin.get(bottom, bottom),
-            )
-        )
-    return requirements
-
-
-def parse_param(text: str, name: str) -> list[ParamLayer]:
-    """Every layer line of a structure file; raises ModelFileError `name:line: ...`."""
-    numbered = [(n, line.split()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not numbered or numbered[0][1] != [MAGIC]:
+    numbered = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not numbered or numbered[0][1].split() != [MAGIC]:
         raise ModelFileError(f"{name}:1: no ncnn structure file, its first line is {MAGIC}")
-    counts = numbered[1][1] if len(numbered) > 1 else []
+    counts = numbered[1][1].split() if len(numbered) > 1 else []
     if len(counts) != 2 or not all(_INTEGER.fullmatch(count) for count in counts):
         raise ModelFileError(f"{name}:2: the counts of layers and blobs are missing")
-    layers = [_parse_line(fields, line, name) for line, fields in numbered[2:]]
-    if len(layers) != int(counts[0]):
+    announced, blobs = (int(count) for count in counts)
+    if len(numbered) - 2 != announced or not 0 < announced <= MOST_LAYERS:
         raise ModelFileError(
-            f"{name}: {len(layers)} layers found, {counts[0]} announced: is the file whole?"
+            f"{name}: {len(numbered) - 2} layers found, {announced} announced: is the file whole?"
+        )
+    layers = tuple(_parse_line(line, f"{name}:{number}", number) for number, line in numbered[2:])
+    tops = [top for layer in layers for top in layer.tops]
+    if blobs < len(set(tops)):
+        raise ModelFileError(
+            f"{name}:2: {blobs} blobs announced, the layers make {len(set(tops))}; ncnn writes "
+            "out of bounds with too small a count"
         )
     return layers
 
 
-def _parse_line(fields: list[str], line: int, name: str) -> ParamLayer:
-    place = f"{name}:{line}"
-    if len(fields) < 4 or not all(field.isdecimal() for field in fields[2:4]):
+def _parse_line(line: str, place: str, number: int) -> NcnnLayer:
+    fields = _FIELD.findall(line)
+    if len(fields) < 4 or not all(
+        re.fullmatch(r"\d{1,6}", count, re.ASCII) for count in fields[2:4]
+    ):
         raise ModelFileError(f"{place}: <type> <name> <bottoms> <tops> is right for a layer line")
     first_top = 4 + int(fields[2])
     end = first_top + int(fields[3])
@@ -102,55 +153,116 @@ def _parse_line(fields: list[str], line: int, name: str) -> ParamLayer:
         raise ModelFileError(
             f"{place}: {len(fields) - 4} blobs and parameters, {end - 4} announced"
         )
-    parameters: dict[int, tuple[str, ...]] = {}
-    for field in fields[end:]:
-        match = _PARAMETER.fullmatch(field)
+    for word in fields[:2] + fields[4:end]:
+        if len(word.encode("utf-8", "surrogateescape")) > MOST_NAME:
+            raise ModelFileError(f"{place}: a name of {len(word)} characters, at most {MOST_NAME}")
+    params: dict[int, Value] = {}
+    for word in fields[end:]:
+        match = _PARAMETER.fullmatch(word)
         if match is None:
-            raise ModelFileError(f"{place}: {field!r} is no parameter, <key>=<value> is right")
-        key, value = int(match[1]), match[2]
-        if key <= _ARRAY_BASE:
-            # The first field of an array is its length.
-            parameters[_ARRAY_BASE - key] = tuple(value.split(",")[1:])
-        else:
-            parameters[key] = tuple(value.split(","))
-    return ParamLayer(
-        line, fields[0], fields[1], tuple(fields[4:first_top]), tuple(fields[first_top:end]),
-        parameters,
-    )  # fmt: skip
+            shown = word if len(word) <= 60 else f"{word[:57]}..."
+            raise ModelFileError(f"{place}: {shown!r} is no parameter, <id>=<value> is right")
+        key, value = _parse_parameter(int(match[1]), match[2], place)
+        if key in params:
+            raise ModelFileError(f"{place}: parameter {key} is given twice")
+        params[key] = value
+    bottoms, tops = tuple(fields[4:first_top]), tuple(fields[first_top:end])
+    return NcnnLayer(fields[0], fields[1], bottoms, tops, params, line=number)
 
 
-def _integer(layer: ParamLayer, key: int, default: int, name: str) -> int:
-    values = layer.parameters.get(key)
-    if values is None:
-        return default
-    if len(values) != 1 or not _INTEGER.fullmatch(values[0]):
-        shown = ",".join(values)
-        raise ModelFileError(f"{name}:{layer.line}: {key}={shown}, one whole number is right")
-    return int(values[0])
+def _parse_parameter(key: int, text: str, place: str) -> tuple[int, Value]:
+    if key <= ARRAY_BASE:
+        count, *values = _split(text)
+        if not _INTEGER.fullmatch(count) or int(count) != len(values):
+            raise ModelFileError(
+                f"{place}: {key} announces {count[:20]} values and has {len(values)}"
+            )
+        key, value = ARRAY_BASE - key, tuple(_parse_scalar(each, place) for each in values)
+    else:
+        parts = _split(text)
+        value = tuple(_parse_scalar(each, place) for each in parts)
+        if len(parts) == 1:
+            return _checked(key, place), value[0]
+    return _checked(key, place), value
 
 
-def _weight_count(layer: ParamLayer, name: str) -> int | None:
-    """How many weight scales ncnn loads for `layer`, None when no table quantizes it."""
-    if layer.type == "InnerProduct":
-        return _integer(layer, 0, 0, name)
-    if layer.type not in ("Convolution", "ConvolutionDepthWise"):
-        return None
-    if _integer(layer, 19, 0, name):
-        return None
-    return (
-        _integer(layer, 7, 1, name)
-        if layer.type == "ConvolutionDepthWise"
-        else _integer(layer, 0, 0, name)
-    )
+def _checked(key: int, place: str) -> int:
+    if not 0 <= key <= MOST_ID:
+        raise ModelFileError(f"{place}: parameter {key}; ncnn knows ids 0 to {MOST_ID}")
+    return key
 
 
-def _levels(layer: ParamLayer, name: str) -> int:
-    """31 where ncnn2table leaves head room for winograd (3x3, stride 1, dilation 1), else 127."""
-    if layer.type != "Convolution":
-        return 127
-    width = [_integer(layer, key, default, name) for key, default in ((1, 0), (3, 1), (2, 1))]
-    height = [
-        _integer(layer, key, default, name)
-        for key, default in zip((11, 13, 12), width, strict=True)
-    ]
-    return 31 if width == height == [3, 1, 1] else 127
+def _split(text: str) -> list[str]:
+    return [text] if text.startswith('"') else text.split(",")
+
+
+def _parse_scalar(text: str, place: str) -> Scalar:
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return WrittenFloat(text)
+    if text[:1] == '"' and text[-1:] == '"' and len(text) > 1:
+        return text[1:-1]
+    if text[:1].isalpha() and len(text) <= MOST_NAME:
+        return text
+    shown = text if len(text) <= 40 else f"{text[:37]}..."
+    raise ModelFileError(f"{place}: {shown!r} is no number and no text")
+
+
+def format_param(layers: Sequence[NcnnLayer], *, width: int = 24) -> str:
+    """The text of a structure file, as ncnn's tools write it.
+
+    Parameters
+    ----------
+    layers : sequence of NcnnLayer
+        In running order; parameters are written in the order of their mapping.
+    width : int
+        Columns of type and name: 24 as ncnnoptimize, 16 as caffe2ncnn.
+
+    Raises
+    ------
+    ModelFileError
+        For a name or number that ncnn's reader would cut.
+    """
+    blobs = {blob for layer in layers for blob in (*layer.bottoms, *layer.tops)}
+    lines = [MAGIC, f"{len(layers)} {len(blobs)}"]
+    lines += [_format_layer(layer, width) for layer in layers]
+    return "\n".join(lines) + "\n"
+
+
+def _format_layer(layer: NcnnLayer, width: int) -> str:
+    for word in (layer.type, layer.name, *layer.bottoms, *layer.tops):
+        if not word or len(word.encode("utf-8")) > MOST_NAME or word.split() != [word]:
+            raise ModelFileError(
+                f"layer {layer.name!r}: ncnn cannot hold the name {word[:60]!r}: 1 to {MOST_NAME} "
+                "characters without spaces are right"
+            )
+    head = f"{layer.type:<{width}} {layer.name:<{width}} {len(layer.bottoms)} {len(layer.tops)}"
+    params = (_format_parameter(key, value) for key, value in layer.params.items())
+    return " ".join((head, *layer.bottoms, *layer.tops, *params))
+
+
+def _format_parameter(key: int, value: Value) -> str:
+    if isinstance(value, tuple):
+        return f"{ARRAY_BASE - key}={','.join((str(len(value)), *map(_format_scalar, value)))}"
+    return f"{key}={_format_scalar(value)}"
+
+
+def _format_scalar(value: Scalar) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, WrittenFloat):
+        return value.text
+    text = f"{value:e}" if isinstance(value, float) else str(value)
+    if len(text) > MOST_NUMBER:
+        raise ModelFileError(f"the number {text} is longer than {MOST_NUMBER} characters")
+    return text
+
+
+def blob_readers(layers: Iterable[NcnnLayer]) -> dict[str, list[NcnnLayer]]:
+    """The layers that read each blob, in running order."""
+    readers: dict[str, list[NcnnLayer]] = {}
+    for layer in layers:
+        for bottom in layer.bottoms:
+            readers.setdefault(bottom, []).append(layer)
+    return readers

@@ -12,7 +12,7 @@ import int8calib
 from int8calib import Options
 from int8calib.errors import ModelError
 from int8calib.images import Preprocess, batches, open_source
-from int8calib.ncnn.param import read_param
+from int8calib.ncnn.requirements import read_param
 from int8calib.table import check_table, read_table
 from int8calib.table.ncnn import write as ncnn_text
 from tests.caffe.engine.test_engine import NET

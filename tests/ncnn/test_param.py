@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from int8calib.errors import ModelFileError
-from int8calib.ncnn.param import parse_param, read_param, requirements_from_param
+from int8calib.ncnn.param import parse_param
+from int8calib.ncnn.requirements import read_param, requirements_from_param
 from int8calib.table import check_table
 
 SMALL = """7767517
@@ -36,7 +37,7 @@ def test_a_small_file() -> None:
         ("fc", "InnerProduct", 11, 127, "up"),
     ]
     depthwise = parse_param(SMALL, "m.param")[5]
-    assert depthwise.parameters == {9: ("0.1", "6.0"), 0: ("6",), 1: ("3",), 7: ("3",)}
+    assert depthwise.params == {9: (0.1, 6.0), 0: 6, 1: 3, 7: 3}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_ncnn2int8_quantizes_exactly_the_required_layers(shared: Path, model: st
     folder = shared / "golden" / f"ncnn_{model}"
     # ncnn2int8 marks what it quantized: key 8 on each layer.
     int8 = parse_param((folder / "int8.param").read_text(), "int8.param")
-    quantized = [layer.name for layer in int8 if 8 in layer.parameters]
+    quantized = [layer.name for layer in int8 if 8 in layer.params]
     assert quantized == [r.name for r in read_param(folder / "optimized.param")]
 
 
@@ -110,8 +111,8 @@ def test_consumers_behind_a_split_share_their_bottom(shared: Path) -> None:
         ("7767517\n1 1\nInput a 0\n", r"^m\.param:3: <type> <name>"),
         ("7767517\n1 1\nInput a 0 2 a\n", r"^m\.param:3: 1 blobs and parameters, 2 announced"),
         ("7767517\n1 1\nInput a 0 1 a b\n", r"^m\.param:3: 'b' is no parameter"),
-        ("7767517\n1 1\nInnerProduct a 0 1 a 0=x\n", r"^m\.param:3: 0=x, one whole number"),
-        ("7767517\n1 1\nInnerProduct a 0 1 a 0=1,2\n", r"^m\.param:3: 0=1,2, one whole number"),
+        ("7767517\n1 1\nInnerProduct a 0 1 a 0=x\n", r"^m\.param:3: layer 'a': 0=x, one whole number"),
+        ("7767517\n1 1\nInnerProduct a 0 1 a 0=1,2\n", r"^m\.param:3: layer 'a': 0=1,2, one whole number"),
     ],
 )
 def test_broken_structure_files(text: str, message: str) -> None:

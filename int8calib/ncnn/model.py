@@ -1,0 +1,88 @@
+"""An ncnn model: its structure and weights, loaded from a pair of files and saved as one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from int8calib.errors import ModelFileError
+from int8calib.files import write_atomic
+from int8calib.ncnn.param import NcnnLayer, format_param, parse_param
+from int8calib.ncnn.weights import read_weights, write_weights
+
+MOST_PARAM_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class NcnnModel:
+    """An ncnn model in memory.
+
+    Attributes
+    ----------
+    layers : tuple of NcnnLayer
+        In running order, with weights.
+    source : str
+        How errors call it: the name of the structure file.
+    """
+
+    layers: tuple[NcnnLayer, ...]
+    source: str
+
+    def layer(self, name: str) -> NcnnLayer:
+        """The layer called `name`; raises KeyError."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+
+def load_model(param: str | os.PathLike[str], weights: str | os.PathLike[str]) -> NcnnModel:
+    """Load an ncnn model from its `.param` and `.bin`; raises `ModelFileError`."""
+    layers = parse_param(read_text(param), str(Path(param)))
+    try:
+        data = Path(weights).read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{Path(weights)}: cannot be read: {error.strerror}") from error
+    return NcnnModel(read_weights(layers, data, str(Path(weights))), str(Path(param)))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a structure file; raises `ModelFileError` where it is none."""
+    try:
+        if Path(path).stat().st_size > MOST_PARAM_BYTES:
+            raise ModelFileError(
+                f"{Path(path)}: larger than {MOST_PARAM_BYTES >> 20} MB, which no .param file is"
+            )
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        message = f"{Path(path)}: cannot be read: {error.strerror or error}"
+        raise ModelFileError(message) from error
+    except UnicodeDecodeError:
+        message = f"{Path(path)}: no text, name the .param file (not .bin or .param.bin)"
+        raise ModelFileError(message) from None
+
+
+def save_model(
+    layers: Iterable[NcnnLayer],
+    param: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
+    *,
+    width: int = 24,
+) -> None:
+    """Write both files of a model; raises `OutputError`, and leaves old files alone then."""
+    layers = tuple(layers)
+    write_pair(format_param(layers, width=width), write_weights(layers), param, weights)
+
+
+def write_pair(
+    text: str, data: bytes, param: str | os.PathLike[str], weights: str | os.PathLike[str]
+) -> None:
+    """Write a structure file and its weights, both or none; raises `OutputError`."""
+    from int8calib.files import open_atomic
+
+    with open_atomic(weights) as file:
+        file.write(data)
+        # The weights take their name only after the structure has been written.
+        write_atomic(param, text)
