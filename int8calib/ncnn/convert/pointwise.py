@@ -1,0 +1,226 @@
+"""Caffe layers that map each value by itself or along an axis, and detection outputs, for ncnn."""
+
+from __future__ import annotations
+
+from caffe_proto import caffe_pb2
+from int8calib.ncnn.convert.context import Conversion, Converter, real, reals
+from int8calib.ncnn.param import Value
+
+MUL = 2
+"""Multiplication in BinaryOp."""
+NEGATE = 1
+"""Negation in UnaryOp."""
+ABSENT = -233
+_UNBOUNDED = 3.4e38
+
+
+def plain(kind: str) -> Converter:
+    """A layer of the same name or meaning without parameters."""
+
+    def convert(c: Conversion) -> None:
+        c.add(kind)
+
+    return convert
+
+
+def relu(c: Conversion) -> None:
+    """ReLU; a fork's limits as Clip."""
+    param = c.params.relu_param
+    upper = 6.0 if param.relu6 else float(param.maximum)
+    if not (upper or param.minimum):
+        slope = param.negative_slope
+        c.add("ReLU", {0: real(slope)} if param.HasField("negative_slope") else {})
+        return
+    if param.negative_slope:
+        raise c.refused("negative_slope with a limit", "ncnn has no such activation")
+    c.add("Clip", {0: real(max(0.0, param.minimum)), 1: real(upper or _UNBOUNDED)})
+
+
+def relu6(c: Conversion) -> None:
+    """ReLU6 as Clip to 0 .. 6."""
+    c.add("Clip", {0: real(0.0), 1: real(6.0)})
+
+
+def clip(c: Conversion) -> None:
+    """Clip to a range."""
+    param = c.params.clip_param
+    c.add("Clip", {0: real(param.min), 1: real(param.max)})
+
+
+def elu(c: Conversion) -> None:
+    """ELU."""
+    c.add("ELU", {0: real(c.params.elu_param.alpha)})
+
+
+def hard_swish(c: Conversion) -> None:
+    """x * clip(x / 6 + 1 / 2, 0, 1)."""
+    c.add("HardSwish", {0: real(1 / 6), 1: real(0.5)})
+
+
+def swish(c: Conversion) -> None:
+    """x * sigmoid(beta * x)."""
+    beta = c.params.swish_param.beta
+    if beta == 1:
+        c.add("Swish")
+        return
+    x, y, scaled, gate = (c.between(f"_{name}") for name in ("x", "y", "scaled", "gate"))
+    c.add("Split", tops=(x, y), suffix="_split")
+    c.add("BinaryOp", {0: MUL, 1: 1, 2: real(beta)}, bottoms=(x,), tops=(scaled,), suffix="_beta")
+    c.add("Sigmoid", bottoms=(scaled,), tops=(gate,), suffix="_gate")
+    c.add("BinaryOp", {0: MUL}, bottoms=(y, gate))
+
+
+def crelu(c: Conversion) -> None:
+    """max(x, 0) and max(-x, 0), joined along the channels."""
+    x, y, negated, positive, negative = (
+        c.between(f"_{name}") for name in ("x", "y", "negated", "positive", "negative")
+    )
+    c.add("Split", tops=(x, y), suffix="_split")
+    c.add("ReLU", bottoms=(x,), tops=(positive,), suffix="_relu")
+    c.add("UnaryOp", {0: NEGATE}, bottoms=(y,), tops=(negated,), suffix="_negate")
+    c.add("ReLU", bottoms=(negated,), tops=(negative,), suffix="_relu_negated")
+    c.add("Concat", {0: 0}, bottoms=(positive, negative))
+
+
+def threshold(c: Conversion) -> None:
+    """1 above the threshold, else 0."""
+    c.add("Threshold", {0: real(c.params.threshold_param.threshold)})
+
+
+def power(c: Conversion) -> None:
+    """(shift + scale * x) ** power."""
+    param = c.params.power_param
+    c.add("Power", {0: real(param.power), 1: real(param.scale), 2: real(param.shift)})
+
+
+def exp(c: Conversion) -> None:
+    """base ** (shift + scale * x), base -1 meaning e."""
+    param = c.params.exp_param
+    c.add("Exp", {0: real(param.base), 1: real(param.scale), 2: real(param.shift)})
+
+
+def log(c: Conversion) -> None:
+    """log of shift + scale * x, base -1 meaning e."""
+    param = c.params.log_param
+    c.add("Log", {0: real(param.base), 1: real(param.scale), 2: real(param.shift)})
+
+
+def softmax(c: Conversion) -> None:
+    """Softmax along an axis."""
+    c.add("Softmax", {0: c.axis(c.params.softmax_param.axis), 1: 1})
+
+
+def lrn(c: Conversion) -> None:
+    """Local response normalization, across channels or within one."""
+    param = c.params.lrn_param
+    within = param.norm_region == type(param).WITHIN_CHANNEL
+    params: dict[int, Value] = {
+        0: int(within),
+        1: int(param.local_size),
+        2: real(param.alpha),
+        3: real(param.beta),
+    }
+    if param.k != 1 and not within:
+        params[4] = real(param.k)
+    c.add("LRN", params)
+
+
+def mvn(c: Conversion) -> None:
+    """Mean and variance normalization."""
+    param = c.params.mvn_param
+    if param.add_eps_before_sqrt:
+        raise c.refused("add_eps_before_sqrt", "ncnn adds eps to the deviation")
+    params: dict[int, Value] = {
+        0: int(param.normalize_variance),
+        1: int(param.across_channels),
+        2: real(param.eps),
+    }
+    c.add("MVN", params)
+
+
+def prior_box(c: Conversion) -> None:
+    """PriorBox; aspect ratios that Caffe would drop as doubles are left out."""
+    param = c.params.prior_box_param
+    given = [ratio for ratio in param.aspect_ratio if abs(ratio - 1) >= 1e-6]
+    flip = bool(param.flip)
+    known: list[float] = []
+    ratios = []
+    for ratio in given:
+        if all(abs(ratio - other) >= 1e-6 for other in known):
+            known += [ratio, 1 / ratio] if flip else [ratio]
+            ratios.append(ratio)
+    variance = list(param.variance) or [0.1]
+    width = param.img_w or param.img_size or ABSENT
+    height = param.img_h or param.img_size or ABSENT
+    step_w, step_h = (each or param.step or float(ABSENT) for each in (param.step_w, param.step_h))
+    c.add(
+        "PriorBox",
+        {
+            0: reals(param.min_size),
+            1: reals(param.max_size),
+            2: reals(ratios),
+            **{3 + i: real(variance[i % len(variance)]) for i in range(4)},
+            7: int(flip),
+            8: int(param.clip),
+            9: int(width),
+            10: int(height),
+            11: real(step_w),
+            12: real(step_h),
+            13: real(param.offset),
+        },
+    )
+
+
+def detection_output(c: Conversion) -> None:
+    """DetectionOutput of the usual kind: shared boxes, CENTER_SIZE, background 0."""
+    param = c.params.detection_output_param
+    if not param.share_location:
+        raise c.refused("share_location: false", "ncnn shares boxes between classes")
+    if param.code_type != caffe_pb2.PriorBoxParameter.CENTER_SIZE:
+        raise c.refused("code_type", "ncnn decodes CENTER_SIZE only")
+    if param.variance_encoded_in_target:
+        raise c.refused("variance_encoded_in_target", "ncnn multiplies by the variances")
+    if param.background_label_id != 0:
+        raise c.refused(f"background_label_id {param.background_label_id}", "ncnn's is 0")
+    nms = param.nms_param
+    c.top_axes = 2
+    c.add(
+        "DetectionOutput",
+        {
+            0: int(param.num_classes),
+            1: real(nms.nms_threshold),
+            2: int(nms.top_k) if nms.HasField("top_k") else MOST_BOXES,
+            3: int(param.keep_top_k) if param.keep_top_k >= 0 else MOST_BOXES,
+            4: real(param.confidence_threshold),
+        },
+    )
+
+
+MOST_BOXES = 1_000_000
+"""No limit, for counts that Caffe leaves open."""
+POINTWISE: dict[str, Converter] = {
+    "ReLU": relu,
+    "ReLU6": relu6,
+    "Clip": clip,
+    "ELU": elu,
+    "Sigmoid": plain("Sigmoid"),
+    "TanH": plain("TanH"),
+    "BNLL": plain("BNLL"),
+    "AbsVal": plain("AbsVal"),
+    "Mish": plain("Mish"),
+    "SeLu": plain("SELU"),
+    "Swish": swish,
+    "HardSwish": hard_swish,
+    "CReLU": crelu,
+    "Threshold": threshold,
+    "Power": power,
+    "Exp": exp,
+    "Log": log,
+    "Softmax": softmax,
+    "LRN": lrn,
+    "MVN": mvn,
+    "Dropout": plain("Dropout"),
+    "PriorBox": prior_box,
+    "DetectionOutput": detection_output,
+}
+"""Converters by Caffe type."""
