@@ -30,7 +30,19 @@ CONVERTERS: Mapping[str, Converter] = {**WEIGHTED, **SHAPING, **POINTWISE}
 DROPPED = frozenset(("Silence",))
 """Types that compute nothing and that ncnn does without."""
 _KEEP_AXES = frozenset(
-    (*POINTWISE, "BatchNorm", "BN", "Scale", "Bias", "PReLU", "Split", "Slice", "Concat", "Eltwise", "Add")
+    (
+        *POINTWISE,
+        "BatchNorm",
+        "BN",
+        "Scale",
+        "Bias",
+        "PReLU",
+        "Split",
+        "Slice",
+        "Concat",
+        "Eltwise",
+        "Add",
+    )
 )
 """Types whose tops have as many axes in ncnn as their first bottom."""
 
@@ -67,9 +79,7 @@ def convert_network(net: Net) -> NcnnModel:
     return NcnnModel(_with_splits(_named(nodes, graph)), graph.source)
 
 
-def _shapes_of_one_image(
-    graph: Graph, inputs: Mapping[str, Shape]
-) -> Mapping[Blob, Shape]:
+def _shapes_of_one_image(graph: Graph, inputs: Mapping[str, Shape]) -> Mapping[Blob, Shape]:
     single = {name: (1, *shape[1:]) for name, shape in inputs.items()}
     return infer_shapes(graph, single)
 
@@ -116,7 +126,8 @@ def _named(nodes: Sequence[Node], graph: Graph) -> list[NcnnLayer]:
     in_place = {
         layer.tops[0]: f"{layer.tops[0].name}_{layer.name}"
         for layer in graph.layers
-        if len(layer.bottoms) == len(layer.tops) == 1 and layer.bottoms[0].name == layer.tops[0].name
+        if len(layer.bottoms) == len(layer.tops) == 1
+        and layer.bottoms[0].name == layer.tops[0].name
     }
     taken = Counter(layer.name for layer in graph.layers)
 
@@ -136,7 +147,9 @@ def _named(nodes: Sequence[Node], graph: Graph) -> list[NcnnLayer]:
     ]
     for label, count in taken.items():
         if count > 1:
-            raise ModelError(f"{graph.source}: {count} layers are called {label!r}; ncnn needs names")
+            raise ModelError(
+                f"{graph.source}: {count} layers are called {label!r}; ncnn needs names"
+            )
     return layers
 
 

@@ -114,7 +114,8 @@ def spp(c: Conversion) -> None:
         bins = 2**level
         if height % bins or width % bins:
             raise c.refused(
-                f"pyramid_height {param.pyramid_height}", f"{height}x{width} does not divide by {bins}"
+                f"pyramid_height {param.pyramid_height}",
+                f"{height}x{width} does not divide by {bins}",
             )
         pooled, part = c.between(f"_pooled{level}"), c.between(f"_level{level}")
         parts.append(part)
@@ -157,7 +158,9 @@ def split(c: Conversion) -> None:
 def eltwise(c: Conversion) -> None:
     """Product, weighted sum or maximum."""
     param = c.params.eltwise_param
-    c.add("Eltwise", {0: _ELTWISE[param.operation], 1: reals(param.coeff)}, bottoms=c.even_bottoms())
+    c.add(
+        "Eltwise", {0: _ELTWISE[param.operation], 1: reals(param.coeff)}, bottoms=c.even_bottoms()
+    )
 
 
 def sum_(c: Conversion) -> None:
@@ -220,15 +223,23 @@ def crop(c: Conversion) -> None:
     offsets = [int(offset) for offset in param.offset]
     if count == 4 and first > 0 and reference[1 : max(first, 1)] == shape[1 : max(first, 1)]:
         by_axis = dict.fromkeys(range(first, count), offsets[0] if offsets else 0)
-        by_axis.update({first + i: offset for i, offset in enumerate(offsets)} if len(offsets) > 1 else {})
+        by_axis.update(
+            {first + i: offset for i, offset in enumerate(offsets)} if len(offsets) > 1 else {}
+        )
         ids = {3: 0, 2: 1, 1: 2}
-        params = {ids[axis]: by_axis[axis] for axis in (3, 2, 1) if axis in by_axis} if offsets else {}
+        params = (
+            {ids[axis]: by_axis[axis] for axis in (3, 2, 1) if axis in by_axis} if offsets else {}
+        )
         c.add("Crop", dict(sorted(params.items())))
         return
     axes = range(max(first, 1), count)
     all_offsets = offsets if len(offsets) > 1 else (offsets or [0]) * (count - first)
     _crop_by_numbers(
-        c, {axis: (all_offsets[axis - first], all_offsets[axis - first] + reference[axis]) for axis in axes}
+        c,
+        {
+            axis: (all_offsets[axis - first], all_offsets[axis - first] + reference[axis])
+            for axis in axes
+        },
     )
 
 
@@ -236,7 +247,9 @@ def crop_center(c: Conversion) -> None:
     """CropCenter: the middle of each axis."""
     shape, top = c.shape(), c.top_shape()
     begins = [(before - after) // 2 for before, after in zip(shape, top, strict=True)]
-    _crop_by_numbers(c, {a: (begins[a], begins[a] + top[a]) for a in range(1, len(shape)) if shape[a] != top[a]})
+    _crop_by_numbers(
+        c, {a: (begins[a], begins[a] + top[a]) for a in range(1, len(shape)) if shape[a] != top[a]}
+    )
 
 
 def _crop_by_numbers(c: Conversion, kept: dict[int, tuple[int, int]]) -> None:
@@ -335,4 +348,3 @@ SHAPING = {
     "Reduction": reduction,
 }
 """Converters by Caffe type."""
-

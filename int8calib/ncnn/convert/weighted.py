@@ -29,17 +29,21 @@ def _windows(c: Conversion) -> dict[int, Value]:
     param = c.params.convolution_param
     w = convolution_windows(param)
     params: dict[int, Value] = {0: int(param.num_output), 1: w.kernel[1]}
-    if w.kernel[0] != w.kernel[1] or (param.kernel_h and param.kernel_w):
+    if w.kernel[0] != w.kernel[1] or (param.HasField("kernel_h") and param.HasField("kernel_w")):
         params[11] = w.kernel[0]
     params[2] = w.dilation[1]
     if w.dilation[0] != w.dilation[1]:
         params[12] = w.dilation[0]
     params[3] = w.stride[1]
-    if w.stride[0] != w.stride[1] or (param.stride_h and param.stride_w):
+    if w.stride[0] != w.stride[1] or (param.HasField("stride_h") and param.HasField("stride_w")):
         params[13] = w.stride[0]
     params[4] = w.pad_begin[1]
     even = w.pad_begin == w.pad_end
-    if w.pad_begin[0] != w.pad_begin[1] or not even or (param.pad_h and param.pad_w):
+    if (
+        w.pad_begin[0] != w.pad_begin[1]
+        or not even
+        or (param.HasField("pad_h") and param.HasField("pad_w"))
+    ):
         params[14] = w.pad_begin[0]
     if not even:
         params |= {15: w.pad_end[1], 16: w.pad_end[0]}
@@ -91,20 +95,21 @@ def inner_product(c: Conversion) -> None:
 
 def batch_norm(c: Conversion) -> None:
     """BatchNorm with eps added to the variance, as caffe2ncnn writes it."""
-    if c.params.batch_norm_param.add_eps_before_sqrt:
-        raise c.refused("add_eps_before_sqrt", "is not converted")
     mean, variance, *moving = (blob.reshape(-1) for blob in c.layer.weights)
     factor = np.float32(1)
     if moving:
         factor = np.float32(0) if moving[0][0] == 0 else np.float32(1) / moving[0][0]
     channels = len(mean)
-    eps = np.float32(c.params.batch_norm_param.eps)
+    param = c.params.batch_norm_param
+    eps = np.float32(param.eps)
+    variance = variance * factor
+    variance = variance + eps if param.add_eps_before_sqrt else np.square(np.sqrt(variance) + eps)
     c.add(
         "BatchNorm",
         {0: channels},
         np.ones(channels),
         mean * factor,
-        variance * factor + eps,
+        variance,
         np.zeros(channels),
     )
 
@@ -225,8 +230,8 @@ def prelu(c: Conversion) -> None:
 def normalize(c: Conversion) -> None:
     """Normalize of the SSD fork."""
     param, factor = c.params.norm_param, c.layer.weights[0]
-    if param.add_eps_before_sqrt:
-        raise c.refused("add_eps_before_sqrt", "is not converted")
+    if not param.add_eps_before_sqrt:
+        raise c.refused("add_eps_before_sqrt: false", "ncnn adds eps to the sum of squares")
     c.add(
         "Normalize",
         {
