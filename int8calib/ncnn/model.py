@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from int8calib.errors import ModelFileError
-from int8calib.files import write_atomic
+from int8calib.files import open_atomic, write_atomic
 from int8calib.ncnn.param import NcnnLayer, format_param, parse_param
 from int8calib.ncnn.weights import read_weights, write_weights
 
@@ -25,10 +25,13 @@ class NcnnModel:
         In running order, with weights.
     source : str
         How errors call it: the name of the structure file.
+    notes : tuple of str
+        What a user should know of how it was made.
     """
 
     layers: tuple[NcnnLayer, ...]
     source: str
+    notes: tuple[str, ...] = ()
 
     def layer(self, name: str) -> NcnnLayer:
         """The layer called `name`; raises KeyError."""
@@ -80,8 +83,6 @@ def write_pair(
     text: str, data: bytes, param: str | os.PathLike[str], weights: str | os.PathLike[str]
 ) -> None:
     """Write a structure file and its weights, both or none; raises `OutputError`."""
-    from int8calib.files import open_atomic
-
     with open_atomic(weights) as file:
         file.write(data)
         # The weights take their name only after the structure has been written.

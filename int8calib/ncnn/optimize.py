@@ -67,6 +67,7 @@ class _Work:
             replace(layer, weights=tuple(_as_float(array) for array in layer.weights))
             for layer in layers
         ]
+        self.read_at_first = frozenset(blob_readers(layers))
 
     def alive(self) -> list[NcnnLayer]:
         """The layers that are left."""
@@ -98,6 +99,10 @@ class _Work:
                 return place
         return None
 
+    def _type(self, place: int) -> str:
+        layer = self.layers[place]
+        return "" if layer is None else layer.type
+
     def merge(self, place: int, layer: NcnnLayer, later: int) -> None:
         """Put `layer` at `place`; it makes the top of the layer at `later`, which goes."""
         gone = self.layers[later]
@@ -110,8 +115,8 @@ class _Work:
         layer = self.layers[place]
         assert layer is not None
         maker = self.producer(layer.bottoms[0], place)
-        if maker is None:
-            return
+        if maker is None or self._type(maker) == "Input":
+            return  # an input keeps its name
         above = self.layers[maker]
         assert above is not None
         tops = tuple(top if each == layer.bottoms[0] else each for each in above.tops)
@@ -344,10 +349,12 @@ def _is_identity_pooling(layer: NcnnLayer) -> bool:
 
 
 def _split_without_need(work: _Work) -> None:
+    """Splits of which a pass has left one reader; tops that nobody ever read are outputs."""
     for place, layer in work.of_type("Split"):
         readers = blob_readers(work.alive())
         used = [top for top in layer.tops if top in readers]
-        if len(used) <= 1:
+        unread = [top for top in layer.tops if top not in work.read_at_first]
+        if len(used) <= 1 and not unread:
             work.drop(place, used[0] if used else layer.tops[0])
 
 

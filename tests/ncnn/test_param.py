@@ -111,8 +111,14 @@ def test_consumers_behind_a_split_share_their_bottom(shared: Path) -> None:
         ("7767517\n1 1\nInput a 0\n", r"^m\.param:3: <type> <name>"),
         ("7767517\n1 1\nInput a 0 2 a\n", r"^m\.param:3: 1 blobs and parameters, 2 announced"),
         ("7767517\n1 1\nInput a 0 1 a b\n", r"^m\.param:3: 'b' is no parameter"),
-        ("7767517\n1 1\nInnerProduct a 0 1 a 0=x\n", r"^m\.param:3: layer 'a': 0=x, one whole number"),
-        ("7767517\n1 1\nInnerProduct a 0 1 a 0=1,2\n", r"^m\.param:3: layer 'a': 0=1,2, one whole number"),
+        (
+            "7767517\n1 1\nInnerProduct a 0 1 a 0=x\n",
+            r"^m\.param:3: layer 'a': 0=x, one whole number",
+        ),
+        (
+            "7767517\n1 1\nInnerProduct a 0 1 a 0=1,2\n",
+            r"^m\.param:3: layer 'a': 0=1,2, one whole number",
+        ),
     ],
 )
 def test_broken_structure_files(text: str, message: str) -> None:

@@ -42,6 +42,7 @@ class Conversion:
     ) -> None:
         self.layer = layer
         self.nodes: list[Node] = []
+        self.notes: list[str] = []
         self.top_axes: int | None = None
         self._shapes = shapes
         self._axes = axes
@@ -123,6 +124,10 @@ class Conversion:
             return self.layer.bottoms
         self.top_axes = max(counts)
         return tuple(self.spread(i) for i in range(len(self.layer.bottoms)))
+
+    def note(self, text: str) -> None:
+        """Say what the user should know of this layer in ncnn."""
+        self.notes.append(f"{self.layer.label}: {text}")
 
     def refused(self, option: str, reason: str) -> ModelError:
         """The error for an option that ncnn cannot express."""

@@ -71,12 +71,15 @@ def convert_network(net: Net) -> NcnnModel:
     shapes = _shapes_of_one_image(graph, net.input_shapes)
     axes: dict[Blob, int] = {}
     nodes: list[Node] = []
+    notes: list[str] = []
     for layer in graph.layers:
         if layer.type in INPUT_TYPES:
             nodes += _inputs(layer, shapes, axes)
         elif layer.type not in DROPPED:
-            nodes += _converted(layer, shapes, axes, graph.source)
-    return NcnnModel(_with_splits(_named(nodes, graph)), graph.source)
+            conversion = _converted(layer, shapes, axes, graph.source)
+            nodes += conversion.nodes
+            notes += conversion.notes
+    return NcnnModel(_with_splits(_named(nodes, graph)), graph.source, tuple(notes))
 
 
 def _shapes_of_one_image(graph: Graph, inputs: Mapping[str, Shape]) -> Mapping[Blob, Shape]:
@@ -104,7 +107,7 @@ def _hint(shape: Shape) -> dict[int, Value]:
 
 def _converted(
     layer: Layer, shapes: Mapping[Blob, Shape], axes: dict[Blob, int], source: str
-) -> Sequence[Node]:
+) -> Conversion:
     convert = CONVERTERS.get(layer.type)
     if convert is None:
         raise ModelError(
@@ -118,7 +121,7 @@ def _converted(
         if layer.type in _KEEP_AXES and layer.bottoms:
             default = axes[layer.bottoms[0]]
         axes[top] = default if conversion.top_axes is None else conversion.top_axes
-    return conversion.nodes
+    return conversion
 
 
 def _named(nodes: Sequence[Node], graph: Graph) -> list[NcnnLayer]:

@@ -139,16 +139,16 @@ def mvn(c: Conversion) -> None:
 
 
 def prior_box(c: Conversion) -> None:
-    """PriorBox; aspect ratios that Caffe would drop as doubles are left out."""
+    """PriorBox, without the aspect ratios that Caffe drops as doubles."""
     param = c.params.prior_box_param
-    given = [ratio for ratio in param.aspect_ratio if abs(ratio - 1) >= 1e-6]
     flip = bool(param.flip)
-    known: list[float] = []
-    ratios = []
-    for ratio in given:
+    known, ratios = [1.0], []
+    for ratio in param.aspect_ratio:
         if all(abs(ratio - other) >= 1e-6 for other in known):
             known += [ratio, 1 / ratio] if flip else [ratio]
             ratios.append(ratio)
+    if any(size % 1 for size in (*param.min_size, *param.max_size)):
+        c.note("min_size and max_size: Caffe cuts them to whole pixels, ncnn does not")
     variance = list(param.variance) or [0.1]
     width = param.img_w or param.img_size or ABSENT
     height = param.img_h or param.img_size or ABSENT
@@ -183,6 +183,8 @@ def detection_output(c: Conversion) -> None:
     if param.background_label_id != 0:
         raise c.refused(f"background_label_id {param.background_label_id}", "ncnn's is 0")
     nms = param.nms_param
+    if nms.eta != 1:
+        raise c.refused(f"nms_param eta {nms.eta:g}", "ncnn's suppression keeps one threshold")
     c.top_axes = 2
     c.add(
         "DetectionOutput",

@@ -49,7 +49,10 @@ def pooling(c: Conversion) -> None:
     valid = top != full
     counts_padding = kind == AVE_POOL and param.pool == _Pooling.AVE and windows.padded
     tail = not valid and full != floor
-    if counts_padding and tail:
+    empty = kind == AVE_POOL and _empty_window(windows, top, (height, width))
+    if empty and not counts_padding:
+        raise c.refused("a last window without any pixel", "its mean is not a number in ncnn")
+    if counts_padding and (tail or empty):
         _padded_mean(c, windows)
         return
     params = _pooling_params(kind, windows, both=bool(param.kernel_h and param.kernel_w))
@@ -87,6 +90,14 @@ def _floor_size(w: Windows, height: int, width: int) -> tuple[int, int]:
     rooms = zip(w.padded_size(height, width), w.kernel, w.stride, strict=True)
     rows, columns = ((size - kernel) // stride + 1 for size, kernel, stride in rooms)
     return rows, columns
+
+
+def _empty_window(w: Windows, top: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether a last window holds padding only, whose mean ncnn takes as 0 / 0."""
+    starts = (
+        (n - 1) * stride - pad for n, stride, pad in zip(top, w.stride, w.pad_begin, strict=True)
+    )
+    return any(start >= length for start, length in zip(starts, size, strict=True))
 
 
 def _padded_mean(c: Conversion, w: Windows) -> None:
@@ -267,7 +278,7 @@ def _crop_by_numbers(c: Conversion, kept: dict[int, tuple[int, int]]) -> None:
 def tile(c: Conversion) -> None:
     """The bottom several times along an axis."""
     param = c.params.tile_param
-    c.add("Tile", {0: c.axis(param.axis), 1: int(param.tiles)})
+    c.add("Tile", {0: c.axis(param.axis) % c.axes(), 1: int(param.tiles)})
 
 
 def shuffle_channel(c: Conversion) -> None:
