@@ -30,6 +30,7 @@ STAGES = {
     "int8calib.caffe.engine": 8,
     "int8calib.caffe": 9,
     "int8calib.caffe.inspection": 10,
+    "int8calib.ncnn.convert": 10,
     "int8calib.demo": 11,
     "int8calib.simulation": 12,
     "int8calib.evaluation": 13,
@@ -43,6 +44,7 @@ ALONE = {
     "int8calib.table": {"int8calib.caffe", "int8calib.ncnn", "caffe_proto"},
     "int8calib.calibration": {"int8calib.caffe", "int8calib.ncnn", "caffe_proto"},
     "int8calib.images": {"int8calib.caffe"},
+    "int8calib.ncnn": {"int8calib.caffe", "caffe_proto"},
 }
 HOMES = {
     "numba": {"int8calib/compiled/build.py"},
