@@ -6,16 +6,18 @@ The passes and their order are those of ncnnoptimize, so that tables made for it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from int8calib.arrays import Array
+from int8calib.ncnn.fold import (
+    batch_norm_scale,
+    fold_batch_norm,
+    fold_constant,
+    inner_product_dropout,
+)
 from int8calib.ncnn.param import NcnnLayer, Value, blob_readers
 from int8calib.ncnn.quantize import stored_blobs
+from int8calib.ncnn.rewrite import Work
 from int8calib.ncnn.schema import tidied, value_of
 
 ADD, SUB, MUL, DIV, MAX, MIN, RSUB, RDIV = 0, 1, 2, 3, 4, 5, 7, 8
@@ -50,7 +52,7 @@ def optimize_model(layers: Sequence[NcnnLayer], *, fp16: bool = False) -> tuple[
     ModelFileError
         For parameters of the wrong kind.
     """
-    work = _Work(layers)
+    work = Work(layers)
     for run in _PASSES:
         run(work)
     return tuple(
@@ -59,183 +61,7 @@ def optimize_model(layers: Sequence[NcnnLayer], *, fp16: bool = False) -> tuple[
     )
 
 
-class _Work:
-    """A model being changed: layers by place, None where one is gone."""
-
-    def __init__(self, layers: Sequence[NcnnLayer]) -> None:
-        self.layers: list[NcnnLayer | None] = [
-            replace(layer, weights=tuple(_as_float(array) for array in layer.weights))
-            for layer in layers
-        ]
-        self.read_at_first = frozenset(blob_readers(layers))
-
-    def alive(self) -> list[NcnnLayer]:
-        """The layers that are left."""
-        return [layer for layer in self.layers if layer is not None]
-
-    def of_type(self, *types: str) -> Iterator[tuple[int, NcnnLayer]]:
-        """Places and layers of some types, as they are when their turn comes."""
-        for place in range(len(self.layers)):
-            layer = self.layers[place]
-            if layer is not None and layer.type in types:
-                yield place, layer
-
-    def reader(self, place: int, *types: str) -> tuple[int, NcnnLayer] | None:
-        """The first later layer of these types whose only bottom is the top of that at `place`."""
-        layer = self.layers[place]
-        if layer is None or not layer.tops:
-            return None
-        for later in range(place + 1, len(self.layers)):
-            other = self.layers[later]
-            if other is not None and other.type in types and other.bottoms == layer.tops[:1]:
-                return later, other
-        return None
-
-    def producer(self, blob: str, before: int, *types: str) -> int | None:
-        """The place of the last earlier layer that makes `blob`, of these types if any."""
-        for place in range(before - 1, -1, -1):
-            layer = self.layers[place]
-            if layer is not None and blob in layer.tops and (not types or layer.type in types):
-                return place
-        return None
-
-    def _type(self, place: int) -> str:
-        layer = self.layers[place]
-        return "" if layer is None else layer.type
-
-    def merge(self, place: int, layer: NcnnLayer, later: int) -> None:
-        """Put `layer` at `place`; it makes the top of the layer at `later`, which goes."""
-        gone = self.layers[later]
-        assert gone is not None
-        self.layers[place] = replace(layer, tops=(gone.tops[0], *layer.tops[1:]))
-        self.layers[later] = None
-
-    def drop(self, place: int, top: str) -> None:
-        """Take a layer away whose bottom is its `top` unchanged: the producer makes that."""
-        layer = self.layers[place]
-        assert layer is not None
-        maker = self.producer(layer.bottoms[0], place)
-        if maker is None or self._type(maker) == "Input":
-            return  # an input keeps its name
-        above = self.layers[maker]
-        assert above is not None
-        tops = tuple(top if each == layer.bottoms[0] else each for each in above.tops)
-        self.layers[maker] = replace(above, tops=tops)
-        self.layers[place] = None
-
-
-def _as_float(array: NDArray[Any]) -> Array:
-    return np.asarray(array, np.float32)
-
-
-def _batch_norm_scale(work: _Work) -> None:
-    for place, norm in work.of_type("BatchNorm"):
-        found = work.reader(place, "Scale")
-        if found is None or found[1].integer(0) == _ABSENT:
-            continue
-        later, scale = found
-        slope, mean, variance, bias = norm.weights
-        slope, bias = slope * scale.weights[0], bias * scale.weights[0]
-        if scale.integer(1):
-            bias = bias + scale.weights[1]
-        work.merge(place, replace(norm, weights=(slope, mean, variance, bias)), later)
-
-
-def _bias_key(layer: NcnnLayer) -> int:
-    return 1 if layer.type == "InnerProduct" else 5
-
-
-def _scaled(layer: NcnnLayer, factor: Array, offset: Array | None) -> NcnnLayer:
-    """`layer` with each output times `factor` plus `offset`; None adds no bias."""
-    key, out = _bias_key(layer), layer.integer(0)
-    weight = (layer.weights[0].reshape(out, -1) * factor[:, None]).reshape(-1)
-    if layer.integer(key):
-        bias = layer.weights[1] * factor
-        return replace(layer, weights=(weight, bias if offset is None else bias + offset))
-    if offset is None:
-        return replace(layer, weights=(weight,))
-    bias = np.zeros(out, np.float32) * factor + offset
-    return replace(layer.with_params(**{f"p{key}": 1}), weights=(weight, bias))
-
-
-def _fold_batch_norm(kind: str) -> Callable[[_Work], None]:
-    def run(work: _Work) -> None:
-        for place, layer in work.of_type(kind):
-            found = work.reader(place, "BatchNorm")
-            if found is None or not layer.weights:
-                continue
-            later, norm = found
-            slope, mean, variance, bias = norm.weights
-            deviation = np.sqrt(variance + np.float32(norm.number(1, 0.0)))
-            factor = slope / deviation
-            offset = bias - slope * mean / deviation
-            work.merge(place, _scaled(layer, factor, offset), later)
-
-    return run
-
-
-def _fold_constant(kind: str, operation: int) -> Callable[[_Work], None]:
-    """Multiplication or addition of a MemoryData of one value a channel."""
-
-    def run(work: _Work) -> None:
-        for place, layer in work.of_type(kind):
-            if not layer.weights:
-                continue
-            for later, other in work.of_type("BinaryOp"):
-                if later <= place or other.integer(0) != operation or other.integer(1):
-                    continue
-                if len(other.bottoms) != 2 or other.bottoms[0] != layer.tops[0]:
-                    continue
-                constant = _constant(work, other.bottoms[1], later, layer.integer(0), operation)
-                if constant is None:
-                    break
-                one = np.ones(layer.integer(0), np.float32)
-                if operation == MUL:
-                    changed = _scaled(layer, constant, None)
-                else:
-                    changed = replace(
-                        _scaled(layer, one, constant), weights=_added(layer, constant)
-                    )
-                work.merge(place, changed, later)
-                break
-
-    return run
-
-
-def _added(layer: NcnnLayer, constant: Array) -> tuple[Array, ...]:
-    if layer.integer(_bias_key(layer)):
-        return layer.weights[0], layer.weights[1] + constant
-    return layer.weights[0], constant
-
-
-def _constant(work: _Work, blob: str, before: int, out: int, operation: int) -> Array | None:
-    """The values of the MemoryData `blob` where they are one for each of `out` channels."""
-    place = work.producer(blob, before, "MemoryData")
-    if place is None:
-        return None
-    data = work.layers[place]
-    assert data is not None
-    sizes = tuple(data.integer(key) for key in (0, 1, 2))
-    channels = sizes == (1, 1, out) and operation == ADD
-    if sizes != (out, 0, 0) and not channels:
-        return None
-    values: Array = data.weights[0]
-    return values
-
-
-def _inner_product_dropout(work: _Work) -> None:
-    for place, layer in work.of_type("InnerProduct"):
-        found = work.reader(place, "Dropout")
-        if found is None:
-            continue
-        later, dropout = found
-        scale = np.float32(dropout.number(0, 1.0))
-        if scale != 1:
-            layer = _scaled(layer, np.full(layer.integer(0), scale), None)
-        work.merge(place, layer, later)
-
-
-def _global_mean(work: _Work) -> None:
+def _global_mean(work: Work) -> None:
     """A mean over the columns and one over the rows: global average pooling."""
 
     def axis(layer: NcnnLayer) -> Value | None:
@@ -252,7 +78,7 @@ def _global_mean(work: _Work) -> None:
         work.layers[later], work.layers[place] = pooling, None
 
 
-def _shared_prelu(work: _Work) -> None:
+def _shared_prelu(work: Work) -> None:
     for place, layer in work.of_type("PReLU"):
         if layer.integer(0) == 1:
             slope = float(layer.weights[0][0])
@@ -261,8 +87,8 @@ def _shared_prelu(work: _Work) -> None:
             )
 
 
-def _fuse_activation(kind: str) -> Callable[[_Work], None]:
-    def run(work: _Work) -> None:
+def _fuse_activation(kind: str) -> Callable[[Work], None]:
+    def run(work: Work) -> None:
         for place, layer in work.of_type(kind):
             found = work.reader(place, *_FUSES[kind])
             if found is None:
@@ -287,7 +113,7 @@ def _activation(layer: NcnnLayer) -> tuple[int, tuple[float, ...]]:
     return code, ()
 
 
-def _scalar_constant(work: _Work) -> None:
+def _scalar_constant(work: Work) -> None:
     for place, data in work.of_type("MemoryData"):
         if tuple(data.integer(key) for key in (0, 1, 2)) != (1, 0, 0):
             continue
@@ -307,7 +133,7 @@ def _scalar_constant(work: _Work) -> None:
             break
 
 
-def _weighted_sum(work: _Work) -> None:
+def _weighted_sum(work: Work) -> None:
     """A sum of blobs times scalars: Eltwise with coefficients."""
     for place, layer in work.of_type("BinaryOp"):
         if layer.integer(0) != ADD or layer.integer(1) or len(layer.bottoms) != 2:
@@ -331,10 +157,10 @@ def _weighted_sum(work: _Work) -> None:
             )
 
 
-def _drop_identities(kind: str, same: Callable[[NcnnLayer], bool]) -> Callable[[_Work], None]:
+def _drop_identities(kind: str, same: Callable[[NcnnLayer], bool]) -> Callable[[Work], None]:
     """Take away layers of one type whose top is their bottom."""
 
-    def run(work: _Work) -> None:
+    def run(work: Work) -> None:
         for place, layer in work.of_type(kind):
             if len(layer.bottoms) == 1 and len(layer.tops) == 1 and same(layer):
                 work.drop(place, layer.tops[0])
@@ -348,7 +174,7 @@ def _is_identity_pooling(layer: NcnnLayer) -> bool:
     return sizes == [1] * 4 and pads == [0] * 4 and not layer.integer(4)
 
 
-def _split_without_need(work: _Work) -> None:
+def _split_without_need(work: Work) -> None:
     """Splits of which a pass has left one reader; tops that nobody ever read are outputs."""
     for place, layer in work.of_type("Split"):
         readers = blob_readers(work.alive())
@@ -360,10 +186,10 @@ def _split_without_need(work: _Work) -> None:
 
 def _drop_behind(
     first: str, second: str, same: Callable[[NcnnLayer], bool]
-) -> Callable[[_Work], None]:
+) -> Callable[[Work], None]:
     """Take away what changes nothing behind global pooling or InnerProduct, whose top is 1-d."""
 
-    def run(work: _Work) -> None:
+    def run(work: Work) -> None:
         for place, layer in work.of_type(first):
             if first == "Pooling" and not layer.integer(4):
                 continue
@@ -380,7 +206,7 @@ def _is_one_dimensional(layer: NcnnLayer) -> bool:
     )
 
 
-def _reshape_before_binary_op(work: _Work) -> None:
+def _reshape_before_binary_op(work: Work) -> None:
     for place, layer in work.of_type("Reshape"):
         if (layer.integer(0, _ABSENT), layer.integer(1, _ABSENT), layer.integer(3)) != (1, 1, 0):
             continue
@@ -394,10 +220,10 @@ def _reshape_before_binary_op(work: _Work) -> None:
                 break
 
 
-def _convolution_to_inner_product(first: str) -> Callable[[_Work], None]:
+def _convolution_to_inner_product(first: str) -> Callable[[Work], None]:
     """A Convolution whose bottom is 1-d is an InnerProduct; repeated for chains of them."""
 
-    def run(work: _Work) -> None:
+    def run(work: Work) -> None:
         changed = True
         while changed:
             changed = False
@@ -420,28 +246,28 @@ def _convolution_to_inner_product(first: str) -> Callable[[_Work], None]:
     return run
 
 
-def _unread_constants(work: _Work) -> None:
+def _unread_constants(work: Work) -> None:
     readers = blob_readers(work.alive())
     for place, layer in work.of_type("MemoryData"):
         if layer.tops[0] not in readers:
             work.layers[place] = None
 
 
-_PASSES: Sequence[Callable[[_Work], None]] = (
-    _batch_norm_scale,
+_PASSES: Sequence[Callable[[Work], None]] = (
+    batch_norm_scale,
     *(
         fold(kind)
         for kind in ("Convolution", "ConvolutionDepthWise", "Deconvolution")
         for fold in (
-            _fold_batch_norm,
-            lambda kind: _fold_constant(kind, MUL),
-            lambda kind: _fold_constant(kind, ADD),
+            fold_batch_norm,
+            lambda kind: fold_constant(kind, MUL),
+            lambda kind: fold_constant(kind, ADD),
         )
     ),
-    _fold_batch_norm("DeconvolutionDepthWise"),
-    _fold_batch_norm("InnerProduct"),
-    _fold_constant("InnerProduct", ADD),
-    _inner_product_dropout,
+    fold_batch_norm("DeconvolutionDepthWise"),
+    fold_batch_norm("InnerProduct"),
+    fold_constant("InnerProduct", ADD),
+    inner_product_dropout,
     _global_mean,
     _shared_prelu,
     *(_fuse_activation(kind) for kind in _FUSES),

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from int8calib.arrays import Array
 from int8calib.errors import ModelFileError, TableError
+from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.param import NcnnLayer, blob_readers
 from int8calib.ncnn.schema import tidied
-from int8calib.ncnn.weights import blob_layout, to_float16
+from int8calib.ncnn.weights import to_float16
 
 QMAX = 127
 CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
@@ -158,7 +159,7 @@ def _weight_rows(layer: NcnnLayer, rows: Rows, name: str, index: int, count: int
 
 
 def _float_weights(layer: NcnnLayer) -> list[NDArray[Any]]:
-    """The layer's blobs as float32, numbers that ncnn's loader flushes included."""
+    """The layer's blobs as float32, however they are stored."""
     return [np.asarray(array, np.float32) for array in layer.weights]
 
 
@@ -187,7 +188,8 @@ def to_levels(values: Array, scales: Array) -> NDArray[np.int8]:
     # What int32 cannot hold becomes its smallest number on x86, and so does NaN.
     fits = np.abs(shifted) < np.float32(2.0**31)
     whole = np.where(fits, np.trunc(shifted), np.float32(-QMAX))
-    return np.clip(whole, -QMAX, QMAX).astype(np.int8)
+    levels: NDArray[np.int8] = np.clip(whole, -QMAX, QMAX).astype(np.int8)
+    return levels
 
 
 def _embed(layer: NcnnLayer, rows: Rows, name: str) -> NcnnLayer:
@@ -200,9 +202,7 @@ def _embed(layer: NcnnLayer, rows: Rows, name: str) -> NcnnLayer:
 def _recurrent(layer: NcnnLayer, rows: Rows, name: str) -> NcnnLayer:
     """Input and recurrent weights with a scale a row; the bias and a projection stay in float."""
     inputs, bias, recurrent, *rest = _float_weights(layer)
-    count = (
-        len(blob_layout(layer.with_params(p8=2))) and blob_layout(layer.with_params(p8=2))[-1].count
-    )
+    count = blob_layout(layer.with_params(p8=2))[-1].size
     scales = [_weight_rows(layer, rows, name, index, count) for index in (0, 1)]
     levels = [
         to_levels(weight.reshape(count, -1), scale[:, None]).reshape(-1)
@@ -242,11 +242,14 @@ def _gemm(layer: NcnnLayer, rows: Rows, name: str) -> NcnnLayer:
 
 
 def _absmax_scales(absmax: Array) -> Array:
-    safe = np.where(absmax == 0, np.float32(1), absmax)
-    return np.where(absmax == 0, np.float32(1), np.float32(QMAX) / safe).astype(np.float32)
+    """127 / absmax, 1 where that is 0."""
+    scales = np.ones_like(absmax, np.float32)
+    np.divide(np.float32(QMAX), absmax, out=scales, where=absmax != 0)
+    return scales
 
 
 def _attention_product(layer: NcnnLayer, rows: Rows, name: str) -> NcnnLayer:
+    """SDPA quantizes both its products by itself."""
     return layer.with_params(p18=2)
 
 

@@ -8,51 +8,22 @@ is plain float32 (source: ncnn, src/modelbin.cpp and each layer's load_model).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.errors import ModelFileError
+from int8calib.ncnn.layout import Blob, blob_layout
 from int8calib.ncnn.param import NcnnLayer
 
 FLOAT16, INT8, FLOAT32_SCALED = 0x01306B47, 0x000D4B38, 0x0002C056
 _TABLE = 256
 """Float values in front of a blob of 8-bit indices (old k-means files)."""
-MOST_VALUES = 2**31 - 1
-BLOCK_QUANTIZED = 400
-"""From this value of parameter 18 on, weights are stored in blocks of 4 to 8 bits."""
 
 Values: TypeAlias = NDArray[Any]
-
-
-class Blob(NamedTuple):
-    """One blob that a layer loads: its values, and whether a flag stands before them."""
-
-    count: int
-    tagged: bool
-    name: str
-
-
-def blob_layout(layer: NcnnLayer) -> list[Blob]:
-    """The blobs of `layer` in the `.bin`, in order.
-
-    Raises
-    ------
-    ModelFileError
-        For counts that are negative or too large, and for storage that is not supported.
-    """
-    make = _LAYOUTS.get(layer.type)
-    blobs = [] if make is None else list(make(layer))
-    for blob in blobs:
-        if not 0 <= blob.count <= MOST_VALUES:
-            raise ModelFileError(
-                f"layer {layer.name!r} ({layer.type}): {blob.count} values of {blob.name}; 0 to "
-                f"{MOST_VALUES} are right"
-            )
-    return blobs
 
 
 def read_weights(layers: Sequence[NcnnLayer], data: bytes, name: str) -> tuple[NcnnLayer, ...]:
@@ -104,16 +75,16 @@ def _read_blob(data: bytes, place: int, blob: Blob, owner: str) -> tuple[Values,
         return array
 
     if not blob.tagged:
-        return values("<f4", blob.count), place
+        return values("<f4", blob.size), place
     flag = int(values("<u4", 1)[0])
     if flag in (0, FLOAT32_SCALED):
-        return values("<f4", blob.count), place
+        return values("<f4", blob.size), place
     if flag == FLOAT16:
-        return values("<f2", blob.count), place
+        return values("<f2", blob.size), place
     if flag == INT8:
-        return values("i1", blob.count), place
+        return values("i1", blob.size), place
     table = values("<f4", _TABLE)
-    return table[values("u1", blob.count)], place
+    return table[values("u1", blob.size)], place
 
 
 def write_weights(layers: Sequence[NcnnLayer]) -> bytes:
@@ -121,11 +92,11 @@ def write_weights(layers: Sequence[NcnnLayer]) -> bytes:
     parts: list[bytes] = []
     for layer in layers:
         layout = blob_layout(layer)
-        if [blob.count for blob in layout] != [len(array) for array in layer.weights]:
+        if [blob.size for blob in layout] != [len(array) for array in layer.weights]:
             raise ModelFileError(
                 f"layer {layer.name!r} ({layer.type}): blobs of "
                 f"{[len(array) for array in layer.weights]} values; its parameters ask for "
-                f"{[blob.count for blob in layout]}"
+                f"{[blob.size for blob in layout]}"
             )
         for blob, array in zip(layout, layer.weights, strict=True):
             parts += _blob_bytes(blob, array)
@@ -159,213 +130,3 @@ def to_float16(values: Values) -> NDArray[np.float16]:
     nan = (bits >> 23 & 0xFF == 0xFF) & (bits & 0x7FFFFF != 0)
     half[tail:] = np.where(nan, sign | 0x7E00, cut).astype(np.uint16).view(np.float16)
     return half
-
-
-def _tagged(count: int, name: str = "weights") -> Blob:
-    return Blob(count, True, name)
-
-
-def _raw(count: int, name: str) -> Blob:
-    return Blob(count, False, name)
-
-
-def _convolution(bias: int, *, dynamic: int | None = 19, int8: bool = False) -> Callable[..., Any]:
-    """Weights p6, bias p0 if `bias`, int8 scales; nothing with weights from a bottom."""
-
-    def layout(layer: NcnnLayer) -> Iterator[Blob]:
-        if dynamic is not None and layer.integer(dynamic):
-            return
-        out = layer.integer(0)
-        yield _tagged(layer.integer(6))
-        if layer.integer(bias):
-            yield _raw(out, "bias")
-        if int8:
-            rows = out if layer.type == "Convolution" else layer.integer(7, 1)
-            yield from _int8_scales(layer, rows)
-
-    return layout
-
-
-def _int8_scales(layer: NcnnLayer, rows: int) -> Iterator[Blob]:
-    term = layer.integer(8)
-    if not term:
-        return
-    # Old depthwise files have one scale for all groups.
-    single = layer.type == "ConvolutionDepthWise" and term % 100 == 2
-    yield _raw(1 if single else rows, "weight scales")
-    yield _raw(1, "bottom scale")
-    if term > 100 and layer.type != "InnerProduct":
-        yield _raw(1, "top scale")
-
-
-def _inner_product(layer: NcnnLayer) -> Iterator[Blob]:
-    out = layer.integer(0)
-    yield _tagged(layer.integer(2))
-    if layer.integer(1):
-        yield _raw(out, "bias")
-    yield from _int8_scales(layer, out)
-
-
-def _batch_norm(layer: NcnnLayer) -> Iterator[Blob]:
-    for name in ("slope", "mean", "variance", "bias"):
-        yield _raw(layer.integer(0), name)
-
-
-def _scale(layer: NcnnLayer) -> Iterator[Blob]:
-    count = layer.integer(0)
-    if count == -233:
-        return
-    yield _raw(count, "scale")
-    if layer.integer(1):
-        yield _raw(count, "bias")
-
-
-def _memory_data(layer: NcnnLayer) -> Iterator[Blob]:
-    sizes = [size for key in (0, 1, 11, 2) if (size := layer.integer(key))]
-    if sizes:
-        # Exact integers; the limit is checked by the caller.
-        count = 1
-        for size in sizes:
-            count *= size
-        yield Blob(count, layer.integer(21, 1) == 0, "data")
-
-
-def _embed(layer: NcnnLayer) -> Iterator[Blob]:
-    yield _tagged(layer.integer(3))
-    if layer.integer(2):
-        yield _raw(layer.integer(0), "bias")
-    if layer.integer(18):
-        yield _raw(1, "weight scale")
-
-
-def _affine(size: int, affine: int) -> Callable[[NcnnLayer], Iterator[Blob]]:
-    def layout(layer: NcnnLayer) -> Iterator[Blob]:
-        if layer.integer(affine, 1):
-            yield _raw(layer.integer(size), "gamma")
-            yield _raw(layer.integer(size), "beta")
-
-    return layout
-
-
-def _rms_norm(layer: NcnnLayer) -> Iterator[Blob]:
-    if layer.integer(2, 1):
-        yield _raw(layer.integer(0), "gamma")
-
-
-def _recurrent(gates: int, biases: int) -> Callable[[NcnnLayer], Iterator[Blob]]:
-    """LSTM, GRU, RNN: input weights p1, bias, recurrent weights, scales where int8."""
-
-    def layout(layer: NcnnLayer) -> Iterator[Blob]:
-        out, directions = layer.integer(0), 2 if layer.integer(2) == 2 else 1
-        hidden = layer.integer(3, out) if layer.type == "LSTM" else out
-        rows = gates * hidden * directions
-        yield _tagged(layer.integer(1), "input weights")
-        yield _tagged(biases * hidden * directions, "bias")
-        yield _tagged(out * rows, "recurrent weights")
-        if hidden != out:
-            yield _tagged(hidden * out * directions, "projection")
-        if layer.integer(8):
-            yield _raw(rows, "input weight scales")
-            yield _raw(rows, "recurrent weight scales")
-
-    return layout
-
-
-def _attention(layer: NcnnLayer) -> Iterator[Blob]:
-    _refuse_blocks(layer)
-    embed = layer.integer(0)
-    query = layer.integer(2) // embed if embed else 0
-    sizes = {"query": query, "key": layer.integer(3, embed), "value": layer.integer(4, embed)}
-    for name, size in sizes.items():
-        yield _tagged(embed * size, f"{name} weights")
-        yield _raw(embed, f"{name} bias")
-    yield _tagged(query * embed, "output weights")
-    yield _raw(query, "output bias")
-    if layer.integer(18):
-        for name in sizes:
-            yield _raw(embed, f"{name} weight scales")
-        yield _raw(1, "output weight scale")
-
-
-def _gemm(layer: NcnnLayer) -> Iterator[Blob]:
-    _refuse_blocks(layer)
-    m, n, k = (layer.integer(key) for key in (7, 8, 9))
-    if layer.integer(4):
-        yield _tagged(m * k, "A")
-    if layer.integer(5):
-        yield _tagged(n * k, "B")
-    broadcast = layer.integer(10)
-    if layer.integer(6) and broadcast != -1:
-        yield _tagged({0: 1, 1: m, 2: m, 3: m * n, 4: n}.get(broadcast, -1), "C")
-    if layer.integer(18):
-        if layer.integer(4):
-            yield _raw(m, "A scales")
-        if layer.integer(5):
-            yield _raw(1, "B scale")
-
-
-def _refuse_blocks(layer: NcnnLayer) -> None:
-    if layer.integer(18) >= BLOCK_QUANTIZED:
-        raise ModelFileError(
-            f"layer {layer.name!r} ({layer.type}): weights in quantized blocks (18="
-            f"{layer.integer(18)}) are not supported"
-        )
-
-
-def _counted(key: int, name: str, default: int = 0) -> Callable[[NcnnLayer], Iterator[Blob]]:
-    def layout(layer: NcnnLayer) -> Iterator[Blob]:
-        if count := layer.integer(key, default):
-            yield _raw(count, name)
-
-    return layout
-
-
-def _dequantize(layer: NcnnLayer) -> Iterator[Blob]:
-    yield _raw(layer.integer(0, 1), "scale")
-    if layer.integer(1):
-        yield _raw(layer.integer(1), "bias")
-
-
-def _requantize(layer: NcnnLayer) -> Iterator[Blob]:
-    yield _raw(layer.integer(0, 1), "input scale")
-    yield _raw(layer.integer(1, 1), "output scale")
-    if layer.integer(2):
-        yield _raw(layer.integer(2), "bias")
-
-
-_LAYOUTS: Mapping[str, Callable[[NcnnLayer], Iterator[Blob]]] = {
-    "Convolution": _convolution(5, int8=True),
-    "ConvolutionDepthWise": _convolution(5, int8=True),
-    "Convolution1D": _convolution(5),
-    "ConvolutionDepthWise1D": _convolution(5),
-    "Deconvolution": _convolution(5, dynamic=28),
-    "Deconvolution1D": _convolution(5, dynamic=28),
-    "DeconvolutionDepthWise": _convolution(5, dynamic=28),
-    "DeconvolutionDepthWise1D": _convolution(5, dynamic=28),
-    "Convolution3D": _convolution(5, dynamic=None),
-    "ConvolutionDepthWise3D": _convolution(5, dynamic=None),
-    "Deconvolution3D": _convolution(5, dynamic=None),
-    "DeconvolutionDepthWise3D": _convolution(5, dynamic=None),
-    "DeformableConv2D": _convolution(5, dynamic=None),
-    "InnerProduct": _inner_product,
-    "BatchNorm": _batch_norm,
-    "Scale": _scale,
-    "Bias": _counted(0, "bias"),
-    "PReLU": _counted(0, "slope"),
-    "Normalize": _counted(3, "scale"),
-    "MemoryData": _memory_data,
-    "Embed": _embed,
-    "LayerNorm": _affine(0, 2),
-    "InstanceNorm": _affine(0, 2),
-    "GroupNorm": _affine(1, 3),
-    "RMSNorm": _rms_norm,
-    "LSTM": _recurrent(4, 4),
-    "GRU": _recurrent(3, 4),
-    "RNN": _recurrent(1, 1),
-    "MultiHeadAttention": _attention,
-    "Gemm": _gemm,
-    "Padding": _counted(6, "pad values"),
-    "Quantize": _counted(0, "scale", 1),
-    "Dequantize": _dequantize,
-    "Requantize": _requantize,
-}

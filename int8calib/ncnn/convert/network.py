@@ -20,12 +20,13 @@ from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.errors import ModelError
 from int8calib.ncnn.convert.context import BlobName, Conversion, Converter, Node
 from int8calib.ncnn.convert.pointwise import POINTWISE
+from int8calib.ncnn.convert.pooling import POOLING
 from int8calib.ncnn.convert.shaping import SHAPING
 from int8calib.ncnn.convert.weighted import WEIGHTED
 from int8calib.ncnn.model import NcnnModel
 from int8calib.ncnn.param import NcnnLayer, Value
 
-CONVERTERS: Mapping[str, Converter] = {**WEIGHTED, **SHAPING, **POINTWISE}
+CONVERTERS: Mapping[str, Converter] = {**WEIGHTED, **POOLING, **SHAPING, **POINTWISE}
 """How each Caffe type becomes ncnn layers."""
 DROPPED = frozenset(("Silence",))
 """Types that compute nothing and that ncnn does without."""
