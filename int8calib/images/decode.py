@@ -51,9 +51,10 @@ def _cv2() -> Any:
 
 def quiet_opencv() -> None:
     """Keep OpenCV's own log lines off the console: what goes wrong is said in our messages."""
-    cv2 = _cv2()
-    if hasattr(cv2, "setLogLevel"):
-        cv2.setLogLevel(0)
+    # Not every version of OpenCV has it.
+    logging = getattr(getattr(_cv2(), "utils", None), "logging", None)
+    if logging is not None:
+        logging.setLogLevel(logging.LOG_LEVEL_SILENT)
 
 
 def read_image(path: Path, *, gray: bool = False, reduction: Reduction | None = None) -> ImageU8:
