@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from caffe_proto.oneline import one_line
 from int8calib.cli.fingerprint import text_sha256
-from int8calib.errors import ImageError, OptionError
+from int8calib.errors import ImageError, OptionError, ShapeError
 
 if TYPE_CHECKING:
     from int8calib.arrays import Array, Shape
@@ -60,10 +59,9 @@ class ImageLoader:
         ImageError, OptionError
             Where images or options do not fit the inputs.
         """
-        wanted = tuple(net.graph.outputs if blobs is None else blobs)
-        self._batch = _batch_size(options, net, wanted)
+        self._batch = _batch_size(options, net, net.graph.outputs if blobs is None else blobs)
         self._threads = max(1, min(2, workers))
-        self._net, self._wanted = net, wanted
+        self._net = net
         self._skips: dict[str, None] = {}
         self._seen: dict[int, int | None] = {}
         places = _places(options.images, needed)
@@ -146,13 +144,18 @@ class ImageLoader:
                 )
 
     def _check_shapes(self, shapes: Mapping[str, Shape]) -> None:
-        """Raise `ShapeError` where the network cannot run on one item of these shapes."""
-        from int8calib.caffe.network.shapes import infer_shapes
+        """Raise `ShapeError` where a layer cannot run on one item of these shapes.
 
-        graph = self._net.graph
-        needed = replace(graph, layers=graph.ancestors(self._wanted))
-        inputs = {name: (1, *shape) for name, shape in shapes.items()}
-        infer_shapes(needed, {**self._net.input_shapes, **inputs})
+        Layers that cannot run on the shape of the prototxt either do not count.
+        """
+        from int8calib.caffe.network.shapes import reach
+
+        graph, inputs = self._net.graph, self._net.input_shapes
+        known = reach(graph, inputs).blocked
+        given = {name: (1, *shape) for name, shape in shapes.items()}
+        for layer, obstacle in reach(graph, {**inputs, **given}).blocked.items():
+            if layer not in known:
+                raise ShapeError(str(obstacle))
 
     def __len__(self) -> int:
         """How many images a pass has, if all can be read."""
