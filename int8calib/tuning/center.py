@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from int8calib.caffe.network.graph import Blob, Graph, Layer
-from int8calib.caffe.network.quantized import quantized_layers
+from int8calib.caffe.network.quantized import sole_layer
 from int8calib.tuning.channels import scales_weights
 from int8calib.tuning.samples import problem_of, weight_blob
 
@@ -34,7 +34,7 @@ def _only_softmax(layer: Layer, readers: dict[Blob, list[Layer]]) -> bool:
     """Whether a Softmax over axis 1 is all that sees the layer's outputs."""
     if not scales_weights(layer):
         return False
-    if layer.type != "InnerProduct" and quantized_layers(_alone(layer))[0].rows == 1:
+    if layer.type != "InnerProduct" and sole_layer(layer).rows == 1:
         return False
     found = readers[layer.tops[0]]
     while len(found) == 1 and _keeps_common(found[0]):
@@ -51,12 +51,8 @@ def _keeps_common(layer: Layer) -> bool:
     return averages or layer.type == "Dropout"
 
 
-def _alone(layer: Layer) -> Graph:
-    return Graph("", "", (layer,), {}, ())
-
-
 def _centered(layer: Layer) -> Layer:
-    (found,) = quantized_layers(_alone(layer))
+    found = sole_layer(layer)
     problem = problem_of(found)
     if problem.weights.shape[0] != 1:
         return layer

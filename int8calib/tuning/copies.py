@@ -6,12 +6,9 @@ were k times finer. Where copies are read, each has a k-th of the channel's weig
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.arrays import Array
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.network.graph import Graph, Layer
 from int8calib.tuning.channels import FIXED, Channels, Ids, scales_weights
@@ -52,13 +49,7 @@ def with_copies(layer: Layer, bottom: Ids, top: Ids, steps: Weighing) -> Layer:
     bias = layer.weights[1].reshape(-1) if len(layer.weights) > 1 else np.zeros(len(top))
     offsets = np.concatenate([(np.arange(k) - (k - 1) / 2) / k for k in top])
     bias = np.repeat(bias, top) + offsets * np.repeat(steps, top)
-    params = type(layer.params)()
-    params.CopyFrom(layer.params)
-    inner = layer.type == "InnerProduct"
-    param = params.inner_product_param if inner else params.convolution_param
-    param.num_output, param.bias_term = len(matrix), True
-    blobs: tuple[Array, ...] = (
+    return layer.with_bias(
         np.ascontiguousarray(matrix.reshape(len(matrix), -1, *weight.shape[2:]), np.float32),
         np.asarray(bias, np.float32),
     )
-    return replace(layer, params=params, weights=blobs)

@@ -19,7 +19,7 @@ import numpy as np
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.engine.run import Runner
 from int8calib.caffe.network.graph import Blob, Graph, Layer
-from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
+from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers, sole_layer
 from int8calib.calibration.scales import LEVELS, Grid
 from int8calib.tuning.bottoms import rounded, unseen, weighed
 from int8calib.tuning.channels import FIXED, Channels, Ids, scalable_channels, scales_weights
@@ -238,7 +238,7 @@ def _scaled(layer: Layer, channels: Channels, factors: Weighing) -> Layer:
     below, above = (factors[channels.of[blob]] for blob in (layer.bottoms[0], layer.tops[0]))
     if (below == 1).all() and (above == 1).all():
         return layer
-    (found,) = quantized_layers(Graph("", "", (layer,), {}, ()))
+    found = sole_layer(layer)
     problem: Problem = problem_of(found)
     group, outputs, size = problem.weights.shape
     per_column = np.repeat(below, group * size // len(below)).reshape(group, 1, size)

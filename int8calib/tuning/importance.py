@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from int8calib.arrays import Shape
 from int8calib.caffe.layers.windows import pair
 from int8calib.caffe.network.graph import Blob, Graph, Layer
-from int8calib.caffe.network.quantized import quantized_layers
+from int8calib.caffe.network.quantized import sole_layer
 from int8calib.tuning.channels import scales_weights
 from int8calib.tuning.samples import problem_of
 
@@ -61,7 +61,7 @@ def _back(layer: Layer, shapes: Mapping[Blob, Shape], tops: list[Weighing]) -> l
 def _through_weights(
     layer: Layer, count: int, top: Weighing, shapes: Mapping[Blob, Shape]
 ) -> Weighing:
-    (found,) = quantized_layers(Graph("", "", (layer,), {}, ()))
+    found = sole_layer(layer)
     squares = np.square(problem_of(found).weights, dtype=np.float64)
     group, outputs, _ = squares.shape
     sums = np.einsum("gm,gmk->gk", top.reshape(group, outputs), squares)

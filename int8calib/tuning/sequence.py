@@ -222,15 +222,8 @@ def _relative_error(
 
 def with_weights(found: QuantizedLayer, weights: Array, bias: Array) -> Layer:
     """The layer with new weights (G, M, K) and a bias (G, M), which it may not have had."""
-    layer = found.layer
-    params = type(layer.params)()
-    params.CopyFrom(layer.params)
-    if found.kind == "InnerProduct":
-        params.inner_product_param.bias_term = True
-    else:
-        params.convolution_param.bias_term = True
-    blobs = (weight_blob(found, weights), np.ascontiguousarray(bias.reshape(-1), np.float32))
-    return replace(layer, params=params, weights=blobs)
+    flat = np.ascontiguousarray(bias.reshape(-1), np.float32)
+    return found.layer.with_bias(weight_blob(found, weights), flat)
 
 
 def _evidence(

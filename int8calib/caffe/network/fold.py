@@ -79,13 +79,7 @@ def _fold(layer: Layer, chain: list[Layer]) -> Layer:
     factor, offset = _affine(chain)
     weight = _scaled(layer, factor)
     bias = layer.weights[1].reshape(-1) * factor + offset if len(layer.weights) > 1 else offset
-    params = type(layer.params)()
-    params.CopyFrom(layer.params)
-    if layer.type == "InnerProduct":
-        params.inner_product_param.bias_term = True
-    else:
-        params.convolution_param.bias_term = True
-    return replace(layer, params=params, tops=chain[-1].tops, weights=(weight, bias))
+    return replace(layer.with_bias(weight, bias), tops=chain[-1].tops)
 
 
 def _affine(chain: list[Layer]) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from caffe_proto import LayerParameter, Unread
@@ -46,6 +46,28 @@ class Layer:
     def label(self) -> str:
         """How messages name the layer."""
         return f"layer {self.name!r} ({self.type})"
+
+    def copy_params(self) -> LayerParameter:
+        """A copy of the message, which others may change."""
+        params = LayerParameter()
+        params.CopyFrom(self.params)
+        return params
+
+    def with_bias(self, weight: Array, bias: Array) -> Layer:
+        """Return a Convolution, Deconvolution or InnerProduct with another weight and a bias.
+
+        Parameters
+        ----------
+        weight
+            In the shape of the layer's type; it may have more or fewer outputs than before.
+        bias
+            Float32 (num_output,); the layer need not have had one.
+        """
+        params = self.copy_params()
+        inner = self.type == "InnerProduct"
+        param = params.inner_product_param if inner else params.convolution_param
+        param.num_output, param.bias_term = bias.size, True
+        return replace(self, params=params, weights=(weight, bias))
 
 
 @dataclass(frozen=True)

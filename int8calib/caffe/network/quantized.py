@@ -76,6 +76,20 @@ def quantized_layer(layer: Layer) -> QuantizedLayer | None:
         return None
 
 
+def sole_layer(layer: Layer) -> QuantizedLayer:
+    """Return one layer of `quantized_layers` as it is by itself.
+
+    Raises
+    ------
+    ModelError
+        Where ncnn does not quantize it.
+    """
+    found = _quantized(layer)
+    if found is None:
+        raise ModelError(f"{layer.label} is not one that ncnn quantizes")
+    return found
+
+
 def _quantized(layer: Layer) -> QuantizedLayer | None:
     if layer.type == "InnerProduct" and layer.bottoms:
         return QuantizedLayer(

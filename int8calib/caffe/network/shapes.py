@@ -251,8 +251,7 @@ def _free_batch(layer: Layer, shapes: Mapping[Blob, Shape]) -> Layer:
     batch = shapes[layer.bottoms[0]][:1]
     if param.axis != 0 or tuple(param.shape.dim[:1]) != batch or not batch:
         return layer
-    params = type(layer.params)()
-    params.CopyFrom(layer.params)
+    params = layer.copy_params()
     params.reshape_param.shape.dim[0] = 0
     return replace(layer, params=params)
 
