@@ -46,6 +46,9 @@ def _chain(layer: Layer, readers: dict[Blob, list[Layer]], kept: set[Blob]) -> l
     """The BatchNorm [and Scale] behind `layer` that fold into it, or nothing."""
     if layer.type not in FOLDABLE or not layer.weights or len(layer.tops) != 1:
         return []
+    # With another axis the outputs of an InnerProduct are not the channels of its top.
+    if layer.type == "InnerProduct" and layer.params.inner_product_param.axis != 1:
+        return []
     batch_norm = _only_reader(layer.tops[0], readers, kept)
     if batch_norm is None or batch_norm.type != "BatchNorm" or len(batch_norm.weights) < 3:
         return []
@@ -54,9 +57,15 @@ def _chain(layer: Layer, readers: dict[Blob, list[Layer]], kept: set[Blob]) -> l
     scale = _only_reader(batch_norm.tops[0], readers, kept)
     if scale is None or scale.type != "Scale" or len(scale.bottoms) != 1 or not scale.weights:
         return [batch_norm]
-    if scale.weights[0].ndim != 1 or scale.params.scale_param.axis != 1:
+    if scale.weights[0].ndim != 1 or not _scales_channels(layer, scale):
         return [batch_norm]
     return [batch_norm, scale] if _fit(layer, scale.weights) else [batch_norm]
+
+
+def _scales_channels(layer: Layer, scale: Layer) -> bool:
+    """Whether the Scale's axis is the one of the channels, counted from either end."""
+    from_behind = -1 if layer.type == "InnerProduct" else -3
+    return scale.params.scale_param.axis in (1, from_behind)
 
 
 def _fit(layer: Layer, blobs: Sequence[Array]) -> bool:

@@ -63,6 +63,56 @@ def test_scale_alone_stays(tmp_path: Path) -> None:
     assert names_after_folding(tmp_path, text) == ["data", "a", "s"]
 
 
+SQUARE = HEAD % "dim: 2 dim: 3 dim: 7 dim: 7"
+TO_FIVE = 'type: "Convolution" convolution_param { num_output: 5 kernel_size: 3 }'
+NORM_SCALE = (
+    'layer { name: "bn" type: "BatchNorm" bottom: "a" top: "b" }\n'
+    'layer { name: "s" type: "Scale" bottom: "b" top: "c" scale_param { axis: %d bias_term: true } }'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "axis", "layers"),
+    [
+        # The top is (2, 5, 5, 5): a Scale along any axis but the batch's has 5 factors.
+        (TO_FIVE, 1, ["data", "a"]),
+        (TO_FIVE, -3, ["data", "a"]),
+        (TO_FIVE, 2, ["data", "a", "s"]),
+        (TO_FIVE, 3, ["data", "a", "s"]),
+        (TO_FIVE, -1, ["data", "a", "s"]),
+        (TO_FIVE, -2, ["data", "a", "s"]),
+        (FOLDABLE["fc"], 1, ["data", "a"]),
+        (FOLDABLE["fc"], -1, ["data", "a"]),
+        # The top is (2, 3, 7, 3): its channels are not the outputs.
+        (
+            'type: "InnerProduct" inner_product_param { num_output: 3 axis: 3 }',
+            1,
+            ["data", "a", "bn", "s"],
+        ),
+    ],
+)
+def test_a_scale_folds_along_the_channels_only(
+    text: str, axis: int, layers: list[str], tmp_path: Path
+) -> None:
+    text = SQUARE + f'layer {{ name: "a" bottom: "data" top: "a" {text} }}\n' + NORM_SCALE % axis
+    net = int8calib.load_caffe(*make_model(tmp_path, text))
+    folded = Net(fold_batch_norm(net.graph), net.input_shapes)
+    assert [layer.name for layer in folded.graph.layers] == layers
+    x = np.random.default_rng(3).normal(0, 60, (2, 3, 7, 7)).astype(np.float32)
+    _, norm, scale = net.graph.layers[1:]
+    (top,) = net.forward({"data": x}, outputs=["a"]).values()
+    expected = np.empty(top.shape)
+    mean, var, moving = (blob.astype(float) for blob in norm.weights)
+    gamma, beta = scale.weights
+    for index in np.ndindex(*top.shape):  # Caffe's formulas, value by value
+        channel, place = index[1], index[axis]
+        spread = np.sqrt(var[channel] / moving[0] + 1e-5)
+        normed = (top[index] - mean[channel] / moving[0]) / spread
+        expected[index] = normed * gamma[place] + beta[place]
+    (found,) = folded.forward({"data": x}).values()
+    assert deviation(found, expected) < 1e-5
+
+
 def test_batch_norm_with_another_reader_of_its_bottom_stays(tmp_path: Path) -> None:
     text = f'layer {{ name: "a" bottom: "data" top: "a" {FOLDABLE["plain"]} }}'
     text += 'layer { name: "bn" type: "BatchNorm" bottom: "a" top: "b" }'
