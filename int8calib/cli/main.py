@@ -18,7 +18,9 @@ from int8calib.cli.guard import guarded
 from int8calib.cli.options import MessageOptions, add_message_arguments, read_options
 
 COMMANDS = {
+    "convert": "write a Caffe model as an ncnn model",
     "calibrate": "write the calibration table of a Caffe model",
+    "quantize": "write an INT8 ncnn model from a float one and its table",
     "collect": "collect statistics of a model's activations in a file",
     "merge": "merge statistics of parts of the images",
     "thresholds": "write a table from collected statistics",

@@ -16,7 +16,7 @@ from int8calib.ncnn.fold import (
     inner_product_dropout,
 )
 from int8calib.ncnn.param import NcnnLayer, Value, blob_readers
-from int8calib.ncnn.quantize import stored_blobs
+from int8calib.ncnn.quantize import store_weights
 from int8calib.ncnn.rewrite import Work
 from int8calib.ncnn.schema import tidied, value_of
 
@@ -55,10 +55,7 @@ def optimize_model(layers: Sequence[NcnnLayer], *, fp16: bool = False) -> tuple[
     work = Work(layers)
     for run in _PASSES:
         run(work)
-    return tuple(
-        tidied(replace(layer, weights=tuple(stored_blobs(layer, half=fp16))))
-        for layer in work.alive()
-    )
+    return tuple(map(tidied, store_weights(work.alive(), half=fp16)))
 
 
 def _global_mean(work: Work) -> None:

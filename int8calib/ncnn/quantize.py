@@ -111,7 +111,7 @@ def quantize_model(
     _check_rows(layers, rows, name)
     made = [_quantized(layer, rows, name) for layer in layers]
     made = _requantized(made)
-    return tuple(tidied(_stored(layer, fp32)) for layer in made)
+    return tuple(map(tidied, store_weights(made, half=not fp32)))
 
 
 def _check_rows(layers: Sequence[NcnnLayer], rows: Rows, name: str) -> None:
@@ -293,12 +293,12 @@ def _requantized(layers: list[NcnnLayer]) -> list[NcnnLayer]:
     return made
 
 
-def _stored(layer: NcnnLayer, fp32: bool) -> NcnnLayer:
-    """The layer's float blobs as ncnn2int8 stores them."""
-    return replace(layer, weights=tuple(stored_blobs(layer, half=not fp32)))
+def store_weights(layers: Iterable[NcnnLayer], *, half: bool) -> tuple[NcnnLayer, ...]:
+    """The layers with float weights as ncnn's tools save them, as float16 if `half`."""
+    return tuple(replace(layer, weights=tuple(_stored_blobs(layer, half=half))) for layer in layers)
 
 
-def stored_blobs(layer: NcnnLayer, *, half: bool) -> Iterable[NDArray[Any]]:
+def _stored_blobs(layer: NcnnLayer, *, half: bool) -> Iterable[NDArray[Any]]:
     """Float blobs as ncnn's tools save them: |x| < 1e-30 as 0, tagged ones as float16 if `half`."""
     for blob, array in zip(blob_layout(layer), layer.weights, strict=True):
         if array.dtype == np.int8:

@@ -1,0 +1,113 @@
+"""The commands `convert` and `quantize`: from a Caffe model to an INT8 model that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from int8calib.caffe.engine.run import load_caffe
+from int8calib.cli.main import main
+from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
+from int8calib.ncnn.model import load_model
+from int8calib.simulation.build import simulate
+from int8calib.table import read_table
+from tests.ncnn.runtime import run_blobs
+from tests.tuning_nets import demo_loader
+
+MODEL = ("--proto", str(PROTOTXT), "--model", str(CAFFEMODEL))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo's table, its float and its INT8 model, all by commands."""
+    folder = tmp_path_factory.mktemp("ncnn")
+    draw.write_images(folder / "images", 24, 5)
+    pixels = ("--mean", *map(str, MEAN), "--norm", str(NORM), "--quiet")
+    table = str(folder / "net.table")
+    commands = (
+        ("calibrate", *MODEL, "--images", str(folder / "images"), *pixels, "--output", table),
+        ("convert", *MODEL, "--output", str(folder / "net.param"), str(folder / "net.bin")),
+        (
+            *("quantize", "--param", str(folder / "net.param"), "--bin", str(folder / "net.bin")),
+            *("--table", table, "--output", str(folder / "i.param"), str(folder / "i.bin")),
+        ),
+    )
+    for words in commands:
+        assert main(list(words)) == 0
+    return folder
+
+
+def test_the_models_run_as_the_engine_and_the_simulation(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    net = load_caffe(PROTOTXT, CAFFEMODEL)
+    int8 = simulate(net, read_table(folder / "net.table"))
+    out = net.graph.outputs[0].name
+    for batch in (each.batch for each in demo_loader(6, seed=31)):
+        image = {name: array[0] for name, array in batch.items()}
+        for name, expected, most in (("net", net, 1e-4), ("i", int8, 2e-2)):
+            layers = load_model(folder / f"{name}.param", folder / f"{name}.bin").layers
+            # Depthwise layers are scaled by an approximate reciprocal where packing is on.
+            (found,) = run_blobs(layers, image, [out], packing=False, folder=tmp_path)
+            wanted = expected.forward(batch)[out].ravel()
+            assert np.abs(found.ravel() - wanted).max() <= most
+            assert found.argmax() == wanted.argmax()
+
+
+def test_most_layers_are_int8(folder: Path) -> None:
+    layers = load_model(folder / "i.param", folder / "i.bin").layers
+    int8 = [layer.name for layer in layers if layer.params.get(8)]
+    assert int8 == [row.name for row in read_table(folder / "net.table").layers]
+    small, large = ((folder / f"{name}.bin").stat().st_size for name in ("i", "net"))
+    assert small < 0.4 * large
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--param": "{folder}/nosuch.param"}, "nosuch.param: cannot be read"),
+        ({"--bin": "{folder}/net.param"}, "the file ends within weights"),
+        ({"--param": "{folder}/net.bin"}, "no text"),
+        ({"--table": "{folder}/net.param"}, "row"),
+        ({"--param": "{folder}/i.param", "--bin": "{folder}/i.bin"}, "is INT8 already"),
+    ],
+)
+def test_bad_input_leaves_no_file(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    message: str,
+) -> None:
+    words = {
+        "--param": "{folder}/net.param",
+        "--bin": "{folder}/net.bin",
+        "--table": "{folder}/net.table",
+    }
+    words |= changes
+    given = [part.format(folder=folder) for pair in words.items() for part in pair]
+    output = [str(tmp_path / "a.param"), str(tmp_path / "a.bin")]
+    assert main(["quantize", *given, "--output", *output]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_both_files_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.bin").mkdir()
+    output = [str(tmp_path / "a.param"), str(tmp_path / "a.bin")]
+    assert main(["convert", *MODEL, "--output", *output]) == 2
+    assert "folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_half_precision_is_half_the_size(tmp_path: Path) -> None:
+    sizes = []
+    for more in ((), ("--fp16",), ("--no-optimize", "--fp16")):
+        output = [str(tmp_path / "a.param"), str(tmp_path / "a.bin")]
+        assert main(["convert", *MODEL, *more, "--quiet", "--output", *output]) == 0
+        sizes.append((tmp_path / "a.bin").stat().st_size)
+    assert sizes[1] < 0.55 * sizes[0]
+    assert sizes[2] < 0.6 * sizes[0]
