@@ -151,14 +151,15 @@ def test_weights_behind_an_obstacle_may_be_anything(tmp_path: Path) -> None:
     proto, model = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
     proto.write_text(text, encoding="utf-8")
     good = (np.ones((7, 3, 1, 1), np.float32), np.ones(7, np.float32))
-    for bad in ((), (np.ones(2, np.float32),), (np.ones((3, 2, 5, 5), np.float32),) * 2):
+    fits = (np.ones((7, 7, 1, 1), np.float32), np.ones(7, np.float32))
+    for bad in ((), (np.ones(2, np.float32),), (np.ones((3, 2, 5, 5), np.float32),) * 2, fits):
         weights = {"c1": good, "c2": bad, "fc": bad, "bn": (np.ones(3, np.float32),) * 3}
         caffe_proto.write_caffemodel(model, caffe_proto.read_prototxt(proto), weights)
-        graph, inputs = load_graph(proto, model)
-        assert [found.name for found in layers_to_quantize(graph, inputs)[0]] == ["c1"]
-        assert [node.name for node in int8calib.inspect(proto, model).layers if node.quantized] == [
-            "c1"
-        ]
+        net = int8calib.load_caffe(proto, model)
+        for fold in (True, False):
+            assert [found.name for found in net.executor(fold_bn=fold).layers] == ["c1"]
+        found = int8calib.inspect(proto, model)
+        assert [node.name for node in found.layers if node.quantized] == ["c1"]
 
 
 def test_no_input_is_an_error(tmp_path: Path) -> None:
