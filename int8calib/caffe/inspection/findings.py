@@ -16,6 +16,7 @@ from int8calib.caffe.network.runnable import batch_statistics, listed
 from int8calib.caffe.network.shapes import is_batchable
 from int8calib.caffe.network.unread import way_out
 from int8calib.calibration.scales import DEAD_ABSMAX
+from int8calib.errors import ShapeError
 from int8calib.table.rules import duplicates
 
 FAR_OUT = 40.0
@@ -59,33 +60,31 @@ def _names(reading: Reading) -> Iterator[str]:
 
 
 def _unsupported(reading: Reading) -> Iterator[str]:
-    """Types the engine does not run, and whether a layer to quantize waits for them."""
+    """Layers that the engine does not run, and whether a layer to quantize waits for them."""
+    makers = {top: layer for layer in reading.blocked for top in layer.tops}
     for layer, obstacle in reading.blocked.items():
-        if obstacle.layer is not layer or obstacle.error is not None:
+        if obstacle.layer is not layer or isinstance(obstacle.error, ShapeError):
             continue
+        before = next((makers[bottom] for bottom in layer.bottoms if bottom in makers), None)
         waiting = [
             other.name
             for other, why in reading.blocked.items()
-            if why.layer is layer and other.type in QUANTIZED_TYPES
+            if why.layer is layer and other is not layer and other.type in QUANTIZED_TYPES
         ]
-        yield (
-            f"{obstacle}; "
-            + (
-                _what_helps(layer, waiting)
-                if waiting
-                else "no layer to quantize needs it, so calibration works"
-            )
-        )
+        yield f"{obstacle}; {_what_follows(layer, before, waiting)}"
 
 
-def _what_helps(layer: Layer, waiting: list[str]) -> str:
+def _what_follows(layer: Layer, before: Layer | None, waiting: list[str]) -> str:
     """What becomes of the quantized layers behind a layer that cannot run."""
-    if layer.unread:
+    needed = waiting or layer.type in QUANTIZED_TYPES
+    if layer.unread and needed:
         return f"calibrate refuses it; {way_out(layer.unread)}"
-    return (
-        f"{listed(waiting)} behind it stay in float, unless int8calib.register_layer() "
-        "teaches the type"
-    )
+    if before is not None:
+        return f"{before.label} before it does not run either"
+    if not needed:
+        return "no layer to quantize needs it, so calibration works"
+    stays = f"{listed(waiting)} behind it stay" if waiting else "it stays"
+    return f"{stays} in float, unless int8calib.register_layer() teaches the type"
 
 
 def _batch_norm(reading: Reading, folded: Mapping[Layer, str]) -> Iterator[str]:
@@ -123,7 +122,9 @@ def _fixed_batch(reading: Reading) -> Iterator[str]:
 
 
 def _weights(reading: Reading) -> Iterator[str]:
-    """Rows of zero weights, and weights far from the others of their row, after folding."""
+    """Rows without weights, and weights far from the others of their row, after folding."""
+    dead: dict[str, str] = {}
+    channels, largest_dead = 0, 0.0
     for layer in quantized_layers(fold_batch_norm(reading.graph)):
         if not layer.layer.weights:
             continue
@@ -132,9 +133,10 @@ def _weights(reading: Reading) -> Iterator[str]:
             yield f"{layer.name}: weights that are NaN or infinite"
             continue
         largest = rows.max(axis=1)
-        dead = int((largest < DEAD_ABSMAX).sum())
-        if dead:
-            yield f"{layer.name}: {dead} of {layer.rows} output channels are dead, all weights 0"
+        below = largest[largest < DEAD_ABSMAX]
+        if below.size:
+            dead[layer.name] = f"{layer.name} ({below.size} of {layer.rows})"
+            channels, largest_dead = channels + below.size, max(largest_dead, below.max())
         typical = np.sqrt(np.square(rows).mean(axis=1))
         ratio = np.divide(largest, typical, out=np.zeros_like(largest), where=typical > 0)
         if ratio.max(initial=0) > FAR_OUT:
@@ -143,3 +145,6 @@ def _weights(reading: Reading) -> Iterator[str]:
                 f"have a huge outlier, up to {ratio.max():.0f} times the typical weight; in INT8 "
                 "the others lose their digits"
             )
+    if dead:
+        what = "all weights 0" if not largest_dead else f"no weight above {largest_dead:.2g}"
+        yield f"{channels} output channels are dead, {what}: {listed(dead.values())}"

@@ -100,7 +100,7 @@ def load_lenient(
     warnings += [
         str(obstacle.error)
         for layer, obstacle in found.blocked.items()
-        if obstacle.layer is layer and obstacle.error is not None
+        if obstacle.layer is layer and isinstance(obstacle.error, ShapeError)
     ]
     graph, weighed = _bound(graph, weights, found, os.fspath(caffemodel or ""), warnings)
     graph = free_batch(graph, found.shapes)

@@ -134,23 +134,28 @@ def layers_to_quantize(
         Where nothing is left to quantize; says what stands in the way.
     """
     obstacles = reach(graph, inputs).blocked
-    every = quantized_layers(graph)
-    layers = tuple(layer for layer in every if layer.layer not in obstacles)
+    layers = tuple(layer for layer in quantized_layers(graph) if layer.layer not in obstacles)
+    # By type: where the options of a layer are the obstacle, it is none of the quantized layers.
     blocked = {
-        layer.name: str(obstacles[layer.layer]) for layer in every if layer.layer in obstacles
+        layer.name: obstacle
+        for layer, obstacle in obstacles.items()
+        if layer.type in QUANTIZED_TYPES and len(layer.bottoms) == 1
     }
     if not layers:
-        raise ModelError(f"{graph.source}: {_nothing_left(obstacles, blocked)}")
-    return layers, blocked
+        raise ModelError(f"{graph.source}: {_nothing_left(blocked)}")
+    return layers, {name: str(obstacle) for name, obstacle in blocked.items()}
 
 
-def _nothing_left(obstacles: Mapping[Layer, Obstacle], blocked: Mapping[str, str]) -> str:
+def _nothing_left(blocked: Mapping[str, Obstacle]) -> str:
     """Why there is no layer to quantize."""
-    heavy = [layer for layer in obstacles if layer.type in QUANTIZED_TYPES]
-    if not heavy:
+    if not blocked:
         return "has no Convolution or InnerProduct layer, so there is nothing to calibrate"
-    obstacle = obstacles[heavy[0]]
-    behind = [layer.name for layer in heavy if layer is not obstacle.layer]
+    obstacle = next(iter(blocked.values()))
+    behind = [
+        name
+        for name, other in blocked.items()
+        if other.layer is obstacle.layer and name != obstacle.layer.name
+    ]
     waiting = f", and {listed(behind)} wait{'s' * (len(behind) == 1)} for it" if behind else ""
     teach = "; int8calib.register_layer() teaches a type" if obstacle.error is None else ""
     return f"nothing is left to quantize: {obstacle}{waiting}{teach}"

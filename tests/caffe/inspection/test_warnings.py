@@ -67,7 +67,7 @@ def test_dead_channels_and_outliers(tmp_path: Path) -> None:
     weights["wide"][0][1] = row
     change(model, proto, {name: tuple(blobs) for name, blobs in weights.items()})
     text = "\n".join(int8calib.inspect(proto, model).warnings)
-    assert "conv1: 3 of 7 output channels are dead" in text
+    assert "3 output channels are dead, all weights 0: conv1 (3 of 7)" in text
     ratio = 5000 / np.sqrt(np.mean(row.astype(float) ** 2))
     assert 30 < ratio < 40
     assert "wide" not in text
@@ -81,6 +81,60 @@ def test_dead_channels_and_outliers(tmp_path: Path) -> None:
     change(model, proto, {"wide": (wider, np.zeros(3, np.float32))})
     (warning,) = int8calib.inspect(proto, model).warnings
     assert f"wide: 1 of 3 output channels have a huge outlier, up to {ratio:.0f} times" in warning
+
+
+def test_dead_channels_of_many_layers_are_one_line(tmp_path: Path) -> None:
+    text = INPUT
+    for i in range(7):
+        text += conv(f"c{i}", f"c{i - 1}" if i else "data", "num_output: 5 kernel_size: 1")
+    proto, model = make_model(tmp_path, text)
+    for value, what in ((0.0, "all weights 0"), (1e-37, "no weight above 1e-37")):
+        weights = {}
+        for name, (weight, bias) in caffe_proto.read_weights(model).items():
+            changed = weight.copy()
+            changed[[1, 3]] = 0
+            changed[1, 2] = value if name == "c6" else 0
+            weights[name] = (changed, bias)
+        changed_model = change(model, proto, weights)
+        (warning,) = int8calib.inspect(proto, changed_model).warnings
+        assert warning == (
+            f"14 output channels are dead, {what}: c0 (2 of 5), c1 (2 of 5), c2 (2 of 5), "
+            "c3 (2 of 5), c4 (2 of 5) and 2 more"
+        )
+
+
+def test_layers_one_after_another_that_cannot_run(tmp_path: Path) -> None:
+    text = INPUT + layer("Im2col", "a", "data") + layer("Transpose", "b", "a")
+    text += conv("c", "b", "num_output: 5 kernel_size: 1")
+    first, second = inspect(text, tmp_path).warnings
+    assert first.startswith("layer 'a' (Im2col) is of a type that does not run; c behind it stay")
+    assert second == (
+        "layer 'b' (Transpose) is of a type that does not run; layer 'a' (Im2col) before it does "
+        "not run either"
+    )
+
+
+def test_three_dimensions_are_told_and_stay_in_float(tmp_path: Path) -> None:
+    """One layer of three dimensions each; what stands before and beside it goes on."""
+    sizes = "kernel_size: 3 kernel_size: 3 kernel_size: 2"
+    fold = "reshape_param { shape { dim: 0 dim: 1 dim: 3 dim: 23 dim: 19 } }"
+    kinds = {
+        "Convolution": f"convolution_param {{ num_output: 5 {sizes} }}",
+        "Deconvolution": f"convolution_param {{ num_output: 5 {sizes} }}",
+        "Pooling": "pooling_param { kernel_size: 2 }",
+    }
+    for kind, options in kinds.items():
+        text = INPUT + conv("c", "data", "num_output: 3 kernel_size: 1")
+        text += layer("Reshape", "v", "data", param=fold) + layer(kind, "three", "v", param=options)
+        found = inspect(text + conv("d", "three", "num_output: 5 kernel_size: 1"), tmp_path)
+        layers = {node.name: node for node in found.layers}
+        assert layers["c"].quantized
+        assert not layers["three"].quantized
+        assert "3-d" in layers["three"].why, kind
+        assert layers["d"].why == f"behind layer 'three' ({kind}), which cannot run"
+        assert [line for line in found.warnings if "3-d" in line]
+        net = int8calib.load_caffe(tmp_path / "net.prototxt", None)
+        assert list(net.executor().blocked) == (["three", "d"] if kind == "Convolution" else ["d"])
 
 
 def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
