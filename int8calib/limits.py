@@ -34,6 +34,9 @@ MAX_INPUTS = 10_000_000
 MAX_AHEAD_BYTES = 1 << 28
 """Bytes of inputs that wait, decoded, for the network: 256 MiB, or one input if it is larger."""
 
+MAX_STATISTICS_BYTES = 1 << 30
+"""What a statistics file may unpack to: 64 KiB for each of 16,384 blobs."""
+
 
 def check_shape(shape: Sequence[int], what: str) -> None:
     """Refuse a shape that no blob can have, before memory is asked for it.

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from typing import TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from int8calib.arrays import Array
+from int8calib.errors import ImageError, OptionError
 
 Batch: TypeAlias = Mapping[str, Array]
 """One batch: each input blob's array, float32 (N, ...)."""
@@ -34,12 +36,35 @@ def work_through(
     workers: int,
     progress: Callable[[int], None],
 ) -> int:
-    """Do `work(state, item)` for all items in `workers` threads; returns how many items there were.
+    """Do the same work on every item, several at a time in threads.
 
-    `prepare()` makes each thread's own state. `work` returns the number of images it dealt with;
-    `progress` hears their running total. An error in one thread, or Ctrl-C, stops the others and
-    is raised here once they have ended.
+    Parameters
+    ----------
+    items : iterable
+        What there is to do, taken one by one.
+    prepare : callable
+        ``prepare()`` makes each thread's own state.
+    work : callable
+        ``work(state, item)`` does the work and returns the number of images it dealt with.
+    workers : int
+        Threads.
+    progress : callable
+        Hears the running total of images.
+
+    Returns
+    -------
+    int
+        How many items there were.
+
+    Raises
+    ------
+    OptionError
+        For fewer than one worker.
+
+    An error in one thread, or Ctrl-C, stops the others and is raised here once they have ended.
     """
+    if workers < 1:
+        raise OptionError(f"workers {workers}; expected 1 or more")
     source, done, count = iter(items), 0, 0
     taking, reporting = threading.Lock(), threading.Lock()
     stop = threading.Event()
@@ -66,6 +91,39 @@ def work_through(
     if failures:
         raise failures[0]
     return count
+
+
+def float_batch(given: Mapping[str, ArrayLike]) -> Batch:
+    """Return a batch as contiguous float32 arrays, from arrays of any numbers.
+
+    Parameters
+    ----------
+    given : mapping of str to array (N, ...)
+        The arrays by input. Values too large for float32 become infinite.
+
+    Raises
+    ------
+    ImageError
+        For something else than a mapping of arrays of numbers with at least one axis.
+    """
+    if not isinstance(given, Mapping) or not given:
+        raise ImageError(f"a batch is {_kind(given)}; expected a mapping of input to array")
+    return {name: _float_array(name, value) for name, value in given.items()}
+
+
+def _float_array(name: str, value: ArrayLike) -> Array:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub" or array.ndim == 0:
+        raise ImageError(
+            f"input {name!r}: {_kind(value)} of type {array.dtype} and shape {array.shape}; "
+            "expected an array of numbers, images along its first axis"
+        )
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, np.float32)
+
+
+def _kind(value: object) -> str:
+    return f"an empty {type(value).__name__}" if value == {} else f"a {type(value).__name__}"
 
 
 def batch_size(batch: Batch) -> int:

@@ -8,7 +8,8 @@ from int8calib.arrays import Array
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Graph
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
-from int8calib.calibration.scales import DEAD_ABSMAX, WINOGRAD_LEVELS, WeightOptions, weight_scales
+from int8calib.calibration.scales import DEAD_ABSMAX, WeightOptions, weight_scales
+from int8calib.levels import WINOGRAD_LEVELS
 from int8calib.table.requirement import Requirement
 
 

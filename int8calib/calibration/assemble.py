@@ -13,13 +13,14 @@ from typing import Any
 import int8calib
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import Options
-from int8calib.calibration.scales import LEVELS, dead_rows, weight_scales
+from int8calib.calibration.scales import dead_rows, weight_scales
 from int8calib.calibration.selection import blob_methods, chosen_layers, default_method, matching
 from int8calib.calibration.stability import UNSTEADY, summary, threshold_spreads
 from int8calib.calibration.statistics.histogram import Histogram
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.calibration.thresholds import find_thresholds
 from int8calib.errors import OptionError, StatisticsError
+from int8calib.levels import LEVELS
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
 
 FEW_IMAGES = 50
@@ -153,10 +154,14 @@ def _rows(
             )
             continue
         dead = dead_rows(layer, weights)
-        warnings += _layer_warnings(layer, evidence, len(dead))
+        if evidence.threshold < FAR_BELOW * evidence.absmax:
+            warnings.append(
+                f"{layer.name}: threshold {evidence.threshold:.4g} is far below "
+                f"absmax {evidence.absmax:.4g} of {evidence.blob}"
+            )
         scales = weight_scales(layer, weights)
         rows.append(LayerScales(layer.name, scales, LEVELS / evidence.threshold, evidence, dead))
-    return rows, warnings
+    return rows, [*warnings, *_dead_warnings(rows)]
 
 
 def _blob_scales(blobs: Blobs, found: Mapping[str, BottomEvidence]) -> dict[str, float]:
@@ -185,16 +190,19 @@ def _run_warnings(
     return warnings
 
 
-def _layer_warnings(layer: QuantLayer, found: BottomEvidence, dead: int) -> list[str]:
-    warnings = []
-    if found.threshold < FAR_BELOW * found.absmax:
-        warnings.append(
-            f"{layer.name}: threshold {found.threshold:.4g} is far below "
-            f"absmax {found.absmax:.4g} of {found.blob}"
-        )
-    if dead:
-        warnings.append(f"{layer.name}: {dead} of {layer.rows} weight rows are all zero")
-    return warnings
+def _dead_warnings(rows: Sequence[LayerScales]) -> list[str]:
+    """One warning for all weight rows that are dead."""
+    dead = [row for row in rows if row.dead_channels]
+    if not dead:
+        return []
+    shown = ", ".join(
+        f"{row.name} {len(row.dead_channels)} of {len(row.weight_scales)}" for row in dead[:_SHOWN]
+    )
+    more = f" and {len(dead) - _SHOWN} more" if len(dead) > _SHOWN else ""
+    total = sum(len(row.dead_channels) for row in dead)
+    return [
+        f"{total} weight rows are dead (nothing in them counts) and get the scale 1: {shown}{more}"
+    ]
 
 
 def tool_rows(table: CalibrationTable) -> CalibrationTable:

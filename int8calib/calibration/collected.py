@@ -1,10 +1,11 @@
-"""Statistics of a network with all that a table needs besides come in, one file goes out, and back.
+"""Files of collected statistics with all that a table needs besides: thresholds without a network.
 
-With such a file thresholds are found again in a moment, by any method, without the network.
+With such a file thresholds are found again in a moment, by any method.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,26 @@ from numpy.typing import NDArray
 from int8calib.arrays import Array
 from int8calib.calibration.assemble import Blobs
 from int8calib.calibration.layers import QuantLayer, WeightClips
-from int8calib.calibration.scales import LEVELS, WINOGRAD_LEVELS
-from int8calib.calibration.statistics.file import load_statistics, save_statistics
+from int8calib.calibration.statistics.file import check_array, load_statistics, save_statistics
 from int8calib.calibration.statistics.store import Statistics, merge_statistics
-from int8calib.errors import StatisticsError
+from int8calib.errors import ModelError, StatisticsError
+from int8calib.levels import LEVELS, WINOGRAD_LEVELS
 
-_FIELDS = ("name", "kind", "blob", "rows", "group", "reads_input", "first", "last")
+_FIELDS: Mapping[str, type] = {
+    "name": str,
+    "kind": str,
+    "blob": str,
+    "rows": int,
+    "group": int,
+    "kernel": list,
+    "stride": list,
+    "dilation": list,
+    "reads_input": bool,
+    "first": bool,
+    "last": bool,
+    "count": int,
+}
+"""What a file says of a layer, with the type of each; `count` is that of its clips."""
 _PAIRS = ("kernel", "stride", "dilation")
 _WAYS = [(levels, whole) for levels in (LEVELS, WINOGRAD_LEVELS) for whole in (False, True)]
 
@@ -32,8 +47,18 @@ _WAYS = [(levels, whole) for levels in (LEVELS, WINOGRAD_LEVELS) for whole in (F
 class Collected:
     """What a collection leaves: statistics, the layers they are for, and where all comes from.
 
-    `fingerprint` (JSON values) holds what must agree where statistics are merged: the network, the
-    preprocessing and the options that change activations.
+    Attributes
+    ----------
+    statistics : Statistics
+    layers : tuple of QuantLayer
+        All layers that can be INT8, without their weights.
+    blobs : Blobs
+        Every blob of the network.
+    source : str
+        What messages call the network.
+    fingerprint : mapping
+        What must agree where statistics are merged, JSON values: the network, the preprocessing
+        and the options that change activations.
     """
 
     statistics: Statistics
@@ -46,7 +71,7 @@ class Collected:
 def save_collected(path: str | os.PathLike[str], collected: Collected) -> None:
     """Write `collected` to `path` (.npz), whole or not at all; raises `OutputError`."""
     layers = [
-        {field: getattr(layer, field) for field in (*_FIELDS, *_PAIRS)}
+        {name: getattr(layer, name) for name in _FIELDS if name != "count"}
         | {"count": layer.clips.count}
         for layer in collected.layers
     ]
@@ -64,27 +89,40 @@ def save_collected(path: str | os.PathLike[str], collected: Collected) -> None:
 
 
 def load_collected(path: str | os.PathLike[str]) -> Collected:
-    """The content of a file; raises `StatisticsError` where it holds something else."""
+    """Return the content of a file; raises `StatisticsError` where it holds something else."""
     stored = load_statistics(path)
     meta = stored.statistics.meta
     try:
-        names = dict(meta["blobs"])
+        if meta.keys() != {"fingerprint", "source", "layers", "blobs", "inputs"}:
+            raise ValueError(f"it holds {', '.join(meta) or 'statistics alone'}")
+        layers = _layers(meta["layers"], stored.arrays)
+        missing = [layer.blob for layer in layers if layer.blob not in stored.statistics.ranges]
+        if missing:
+            raise ValueError(f"its statistics lack the blob {missing[0]!r}")
         return Collected(
             replace(stored.statistics, meta={}),
-            tuple(_layers(meta["layers"], stored.arrays)),
-            Blobs(names, frozenset(meta["inputs"])),
+            layers,
+            _blobs(meta["blobs"], meta["inputs"]),
             str(meta["source"]),
             dict(meta["fingerprint"]),
         )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ModelError) as error:
         message = f"{Path(path)}: not written by `int8calib collect` or `merge` ({error})"
         raise StatisticsError(message) from error
 
 
 def merge_collected(parts: Mapping[str, Collected]) -> Collected:
-    """The files `parts`, by name, as one; `merge_statistics` tells what merges with what.
+    """Return several files as one; `merge_statistics` tells what merges with what.
 
-    Raises `StatisticsError` that names the two files and what differs in their fingerprint.
+    Parameters
+    ----------
+    parts : mapping of str to Collected
+        The files by name.
+
+    Raises
+    ------
+    StatisticsError
+        Names two files that do not belong together, and what differs in their fingerprints.
     """
     (first_name, first), *others = parts.items()
     for name, part in others:
@@ -95,7 +133,7 @@ def merge_collected(parts: Mapping[str, Collected]) -> Collected:
 
 def check_fingerprint(a: Mapping[str, Any], b: Mapping[str, Any], name: str, other: str) -> None:
     """Raise `StatisticsError` for the first value in which two fingerprints differ."""
-    for key in a.keys() | b.keys():
+    for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
             raise StatisticsError(
                 f"{name} and {other} do not belong together: their {key} differs "
@@ -117,26 +155,74 @@ def _all_mse(layers: Sequence[QuantLayer], levels: int, whole: bool) -> Array:
         return np.concatenate(list(pool.map(lambda x: x.clips.mse(levels, whole), layers)))
 
 
-def _layers(described: list[Any], arrays: Mapping[str, NDArray[Any]]) -> list[QuantLayer]:
+def _blobs(pairs: Any, inputs: Any) -> Blobs:
+    names = dict(pairs)
+    if len(names) < len(pairs) or not all(map(_is_text, (*names, *names.values(), *inputs))):
+        raise ValueError("its list of blobs holds something twice, or what is no name")
+    return Blobs(names, frozenset(inputs))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _layers(described: Any, arrays: Mapping[str, NDArray[Any]]) -> tuple[QuantLayer, ...]:
+    """The layers of a file, which has one row of clips for each of their rows."""
+    if not isinstance(described, list) or not described:
+        raise ValueError("it lists no layers")
+    for stored in described:
+        _check_fields(stored)
+    names = [stored["name"] for stored in described]
+    if len(set(names)) < len(names):
+        raise ValueError("it lists a layer twice")
+    rows = sum(stored["rows"] for stored in described)
+    absmax = check_array("absmax", arrays["absmax"], np.float32, (rows,))
+    _check_clips("absmax", absmax, math.inf)
+    for levels, whole in _WAYS:
+        name = _mse_name(levels, whole)
+        count = len(described) if whole else rows
+        check_array(name, arrays[name], np.float32, (count,))
+        _check_clips(name, arrays[name], math.inf if whole else absmax)
+    if len(arrays) != 1 + len(_WAYS):
+        raise ValueError("it holds arrays that belong to no layer")
     layers = []
     row = 0
     for index, stored in enumerate(described):
-        fields = dict(stored) | {field: tuple(stored[field]) for field in _PAIRS}
-        count, rows = int(fields.pop("count")), int(fields["rows"])
-        absmax: Array = arrays["absmax"][row : row + rows]
-        if len(absmax) != rows:
-            raise ValueError(f"{len(absmax)} weight rows of {fields['name']}, {rows} announced")
-        mse = _stored_mse(arrays, slice(row, row + rows), slice(index, index + 1))
-        layers.append(QuantLayer(**fields, known_clips=WeightClips(absmax, count, mse)))
-        row += rows
-    return layers
+        part = slice(row, row + stored["rows"])
+        clips = WeightClips(
+            absmax[part], stored["count"], _stored_mse(arrays, part, slice(index, index + 1))
+        )
+        fields = dict(stored) | {name: tuple(stored[name]) for name in _PAIRS}
+        del fields["count"]
+        layers.append(QuantLayer(**fields, known_clips=clips))
+        row = part.stop
+    return tuple(layers)
+
+
+def _check_fields(stored: Mapping[str, Any]) -> None:
+    """Refuse what does not describe a layer."""
+    if stored.keys() != _FIELDS.keys():
+        raise ValueError(f"a layer has the fields {', '.join(stored)}")
+    for field, value in stored.items():
+        if type(value) is not _FIELDS[field]:
+            raise ValueError(f"{field} of layer {stored['name']!r} is {_short(value)}")
+        numbers = value if isinstance(value, list) else [value] if type(value) is int else [1, 1]
+        if any(type(n) is not int or n < 1 for n in numbers) or (
+            field in _PAIRS and len(numbers) != 2
+        ):
+            raise ValueError(f"{field} of layer {stored['name']!r} is {_short(value)}")
+
+
+def _check_clips(name: str, clips: NDArray[Any], limit: Any) -> None:
+    if not ((clips >= 0) & (clips <= limit) & np.isfinite(clips)).all():
+        raise ValueError(f"{name} holds values that no weights have")
 
 
 def _stored_mse(
     arrays: Mapping[str, NDArray[Any]], rows: slice, layer: slice
 ) -> Callable[[int, bool], Array]:
     def mse(levels: int, whole: bool) -> Array:
-        found: Array = arrays[_mse_name(levels, whole)][layer if whole else rows]
-        return found
+        clips: Array = arrays[_mse_name(levels, whole)][layer if whole else rows]
+        return clips
 
     return mse

@@ -11,6 +11,7 @@ import numpy as np
 
 from int8calib.arrays import Array, Shape
 from int8calib.errors import ModelError, WeightsError
+from int8calib.levels import LEVELS
 
 KINDS = ("Convolution", "ConvolutionDepthWise", "InnerProduct")
 _SHARES = np.linspace(0.2, 1.0, 100, dtype=np.float32)[::-1].copy()
@@ -47,11 +48,16 @@ class WeightClips:
 
 
 def _mse_clips(rows: Array, levels: int) -> Array:
-    """The clip of each row, out of 100 shares of its absmax, with the least squared error."""
+    """The clip of each row, out of 100 shares of its absmax, with the least squared error.
+
+    ncnn clamps weights to 127 levels, not to fewer: of 6-bit weights nothing can be clipped, so
+    only shares remain with which the absmax still rounds to the last level.
+    """
     from int8calib.calibration.thresholds.error_kernels import row_clips
 
+    shares = _SHARES if levels >= LEVELS else _SHARES[levels / _SHARES < levels + 0.5]
     clips = np.empty(len(rows), np.float32)
-    row_clips(np.ascontiguousarray(rows).reshape(-1), levels, _SHARES, clips)
+    row_clips(np.ascontiguousarray(rows).reshape(-1), levels, shares, clips)
     return clips
 
 

@@ -1,11 +1,11 @@
-"""What a calibration may be told: checked values that all later stages read."""
+"""Options of a calibration: checked values that all later stages read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
 from int8calib.calibration.scales import WeightOptions
-from int8calib.calibration.thresholds import MethodOptions, method_names
+from int8calib.calibration.thresholds import DEFAULT_METHOD, MethodOptions, method_names
 from int8calib.errors import OptionError
 
 AUTO = "auto"
@@ -14,37 +14,43 @@ SAME = "same"
 
 @dataclass(frozen=True)
 class Options:
-    """What a calibration may be told.
+    """Options of a calibration.
 
-    method
-        how thresholds are found, a name that `method_names()` lists. `mse` loses least
-        over the real models measured (README.md has the figures).
-    input_method
-        the method of the network's input blobs: a method's name; `same` for `method`; `auto`
-        for `minmax`, but `same` with the methods that repeat another tool (`kl-tool`,
-        `kl-tool-v1`, `aciq`). `kl` with `same` is exactly ncnn2table's kl.
-    layer_methods
+    Attributes
+    ----------
+    method : str
+        How thresholds are found, a name that `method_names` lists.
+    input_method : str
+        The method of the network's input blobs: a method's name; ``same`` for `method`; ``auto``
+        for ``minmax``, but ``same`` with the methods that repeat another tool (``kl-tool``,
+        ``kl-tool-v1``, ``aciq``). ``kl`` with ``same`` is exactly ncnn2table's kl.
+    layer_methods : tuple of (str, str)
         (pattern, method) pairs for layers that want another method. A blob has one scale for
         all its consumers: a method given to one holds for all, two different ones are an error.
-    percentile
-        the share of the values, in percent, that the method `percentile` keeps.
-    exclude, only
-        names or globs of layers: those that stay in float, those to quantize (empty: all).
-    first_last_float
-        True leaves the layers with no quantized layer before them, or none behind, in float.
-    fold_bn
+    percentile : float
+        The share of the values, in percent, that the method ``percentile`` keeps.
+    exclude, only : tuple of str
+        Names or globs of layers: those that stay in float, those to quantize (empty: all).
+    first_last_float : bool
+        Whether the layers with no quantized layer before them, or none behind, stay in float.
+    fold_bn : bool
         True: weights as `ncnnoptimize` leaves them; False: as they are in the caffemodel.
-    weights
-        how weight scales are found.
-    all_blobs
-        True also gives every blob a scale, for the formats keyed by blob.
-    workers
-        images that run at a time, each in a thread of its own.
-    cache_bytes
-        memory for activations of the first pass; what does not fit is computed a second time.
+    weights : WeightOptions
+        How weight scales are found.
+    all_blobs : bool
+        Whether every blob gets a scale, for the formats keyed by blob.
+    workers : int
+        Batches that run at a time, each in a thread of its own.
+    cache_bytes : int
+        Memory for activations of the first pass; what does not fit is computed a second time.
+
+    Raises
+    ------
+    OptionError
+        For values that mean nothing.
     """
 
-    method: str = "mse"
+    method: str = DEFAULT_METHOD
     input_method: str = AUTO
     layer_methods: tuple[tuple[str, str], ...] = ()
     percentile: float = 99.99
@@ -67,6 +73,9 @@ class Options:
             expected = ", ".join((AUTO, SAME, *known))
             raise OptionError(f"input method {self.input_method!r}; expected one of {expected}")
         MethodOptions(percentile=self.percentile)
+        for name, count, least in (("workers", self.workers, 1), ("cache", self.cache_bytes, 0)):
+            if count < least:
+                raise OptionError(f"{name} {count}; expected {least} or more")
 
     def weight_options(self) -> WeightOptions:
         """`weights` with its method decided: aciq thresholds bring aciq weights, as ncnn2table."""

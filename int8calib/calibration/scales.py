@@ -14,9 +14,8 @@ import numpy as np
 from int8calib.arrays import Array
 from int8calib.calibration.layers import QuantLayer, WeightClips
 from int8calib.errors import OptionError
+from int8calib.levels import LEVELS, WINOGRAD_LEVELS
 
-LEVELS = 127
-WINOGRAD_LEVELS = 31
 WINOGRAD_SUM = (2**31 - 1) // 576
 """The largest whole sum of an output that comes out of ncnn's int8 winograd F(4,3) unharmed: its
 transforms multiply it by 576, in 32 bits. Sums and partial sums in between may wrap around, since

@@ -37,7 +37,7 @@ from int8calib.cli.table_options import add_fold_arguments
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from int8calib.calibration.statistics.histogram import Range
+    from int8calib.calibration.statistics.store import Statistics
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     )
     blobs = list(job.blobs)
     fingerprint = job_fingerprint(model, net, batches, blobs, fold_bn=args.fold_bn)
-    ranges = _known_ranges(args.ranges, fingerprint)
+    known = _known_ranges(args.ranges, fingerprint)
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}
     checkpoint = long_run.open({**fingerprint, **batches.order(), **phase})
     with console.progress() as progress:
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             cache_bytes=machine.cache_bytes,
             total=len(batches),
             progress=progress,
-            ranges=ranges,
+            known=known,
             ranges_only=args.ranges_only,
             checkpoint=checkpoint,
         )
@@ -120,14 +120,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _known_ranges(
-    path: str | None, fingerprint: Mapping[str, object]
-) -> Mapping[str, Range] | None:
-    """The ranges of `--ranges`, checked for being of the same network and preprocessing."""
+def _known_ranges(path: str | None, fingerprint: Mapping[str, object]) -> Statistics | None:
+    """The statistics of `--ranges`, checked for being of the same network and preprocessing."""
     if path is None:
         return None
     from int8calib.calibration.collected import check_fingerprint, load_collected
 
     known = load_collected(path)
     check_fingerprint(known.fingerprint, fingerprint, path, "this collection")
-    return known.statistics.ranges
+    return known.statistics

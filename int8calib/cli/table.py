@@ -17,6 +17,7 @@ from int8calib.cli.console import Console
 from int8calib.cli.options import MessageOptions, add_message_arguments, read_options
 from int8calib.cli.table_options import FORMATS
 from int8calib.errors import OptionError
+from int8calib.levels import LEVELS
 
 if TYPE_CHECKING:
     from int8calib.table import CalibrationTable, DiffRow, Requirement
@@ -90,7 +91,7 @@ def _show(args: argparse.Namespace, console: Console) -> int:
             (
                 layer.name,
                 _number(layer.bottom_scale),
-                _number(127 / layer.bottom_scale),
+                _number(LEVELS / layer.bottom_scale),
                 str(scales.size),
                 _number(float(scales.min())),
                 _number(float(scales.max())),
@@ -101,7 +102,7 @@ def _show(args: argparse.Namespace, console: Console) -> int:
     columns = ("layer", "scale", "threshold", "weights", "smallest", "largest", "dead", "bottom")
     console.table(f"{args.table}: {len(rows)} layers", columns, rows)
     if table.blob_scales:
-        blobs = [(n, _number(s), _number(127 / s)) for n, s in table.blob_scales.items()]
+        blobs = [(n, _number(s), _number(LEVELS / s)) for n, s in table.blob_scales.items()]
         console.table(f"{len(blobs)} blobs", ("blob", "scale", "threshold"), blobs)
     return 0
 

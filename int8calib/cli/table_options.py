@@ -66,9 +66,11 @@ def add_choice_arguments(group: Any) -> None:
 
 
 def _add_method_arguments(group: Any) -> None:
+    from int8calib.calibration.thresholds import DEFAULT_METHOD
+
     group.add_argument(
         "--method",
-        default="mse",
+        default=DEFAULT_METHOD,
         metavar="NAME",
         help="how thresholds are found: mse (default: loses least), kl (as ncnn2table), kl-tool, "
         "kl-tool-v1, aciq, minmax, percentile or kl-tensorrt",

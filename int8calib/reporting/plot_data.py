@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.caffe.network.quantized import QuantizedLayer
-from int8calib.calibration.scales import LEVELS
 from int8calib.calibration.statistics.histogram import BINS, Histogram
+from int8calib.levels import LEVELS
 
 BUCKETS = 128
 """Steps of a staircase: more would not be seen."""

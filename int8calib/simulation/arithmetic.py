@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from int8calib.arrays import Array
+from int8calib.levels import LEVELS
 
-MOST = 127
 BLOCK = 1 << 15
 """Values dealt with at a time (128 KiB of float32)."""
 _HALF = np.float32(0.5)
@@ -35,7 +35,7 @@ def quantize(values: Array, scale: np.float32, levels: Array) -> None:
         np.copysign(_HALF, part, out=half)
         np.add(part, half, out=part)
         np.trunc(part, out=part)
-        np.clip(part, -MOST, MOST, out=part)
+        np.clip(part, -LEVELS, LEVELS, out=part)
 
 
 def dequantize(sums: Array, factors: Array, bias: Array) -> None:

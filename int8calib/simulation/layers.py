@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import FastPath, LayerType, Scratch, add_type, find_type
-from int8calib.simulation.arithmetic import MOST, dequantize, quantize
+from int8calib.levels import LEVELS
+from int8calib.simulation.arithmetic import dequantize, quantize
 
 EXACT = 1 << 24
 """Whole numbers up to here are exact in float32, and so are sums that stay below."""
@@ -55,7 +56,7 @@ def sums_fit(rows: Array) -> bool:
 
     In any order of adding, a sum stays within 127 times the absolute weights of its row.
     """
-    return MOST * float(np.abs(rows).sum(axis=1, dtype=np.float64).max()) <= EXACT
+    return LEVELS * float(np.abs(rows).sum(axis=1, dtype=np.float64).max()) <= EXACT
 
 
 class _Twin:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from int8calib.levels import LEVELS, WINOGRAD_LEVELS
 from int8calib.table.findings import Finding, Scan, sort_findings
 from int8calib.table.formats import detect_format, get_format
 from int8calib.table.model import CalibrationTable, LayerScales
@@ -146,7 +147,7 @@ def _check_layer(
         most = _alive(requirement.max_scales, layer.dead_channels)
         if (found >= wanted * (1 - SAME)).all() and (found <= most * (1 + SAME)).all():
             return []
-    levels = 31 if requirement.levels == 127 else 127
+    levels = WINOGRAD_LEVELS if requirement.levels == LEVELS else LEVELS
     if _same(found, _alive(expected * (levels / requirement.levels))):
         message = f"{layer.name}: weight scales for {levels} levels, {requirement.levels} expected"
         return [Finding("warning", line, layer.name, message)]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from int8calib.levels import LEVELS
+
 
 @dataclass(frozen=True, eq=False)
 class Requirement:
@@ -28,7 +30,7 @@ class Requirement:
     weight_count: int
     weight_scales_folded: NDArray[np.floating[Any]] | None = None
     weight_scales_raw: NDArray[np.floating[Any]] | None = None
-    levels: int = 127
+    levels: int = LEVELS
     max_scales: NDArray[np.floating[Any]] | None = None
     folded: bool = True
     bottom: str | None = None

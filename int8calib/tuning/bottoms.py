@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from int8calib.arrays import Array
-from int8calib.calibration.scales import LEVELS
+from int8calib.levels import LEVELS
 from int8calib.simulation.arithmetic import quantize
 from int8calib.tuning.importance import Weighing
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from int8calib.calibration.scales import LEVELS
 from int8calib.evaluation.measures import format_decibels
+from int8calib.levels import LEVELS
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.tuning.results import Choice
 from int8calib.tuning.sequence import SettledLayer

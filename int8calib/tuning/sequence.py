@@ -15,7 +15,8 @@ from int8calib.arrays import Array, Shape
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
-from int8calib.calibration.scales import LEVELS, Grid
+from int8calib.calibration.scales import Grid
+from int8calib.levels import LEVELS
 from int8calib.simulation.build import int8_layers
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
 from int8calib.tuning.bottoms import Consumer, best_threshold, rounded, some, unseen

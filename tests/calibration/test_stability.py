@@ -72,7 +72,7 @@ def test_summary_names_the_worst() -> None:
 
 def test_a_wild_image_is_reported(tmp_path_factory: pytest.TempPathFactory) -> None:
     net = int8calib.load_caffe(*make_model(tmp_path_factory.mktemp("fire"), NET))
-    images = RNG.normal(0, 60, (60, 3, 13, 11)).astype(np.float32)
+    images = np.random.default_rng(7).normal(0, 60, (60, 3, 13, 11)).astype(np.float32)
 
     def warnings(images: np.ndarray) -> list[str]:
         done = int8calib.calibrate(

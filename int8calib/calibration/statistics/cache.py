@@ -1,4 +1,4 @@
-"""Activations of the first phase come in; their non-zero values wait here for the second.
+"""Cache of activations: the values of the first pass, kept for the second one.
 
 Half of what networks with ReLU compute are exact zeros, which a histogram only counts: leaving
 them out halves the memory that must be fetched from the system, which costs more than the copy.
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from int8calib.arrays import Array
 from int8calib.calibration.statistics.checkpoint import Checksums
@@ -28,14 +27,25 @@ pages, whose first use takes milliseconds each on virtual machines that share th
 
 
 class CachedValues(NamedTuple):
-    """Values of one blob for some images of one half, zeros left out.
+    """Values of one blob for an image, or a part of them, zeros left out.
 
-    `images` counts those whose values begin here: a large blob comes in several parts.
+    Attributes
+    ----------
+    blob : str
+        The key of the blob.
+    checksum : int
+        That of the image.
+    values : float32 (n,)
+        The values that are not zero.
+    zeros : int
+        How many were left out.
+    images : int
+        Images whose values begin here: a large blob comes in several parts.
     """
 
     blob: str
-    code: int
-    values: NDArray[np.float32]
+    checksum: int
+    values: Array
     zeros: int
     images: int
 
@@ -46,7 +56,7 @@ class CachedValues(NamedTuple):
 
 
 class ActivationCache:
-    """What is kept of all batches, by number, as far as a budget of bytes allows.
+    """Activations of batches, by number, as far as a budget of bytes allows.
 
     Workers call it at the same time; each fills memory of its own.
     """
@@ -59,7 +69,7 @@ class ActivationCache:
         self._own = threading.local()
 
     @property
-    def open(self) -> bool:
+    def has_room(self) -> bool:
         """Whether more may be kept."""
         return self._left > 0
 
@@ -71,39 +81,39 @@ class ActivationCache:
         """Their numbers in order."""
         return iter(sorted(self._batches))
 
-    def copies(self, blob: str, code: int, rows: Array) -> Iterator[CachedValues]:
-        """Copies of `rows`, the part of a top for images of one half, a chunk at a time."""
-        values = checked_values(rows, blob)
-        images = len(rows)
+    def copy(self, blob: str, checksum: int, top: Array) -> Iterator[CachedValues]:
+        """Copy the values of one image, a chunk at a time."""
+        values = checked_values(top, blob)
+        images = len(top)
         for begin in range(0, values.size, _CHUNK):
             piece = values[begin : begin + _CHUNK]
-            room = self._room(piece.size)
-            count = copy_nonzero(piece, room)
+            buffer = self._buffer(piece.size)
+            count = copy_nonzero(piece, buffer)
             self._own.used += count
-            yield CachedValues(blob, code, room[:count], piece.size - count, images)
+            yield CachedValues(blob, checksum, buffer[:count], piece.size - count, images)
             images = 0
 
-    def _room(self, size: int) -> NDArray[np.float32]:
+    def _buffer(self, size: int) -> Array:
         """Memory of this thread's own for up to `size` values, behind what it has filled."""
         chunk = getattr(self._own, "chunk", None)
         if chunk is None or chunk.size - self._own.used < size:
             chunk = self._own.chunk = np.empty(_CHUNK, np.float32)
             self._own.used = 0
-        room: NDArray[np.float32] = chunk[self._own.used :]
-        return room
+        buffer: Array = chunk[self._own.used :]
+        return buffer
 
-    def put(self, batch: int, codes: Checksums, copies: list[CachedValues]) -> None:
-        """Keep one batch's copies if they fit what is left of the budget."""
-        size = sum(kept.values.nbytes for kept in copies)
+    def add(self, batch: int, checksums: Checksums, parts: list[CachedValues]) -> None:
+        """Keep the parts of one batch if they fit what is left of the budget."""
+        size = sum(part.values.nbytes for part in parts)
         with self._lock:
             if size <= self._left:
                 self._left -= size
-                self._batches[batch] = codes, copies
+                self._batches[batch] = checksums, parts
             else:
                 # One that does not fit ends it: smaller ones may follow, but seldom do.
                 self._left = 0
 
-    def pop(self, batch: int) -> tuple[Checksums, list[CachedValues]] | None:
-        """Take one batch's copies out, None if they were not kept."""
+    def take(self, batch: int) -> tuple[Checksums, list[CachedValues]] | None:
+        """Take the parts of one batch out; None if they were not kept."""
         with self._lock:
             return self._batches.pop(batch, None)

@@ -1,4 +1,4 @@
-"""What a collection has counted so far; a checkpoint file and back.
+"""Checkpoints of a collection: what is counted so far, in a file from which a run goes on.
 
 A batch (the images of one forward pass) is done or not, so a checkpoint never holds half of one,
 and a run that goes on from it counts nothing twice.
@@ -6,10 +6,12 @@ and a run that goes on from it counts nothing twice.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,20 +19,32 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.calibration.statistics.file import load_statistics, save_statistics
+from int8calib.calibration.statistics.file import (
+    StatisticsFile,
+    check_array,
+    load_statistics,
+    save_statistics,
+)
 from int8calib.calibration.statistics.histogram import Histogram, Range
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OptionError, StatisticsError
 
 Checksums: TypeAlias = tuple[int, ...]
-"""A checksum of each image of a batch."""
+"""A checksum (32 bits) of each image of a batch."""
 
 
 @dataclass
 class CollectionState:
-    """Ranges and histograms of the batches done; `measured` and `counted` tell which, by number.
+    """What a collection has counted so far.
 
-    `ranges_known` says that the first phase is over: `ranges` are those of all images.
+    Attributes
+    ----------
+    ranges, histograms, halves
+        Those of the batches done, by blob; `halves` of about half of the images.
+    measured, counted
+        The batches whose ranges, and whose histograms, are in, by number, with their checksums.
+    ranges_known
+        Whether the first pass is over: `ranges` are those of all images.
     """
 
     ranges: dict[str, Range] = field(default_factory=dict)
@@ -40,12 +54,14 @@ class CollectionState:
     counted: dict[int, Checksums] = field(default_factory=dict)
     ranges_known: bool = False
 
-    def add_ranges(self, batch: int, codes: Checksums, found: Iterable[tuple[str, Range]]) -> None:
+    def add_ranges(
+        self, batch: int, checksums: Checksums, ranges: Iterable[tuple[str, Range]]
+    ) -> None:
         """Commit the ranges of one batch."""
-        for blob, measured in found:
+        for blob, measured in ranges:
             before = self.ranges.get(blob)
             self.ranges[blob] = before.merge(measured) if before else measured
-        self.measured[batch] = codes
+        self.measured[batch] = checksums
 
     def add_counts(self, blob: str, whole: Histogram, half: Histogram) -> None:
         """Add one blob's histograms: of all images, and of those in the half."""
@@ -53,7 +69,7 @@ class CollectionState:
             total[blob] = total[blob].merge(counts) if blob in total else counts
 
     def snapshot(self) -> CollectionState:
-        """A copy that stays as it is; its histograms are shared, which nobody changes."""
+        """Return a copy that stays as it is; its histograms are shared, which nobody changes."""
         return replace(
             self,
             ranges=dict(self.ranges),
@@ -64,57 +80,81 @@ class CollectionState:
         )
 
     def statistics(self, blobs: Iterable[str]) -> Statistics:
-        """What was learned, in the order of `blobs`."""
+        """Return what was learned, in the order of `blobs`."""
         made = [blob for blob in blobs if blob in self.ranges]
-        done = self.counted if self.histograms else self.measured
         return Statistics(
             {blob: self.ranges[blob] for blob in made},
             {blob: self.histograms[blob] for blob in made if blob in self.histograms},
             halves={blob: self.halves[blob] for blob in made if blob in self.halves},
-            seen=np.sort(np.array([c for codes in done.values() for c in codes], np.uint32)),
+            checksums=self.checksums(),
         )
+
+    def checksums(self) -> NDArray[np.uint32]:
+        """Return the checksums of all images that are in, sorted."""
+        done = self.counted if self.histograms else self.measured
+        return np.sort(np.array([c for codes in done.values() for c in codes], np.uint32))
 
 
 class Checkpoint:
-    """A file that a run writes now and then, and from which the same run goes on.
-
-    `fingerprint` (JSON values) is what must be the same for that; `every`: seconds between writes.
-    """
+    """A file that a run writes now and then, and from which the same run goes on."""
 
     def __init__(
         self, path: str | os.PathLike[str], fingerprint: Mapping[str, Any], every: float = 30.0
     ) -> None:
+        """Name the file; nothing is read or written yet.
+
+        Parameters
+        ----------
+        path : path
+            The file, .npz.
+        fingerprint : mapping
+            What must be the same for a run to go on, JSON values.
+        every : float
+            Seconds between two writes.
+
+        Raises
+        ------
+        OptionError
+            For a time that is negative, infinite or NaN.
+        """
+        if not 0 <= every < math.inf:
+            raise OptionError(f"checkpoint every {every} s; expected 0 s or more")
         self.path = Path(path)
-        self._identity = fingerprint
+        self._fingerprint = fingerprint
         self._every = every
         self._due = time.monotonic() + every
         self._writing = threading.Lock()
 
     def load(self) -> CollectionState | None:
-        """What an earlier run left, None where there is nothing.
+        """Return what an earlier run left, None where there is nothing.
 
-        Raises `StatisticsError` for a damaged file, `OptionError` for one of another job.
+        Raises
+        ------
+        StatisticsError
+            For a damaged file, or one that is no checkpoint.
+        OptionError
+            For the checkpoint of another job.
         """
         if not self.path.exists():
             return None
         stored = load_statistics(self.path)
         meta = stored.statistics.meta.get("checkpoint")
-        if not isinstance(meta, dict):
+        if not isinstance(meta, dict) or meta.keys() != {"fingerprint", "ranges_known"}:
             raise StatisticsError(f"{self.path}: statistics, but no checkpoint of a run")
-        for key in sorted(meta["fingerprint"].keys() | self._identity.keys()):
-            if meta["fingerprint"].get(key) != self._identity.get(key):
+        theirs = meta["fingerprint"]
+        if not isinstance(theirs, dict) or not isinstance(meta["ranges_known"], bool):
+            raise StatisticsError(f"{self.path}: a damaged checkpoint; delete it to start anew")
+        for key in sorted(theirs.keys() | self._fingerprint.keys()):
+            if theirs.get(key) != self._fingerprint.get(key):
                 raise OptionError(
                     f"{self.path}: is the checkpoint of another job (its {key} differs); repeat "
                     "that job's options, or name another file"
                 )
-        return CollectionState(
-            dict(stored.statistics.ranges),
-            dict(stored.statistics.histograms),
-            dict(stored.statistics.halves),
-            _unpack(stored.arrays["measured"]),
-            _unpack(stored.arrays["counted"]),
-            bool(meta["ranges_known"]),
-        )
+        try:
+            return _state(stored, ranges_known=meta["ranges_known"])
+        except ValueError as error:
+            message = f"{self.path}: a damaged checkpoint ({error}); delete it to start anew"
+            raise StatisticsError(message) from error
 
     def due(self) -> bool:
         """Whether it is time for the next write; the answer yes starts the time anew."""
@@ -129,7 +169,7 @@ class Checkpoint:
         if not self._writing.acquire(blocking=False):
             return
         try:
-            meta = {"fingerprint": dict(self._identity), "ranges_known": state.ranges_known}
+            meta = {"fingerprint": dict(self._fingerprint), "ranges_known": state.ranges_known}
             statistics = replace(state.statistics(state.ranges), meta={"checkpoint": meta})
             arrays = {"measured": _pack(state.measured), "counted": _pack(state.counted)}
             save_statistics(self.path, statistics, arrays)
@@ -137,18 +177,90 @@ class Checkpoint:
             self._writing.release()
 
     def remove(self) -> None:
-        """The job is done: the file has no use any more."""
+        """Delete the file: the job is done."""
         self.path.unlink(missing_ok=True)
+
+
+def _state(stored: StatisticsFile, *, ranges_known: bool) -> CollectionState:
+    """The state in a file; ValueError where its parts do not fit each other."""
+    if stored.arrays.keys() != {"measured", "counted"}:
+        raise ValueError(f"arrays {', '.join(stored.arrays)}; expected measured and counted")
+    statistics = stored.statistics
+    state = CollectionState(
+        dict(statistics.ranges),
+        dict(statistics.histograms),
+        dict(statistics.halves),
+        _unpack("measured", stored.arrays["measured"]),
+        _unpack("counted", stored.arrays["counted"]),
+        ranges_known,
+    )
+    if bool(state.histograms) != bool(state.counted) or (state.counted and not ranges_known):
+        raise ValueError("its histograms and the images counted do not belong together")
+    if state.histograms.keys() != state.halves.keys():
+        raise ValueError("halves without histograms, or histograms without halves")
+    for batch, checksums in state.counted.items():
+        if state.measured and state.measured.get(batch) != checksums:
+            raise ValueError(f"batch {batch} has other images in the second pass")
+    if not np.array_equal(state.checksums(), statistics.checksums):
+        raise ValueError("the images done are not the images listed")
+    if bool(state.measured or state.counted) and not state.ranges:
+        raise ValueError("images are done, but there are no ranges")
+    return state
 
 
 def _pack(done: Mapping[int, Checksums]) -> NDArray[np.int64]:
     """(images, 2): the batch's number and the image's checksum."""
-    rows = [(batch, code) for batch in sorted(done) for code in done[batch]]
+    rows = [(batch, checksum) for batch in sorted(done) for checksum in done[batch]]
     return np.array(rows, np.int64).reshape(-1, 2)
 
 
-def _unpack(rows: NDArray[np.int64]) -> dict[int, Checksums]:
+def _unpack(name: str, rows: NDArray[Any]) -> dict[int, Checksums]:
+    check_array(name, rows, np.int64, (len(rows), 2))
+    if rows.min(initial=0) < 0 or rows[:, 1].max(initial=0) >= 1 << 32:
+        raise ValueError(f"{name} holds numbers out of range")
     done: dict[int, Checksums] = {}
-    for batch, code in rows.tolist():
-        done[batch] = (*done.get(batch, ()), code)
+    for batch, checksum in rows.tolist():
+        done[batch] = (*done.get(batch, ()), checksum)
     return done
+
+
+class ReadersWriterLock:
+    """Many hold it together, or one alone.
+
+    Workers count while they share it, and a checkpoint is made while one holds it alone: so it
+    sees whole batches only, without a lock around each count.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._shared = 0
+        self._exclusive = 0
+        self.broken = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold it together with others; an error inside leaves the lock `broken`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._exclusive)
+            self._shared += 1
+        try:
+            yield
+        except BaseException:
+            self.broken = True
+            raise
+        finally:
+            with self._changed:
+                self._shared -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold it alone, once those who share it are done."""
+        with self._changed:
+            self._exclusive += 1
+            try:
+                self._changed.wait_for(lambda: not self._shared)
+                yield
+            finally:
+                self._exclusive -= 1
+                self._changed.notify_all()

@@ -1,11 +1,10 @@
-"""Batches through a network to the statistics of its blobs: ranges first, then histograms.
+"""Collection: batches through an executor to the statistics of its blobs.
 
-Both need every activation, and the bins need the range over all images. Activations of the first
-pass are kept as far as a memory budget allows; images that did not fit run a second time. The
-result is the same bit for bit for any budget, batch size and number of workers: every worker
-runs the same single-threaded matrix products on one image at a time, and only whole numbers and
-extremes are added up. Which half of the images an image belongs to follows from its pixels, so
-that too depends on nothing else.
+Ranges first, then histograms: both need every activation, and the bins need the range over all
+images. Activations of the first pass are kept as far as a memory budget allows; images that did
+not fit run a second time. The result is the same bit for bit for any budget, batch size and
+number of workers: only whole numbers and extremes are added up, and which half of the images an
+image belongs to follows from its pixels.
 """
 
 from __future__ import annotations
@@ -13,24 +12,23 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from int8calib.arrays import Array
 from int8calib.calibration.executor import Executor, Runner, runners
 from int8calib.calibration.statistics.cache import ActivationCache, CachedValues
-from int8calib.calibration.statistics.checkpoint import Checkpoint, Checksums, CollectionState
-from int8calib.calibration.statistics.counters import Counters, ReadersWriterLock, by_half
-from int8calib.calibration.statistics.histogram import Range, measure_range
-from int8calib.calibration.statistics.store import Statistics
-from int8calib.errors import ImageError
-from int8calib.workers import (
-    Batch,
-    Loader,
-    Progress,
-    batch_size,
-    work_through,
+from int8calib.calibration.statistics.checkpoint import (
+    Checkpoint,
+    Checksums,
+    CollectionState,
+    ReadersWriterLock,
 )
+from int8calib.calibration.statistics.histogram import HistogramBuilder, Range, measure_range
+from int8calib.calibration.statistics.store import Statistics
+from int8calib.errors import ImageError, StatisticsError
+from int8calib.workers import Batch, Loader, Progress, batch_size, float_batch, work_through
 
 
 def collect_statistics(
@@ -42,122 +40,166 @@ def collect_statistics(
     cache_bytes: int = 0,
     total: int = 0,
     progress: Progress | None = None,
-    ranges: Mapping[str, Range] | None = None,
+    known: Statistics | None = None,
     ranges_only: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Statistics:
-    """The range and histogram of each of `blobs` over all batches.
+    """Collect the range and the histogram of each blob over all images.
 
-    `batches()` starts a pass over the images; each batch maps input blobs to float32 arrays
-    (N, ...). It is called once if `cache_bytes` holds all observed activations, twice otherwise.
-    `ranges`: those of all images, where they are known already, by blob version; then only
-    histograms are counted. `ranges_only`: stop after the first phase. `checkpoint`: where to go on
-    from, and to write to now and then.
+    Parameters
+    ----------
+    executor : Executor
+        What runs the network.
+    batches : callable
+        ``batches()`` starts a pass over the images; each batch maps inputs to arrays (N, ...) of
+        numbers. It is called once if `cache_bytes` holds all observed activations, else twice,
+        and must give the same images both times.
+    blobs : iterable of str
+        The keys of the blobs to observe.
+    workers : int
+        Batches that run at a time.
+    cache_bytes : int
+        Memory for activations of the first pass.
+    total : int
+        The number of images, for `progress`; 0 where unknown.
+    progress : callable, optional
+        Called as ``progress("ranges" or "histograms", done, total)``.
+    known : Statistics, optional
+        Those of all images, with ranges; then only the histograms are counted, of these images.
+    ranges_only : bool
+        Whether to stop after the ranges.
+    checkpoint : Checkpoint, optional
+        Where to go on from, and to write to now and then.
 
-    Raises `StatisticsError` that names a blob with NaN or infinity or without a range,
-    `ImageError` for no batches.
+    Returns
+    -------
+    Statistics
+        In the order of `blobs`.
+
+    Raises
+    ------
+    StatisticsError
+        Names a blob with NaN or infinity, or without a range.
+    ImageError
+        Where there are no images, or others in the second pass than in the first.
+    OptionError
+        For fewer than one worker.
     """
-    state = (checkpoint.load() if checkpoint else None) or CollectionState()
-    if ranges is not None:
-        state.ranges, state.ranges_known = dict(ranges), True
     wanted = tuple(dict.fromkeys(blobs))
+    state = (checkpoint.load() if checkpoint else None) or CollectionState()
+    if known is not None:
+        state.ranges, state.ranges_known = _known_ranges(known, wanted), True
     report = progress or (lambda stage, done, of: None)
     with runners(executor, wanted) as runner:
-        collector = _Collector(runner, workers, cache_bytes if not ranges_only else 0)
-        collector.go_on(state, checkpoint, ranges_given=ranges is not None)
+        collector = _Collector(runner, workers, state, checkpoint, known)
         if not state.ranges_known:
-            collector.measure(batches, lambda done: report("ranges", done, total))
+            cache_bytes = 0 if ranges_only else cache_bytes
+            collector.measure(batches, cache_bytes, lambda done: report("ranges", done, total))
         if not ranges_only:
             collector.count(batches, lambda done: report("histograms", done, total))
-    return collector.result.statistics(wanted)
+    return collector.state.statistics(wanted)
+
+
+def _known_ranges(known: Statistics, blobs: Iterable[str]) -> dict[str, Range]:
+    for blob in blobs:
+        if blob not in known.ranges:
+            raise StatisticsError(f"blob {blob!r}: the ranges given do not have it")
+    return {blob: known.ranges[blob] for blob in blobs}
 
 
 class _Collector:
-    """The state of one run: what is counted, and the activations kept between the phases."""
+    """One run: its workers, what is counted so far, and the activations kept in between."""
 
-    def __init__(self, runner: Callable[[], Runner], workers: int, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        runner: Callable[[], Runner],
+        workers: int,
+        state: CollectionState,
+        checkpoint: Checkpoint | None,
+        known: Statistics | None,
+    ) -> None:
+        self.state = state
         self._runner = runner
         self._workers = workers
+        self._checkpoint = checkpoint
+        self._known = None if known is None else known.checksums
         self._lock = threading.Lock()
         self._counting = ReadersWriterLock()
-        self._state = CollectionState()
-        self.result = self._state
-        self._checkpoint: Checkpoint | None = None
-        self._cache = ActivationCache(cache_bytes)
+        self._cache = ActivationCache(0)
         self._batch_count = -1
-        self._ranges_given = False
 
-    def go_on(
-        self, state: CollectionState, checkpoint: Checkpoint | None, *, ranges_given: bool
-    ) -> None:
-        """Add to `state`, which an earlier run may have begun; write to `checkpoint`."""
-        self._state, self._checkpoint, self.result = state, checkpoint, state
-        self._ranges_given = ranges_given
-
-    def measure(self, batches: Loader, progress: Callable[[int], None]) -> None:
+    def measure(self, batches: Loader, cache_bytes: int, progress: Callable[[int], None]) -> None:
         """First pass: ranges of all blobs, activations kept while the budget lasts."""
-        before = dict(self._state.measured)
+        before = dict(self.state.measured)
+        self._cache = cache = ActivationCache(cache_bytes)
 
-        def work(runner: Runner, item: tuple[int, Batch]) -> int:
-            index, batch = item
+        def work(runner: Runner, item: tuple[int, Mapping[str, Any]]) -> int:
+            index, batch = item[0], float_batch(item[1])
+            checksums = image_checksums(batch)
             if index in before:
-                return batch_size(batch)
-            found: list[tuple[str, Range]] = []
-            kept: list[CachedValues] = []
-            keeping = self._cache.open
-            codes = image_checksums(batch)
+                _check_same(before[index], checksums, index)
+                return len(checksums)
+            ranges: list[tuple[str, Range]] = []
+            parts: list[CachedValues] = []
+            caching = cache.has_room
 
             def listen(blob: str, top: Array) -> None:
-                if not keeping:
-                    found.append((blob, measure_range(top, blob)))
+                if not caching:
+                    ranges.append((blob, measure_range(top, blob)))
                     return
-                for code, rows in by_half(codes, top):
-                    for part in self._cache.copies(blob, code, rows):
-                        kept.append(part)
-                        found.append((blob, part.range))
+                for checksum, values in _by_image(checksums, top):
+                    for part in cache.copy(blob, checksum, values):
+                        parts.append(part)
+                        ranges.append((blob, part.range))
 
             runner(batch, listen)
-            with self._counting.working(), self._lock:
-                self._state.add_ranges(index, codes, found)
+            with self._counting.shared(), self._lock:
+                self.state.add_ranges(index, checksums, ranges)
             self._save_if_due(CollectionState.snapshot)
-            if keeping:
-                self._cache.put(index, codes, kept)
+            if caching:
+                cache.add(index, checksums, parts)
             return batch_size(batch)
 
         self._batch_count = self._each(enumerate(batches()), work, progress)
         if not self._batch_count:
             raise ImageError("there are no images to calibrate with")
-        self._state.ranges_known = True
+        _check_all(self.state.measured, range(self._batch_count), "the run it goes on from")
+        self.state.ranges_known = True
 
     def count(self, batches: Loader, progress: Callable[[int], None]) -> None:
         """Second pass: histograms, from kept activations or by running the image again."""
-        before = dict(self._state.counted)
-        counters = Counters(self._state.ranges, self._ranges_given)
+        before = dict(self.state.counted)
+        counters = Counters(self.state.ranges)
+        given: set[int] = set()
 
-        def work(runner: Runner, item: tuple[int, Batch | None]) -> int:
-            index, batch = item
+        def work(runner: Runner, item: tuple[int, Mapping[str, Any] | None]) -> int:
+            index, batch = item[0], None if item[1] is None else float_batch(item[1])
+            kept = self._cache.take(index)
+            checksums = () if batch is None else image_checksums(batch)
+            if batch is not None:
+                self._check_image(index, checksums)
+            elif kept is not None:
+                checksums = kept[0]
+            given.add(index)
             if index in before:
-                return len(before[index])
-            kept = self._cache.pop(index)
-            if kept is None and batch is None:
-                return 0
-            codes = image_checksums(batch or {}) if kept is None else kept[0]
-            with self._counting.working():
+                return len(checksums)
+            with self._counting.shared():
                 if kept is not None:
                     for part in kept[1]:
-                        counters.add_kept(part)
+                        counters.add_cached(part)
                 elif batch is not None:
-                    runner(batch, lambda blob, top: counters.add(codes, blob, top))
+                    runner(batch, lambda blob, top: counters.add(checksums, blob, top))
                 with self._lock:
-                    self._state.counted[index] = codes
+                    self.state.counted[index] = checksums
             self._save_if_due(counters.add_to)
-            return len(codes)
+            return len(checksums)
 
         if not self._each(self._second_pass(batches), work, progress):
             raise ImageError("there are no images to calibrate with")
-        self.result = counters.add_to(self._state)
+        _check_all(self.state.counted | self.state.measured, given, "the first pass")
+        self.state = counters.add_to(self.state)
         if self._checkpoint is not None:
-            self._checkpoint.save(self.result)
+            self._checkpoint.save(self.state)
 
     def _second_pass(self, batches: Loader) -> Iterator[tuple[int, Batch | None]]:
         """What to count: the batches again where some were not kept, else the kept ones alone."""
@@ -165,35 +207,115 @@ class _Collector:
             return ((index, None) for index in self._cache)
         return enumerate(batches())
 
+    def _check_image(self, index: int, checksums: Checksums) -> None:
+        """Refuse images that the ranges are not of."""
+        expected = self.state.measured.get(index) or self.state.counted.get(index)
+        if expected is not None:
+            _check_same(expected, checksums, index)
+        elif self.state.measured:
+            raise ImageError(
+                f"batch {index + 1} was not there in the first pass; the images must stay the same "
+                "until the calibration has ended"
+            )
+        if self._known is not None and self._known.size:
+            for place, known in enumerate(np.isin(np.array(checksums, np.uint32), self._known)):
+                if not known:
+                    raise ImageError(
+                        f"image {place + 1} of batch {index + 1} is none of the images that the "
+                        "ranges given are of; collect the ranges again, of the same images"
+                    )
+
     def _save_if_due(self, finish: Callable[[CollectionState], CollectionState]) -> None:
         """Write the checkpoint if it is time: what `finish` makes of the state."""
         if self._checkpoint is None or not self._checkpoint.due():
             return
-        with self._counting.alone():
-            state = None if self._counting.broken else finish(self._state)
+        with self._counting.exclusive():
+            state = None if self._counting.broken else finish(self.state)
         if state is not None:
             self._checkpoint.save(state)
 
     def _each(
         self,
-        items: Iterable[tuple[int, Batch]] | Iterable[tuple[int, Batch | None]],
-        work: Callable[..., int],
+        items: Iterable[tuple[int, Any]],
+        work: Callable[[Runner, tuple[int, Any]], int],
         progress: Callable[[int], None],
     ) -> int:
         """Do `work` on all items in the workers; returns how many there were."""
-        return work_through(
-            items,
-            self._runner,
-            work,
-            workers=self._workers,
-            progress=progress,
+        return work_through(items, self._runner, work, workers=self._workers, progress=progress)
+
+
+def _check_same(before: Checksums, now: Checksums, batch: int) -> None:
+    """Refuse a batch whose images are not those that were there before."""
+    if before == now:
+        return
+    if len(before) != len(now):
+        raise ImageError(
+            f"batch {batch + 1} has {len(now)} images, and had {len(before)} when they were "
+            "measured; the images must stay the same until the calibration has ended"
+        )
+    place = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+    raise ImageError(
+        f"image {place + 1} of batch {batch + 1} is not the one that was measured; the images must "
+        "stay the same until the calibration has ended"
+    )
+
+
+def _check_all(expected: Iterable[int], given: Iterable[int], when: str) -> None:
+    """Refuse a pass that lacks batches that were there before."""
+    missing = sorted(set(expected) - set(given))
+    if missing:
+        raise ImageError(
+            f"batch {missing[0] + 1} is gone ({len(missing)} are missing), which was there in "
+            f"{when}; the images must stay the same until the calibration has ended"
         )
 
 
+class Counters:
+    """The histograms that are being counted, of all images and of about half of them."""
+
+    def __init__(self, ranges: Mapping[str, Range]) -> None:
+        """Start empty, with bins up to the absmax of each blob's range."""
+        self._builders = {
+            blob: [HistogramBuilder(measured.absmax, blob) for _ in range(2)]
+            for blob, measured in ranges.items()
+        }
+
+    def add(self, checksums: Checksums, blob: str, top: Array) -> None:
+        """Count one blob of a batch whose images have these checksums."""
+        for checksum, values in _by_image(checksums, top):
+            self._builders[blob][checksum & 1].add(values)
+
+    def add_cached(self, part: CachedValues) -> None:
+        """Count a part of a blob that was kept when its range was measured."""
+        builder = self._builders[part.blob][part.checksum & 1]
+        builder.add_values(part.values, zeros=part.zeros, images=part.images)
+
+    def add_to(self, state: CollectionState) -> CollectionState:
+        """Return a copy of `state` with what was counted here."""
+        total = state.snapshot()
+        for blob, builders in self._builders.items():
+            half, rest = (builder.result() for builder in builders)
+            total.add_counts(blob, half.merge(rest), half)
+        return total
+
+
+def _by_image(checksums: Checksums, top: Array) -> Iterator[tuple[int, Array]]:
+    """Each image's part of a top with its checksum, whose last bit says which half it is of."""
+    if len(checksums) == 1 or len(top) != len(checksums):
+        # A top need not have an axis of images: then all of it goes with the first image.
+        yield checksums[0], top
+        return
+    for i, checksum in enumerate(checksums):
+        yield checksum, top[i : i + 1]
+
+
 def image_checksums(batch: Batch) -> Checksums:
-    """A checksum of each image of a batch, over all its inputs: 32 bits, whatever the batch."""
-    codes = [0] * batch_size(batch)
+    """Return a CRC-32 of each image of a batch, over all its inputs, whatever the batch."""
+    checksums = [0] * batch_size(batch)
     for name in sorted(batch):
-        for i, image in enumerate(batch[name]):
-            codes[i] = zlib.crc32(np.ascontiguousarray(image).data, codes[i])
-    return tuple(codes)
+        array = batch[name]
+        # An input need not have an axis of images: then all of it belongs to each image.
+        images = array if len(array) == len(checksums) else [array] * len(checksums)
+        for i, image in enumerate(images):
+            checksums[i] = zlib.crc32(np.ascontiguousarray(image).data, checksums[i])
+    return tuple(checksums)

@@ -1,11 +1,14 @@
-"""Statistics and what belongs to them come in, a versioned .npz file goes out, and back.
+"""Statistics files: versioned .npz archives, checked before anything in them is used.
 
 The same statistics give the same bytes. `meta` (JSON as UTF-8) holds the format, its version, the
-blobs in order and the caller's own values; the arrays hold one row a blob.
+blobs in order and the caller's own values; the arrays hold one row a blob; `digest` is the SHA-256
+of all of it. A file is read only after its sizes are known to be within limits, and believed only
+after its parts fit each other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -20,21 +23,25 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from int8calib.calibration.statistics.histogram import BINS, Histogram, Range
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import StatisticsError
 from int8calib.files import write_atomic
+from int8calib.limits import MAX_STATISTICS_BYTES, value_count
 
 FORMAT = "int8calib-statistics"
-SCHEMA = 1
+SCHEMA = 2
 _EXTRA = "extra/"
+_HEAD = {"format", "schema", "blobs", "parts", "meta"}
+_PARTS = ("all", "half")
 _DAMAGE = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, EOFError),
+    *(SyntaxError, RecursionError, RuntimeError, NotImplementedError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
-    *(RuntimeError, MemoryError),
 )
-"""What zipfile and numpy raise for a damaged archive, beside ValueError and its like."""
+"""What zipfile, json and numpy raise for a damaged archive."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -50,8 +57,14 @@ class StatisticsFile:
 def save_statistics(
     path: str | os.PathLike[str], statistics: Statistics, arrays: Arrays = MappingProxyType({})
 ) -> None:
-    """Write `statistics` and `arrays` to `path`, whole or not at all; raises `OutputError`."""
-    parts = {"all": statistics.histograms, "half": statistics.halves}
+    """Write `statistics` and the caller's `arrays` to `path`, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        Where the file cannot be written.
+    """
+    parts = dict(zip(_PARTS, (statistics.histograms, statistics.halves), strict=True))
     head = {
         "format": FORMAT,
         "schema": SCHEMA,
@@ -65,12 +78,13 @@ def save_statistics(
         "meta": np.frombuffer(text, np.uint8),
         "ranges": np.array([(r.minimum, r.maximum) for r in ranges], np.float64).reshape(-1, 2),
         "range_images": np.array([r.images for r in ranges], np.int64),
-        "seen": statistics.seen,
+        "checksums": statistics.checksums,
     }
     for name, histograms in parts.items():
         if histograms:
             content |= _histogram_arrays(name, [histograms[blob] for blob in statistics.ranges])
-    content |= {_EXTRA + name: array for name, array in arrays.items()}
+    content |= {_EXTRA + name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    content["digest"] = _digest(content)
     buffer = BytesIO()
     write: Callable[..., None] = np.savez_compressed
     write(buffer, **content)
@@ -87,25 +101,78 @@ def _histogram_arrays(name: str, histograms: list[Histogram]) -> dict[str, NDArr
     }
 
 
+def _digest(content: Arrays) -> NDArray[np.uint8]:
+    """The SHA-256 of all arrays, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(content):
+        array = content[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
 def load_statistics(path: str | os.PathLike[str]) -> StatisticsFile:
-    """The content of `path`; raises `StatisticsError` where it is no such file, or damaged."""
+    """Return the content of `path`.
+
+    Raises
+    ------
+    StatisticsError
+        Where it is no such file, of another version, or damaged: sizes beyond the limits, parts
+        that are missing, of another type or shape, or that do not fit each other.
+    """
     where = Path(path)
     try:
-        with where.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with where.open("rb") as file, zipfile.ZipFile(file) as archive:
+            arrays = _read_arrays(archive)
         head = json.loads(arrays["meta"].tobytes())
         _check_head(head, where)
-        return _parse(head, arrays)
+        content = _parse(head, arrays)
+        if not np.array_equal(arrays.pop("digest"), _digest(arrays)):
+            raise ValueError("its content was changed after it was written")
+        return content
     except OSError as error:
         raise StatisticsError(f"{where}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError) as error:
-        message = f"{where}: no statistics of int8calib, or a damaged file ({error})"
-        raise StatisticsError(message) from error
     except _DAMAGE as error:
-        raise StatisticsError(f"{where}: a damaged file ({error})") from error
+        message = f"{where}: no statistics of int8calib, or a damaged file ({_line(error)})"
+        raise StatisticsError(message) from error
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, in one line of moderate length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _read_arrays(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
+    """All arrays of an archive; the sizes it announces are looked at first."""
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    if len(set(names)) < len(names):
+        raise ValueError("a part is there twice")
+    if sum(member.file_size for member in members) > MAX_STATISTICS_BYTES:
+        raise ValueError(f"unpacks to more than {MAX_STATISTICS_BYTES} bytes (the limit)")
+    return {
+        member.filename.removesuffix(".npy"): _read_array(archive, member) for member in members
+    }
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array, whose type and shape are those of its size."""
+    with archive.open(member) as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError(f"{member.filename} is no .npy array of version 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        size = value_count(shape) * dtype.itemsize
+        if dtype.kind not in "iuf" or fortran or any(n < 0 for n in shape):
+            raise ValueError(f"{member.filename} is of type {dtype}")
+        data = stream.read(MAX_STATISTICS_BYTES)
+        if len(data) != size:
+            raise ValueError(f"{member.filename} has {len(data)} bytes; its shape {shape}: {size}")
+        return np.frombuffer(data, dtype).reshape(shape)
 
 
 def _check_head(head: Any, where: Path) -> None:
+    """Refuse another format or version, and a head that lacks something."""
     if head["format"] != FORMAT:
         raise ValueError(f"its format is {head['format']!r}")
     if head["schema"] != SCHEMA:
@@ -113,39 +180,81 @@ def _check_head(head: Any, where: Path) -> None:
             f"{where}: statistics of schema {head['schema']}, this version reads {SCHEMA}; "
             "collect them again"
         )
+    blobs = head["blobs"]
+    if head.keys() != _HEAD or not isinstance(head["meta"], dict):
+        raise ValueError(f"its head has the fields {', '.join(head)}")
+    if not all(isinstance(blob, str) for blob in blobs) or len(set(blobs)) < len(blobs):
+        raise ValueError("its list of blobs holds something twice, or what is no name")
+    if head["parts"] not in ([], ["all"], list(_PARTS)):
+        raise ValueError(f"it has the parts {head['parts']}")
 
 
-def _parse(head: Any, arrays: Mapping[str, NDArray[Any]]) -> StatisticsFile:
-    blobs: list[str] = head["blobs"]
-    ranges = {
-        blob: Range(float(low), float(high), int(images))
-        for blob, (low, high), images in zip(
-            blobs, arrays["ranges"], arrays["range_images"], strict=True
+def check_array(
+    name: str, array: NDArray[Any], dtype: DTypeLike, shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """Return `array`; ValueError, which names it, where it has another type or shape."""
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(
+            f"{name} is of type {array.dtype} and shape {array.shape}; expected "
+            f"{np.dtype(dtype)} and {shape}"
         )
+    return array
+
+
+def _parse(head: Any, arrays: Arrays) -> StatisticsFile:
+    """The content, checked; ValueError and its like for what cannot be."""
+    blobs: list[str] = head["blobs"]
+    known = {"meta", "digest", "ranges", "range_images", "checksums"}
+    limits = check_array("ranges", arrays["ranges"], np.float64, (len(blobs), 2))
+    images = check_array("range_images", arrays["range_images"], np.int64, (len(blobs),))
+    checksums = arrays["checksums"]
+    check_array("checksums", checksums, np.uint32, (checksums.size,))
+    check_array("digest", arrays["digest"], np.uint8, (hashlib.sha256().digest_size,))
+    ranges = {
+        blob: Range(float(limits[i, 0]), float(limits[i, 1]), int(images[i]))
+        for i, blob in enumerate(blobs)
     }
-    statistics = Statistics(
-        ranges,
-        _histograms("all", head, arrays),
-        MappingProxyType(head["meta"]),
-        _histograms("half", head, arrays),
-        np.asarray(arrays["seen"], np.uint32),
-    )
+    histograms: dict[str, dict[str, Histogram]] = {part: {} for part in _PARTS}
+    for part in head["parts"]:
+        histograms[part] = _histograms(part, blobs, arrays)
+        known |= {f"{part}/{name}" for name in _COLUMNS}
     extra = {
         name.removeprefix(_EXTRA): array
         for name, array in arrays.items()
         if name.startswith(_EXTRA)
     }
+    unknown = [name for name in arrays if name not in known and not name.startswith(_EXTRA)]
+    if unknown:
+        raise ValueError(f"it has an unknown part {unknown[0]}")
+    statistics = Statistics(
+        ranges, histograms["all"], MappingProxyType(head["meta"]), histograms["half"], checksums
+    )
+    statistics.check()
     return StatisticsFile(statistics, MappingProxyType(extra))
 
 
-def _histograms(name: str, head: Any, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Histogram]:
-    if name not in head["parts"]:
-        return {}
-    parts = [arrays[f"{name}/{part}"] for part in ("positive", "negative", "absmax")]
-    counts = [arrays[f"{name}/{part}"] for part in ("zeros", "images")]
+_COLUMNS: dict[str, tuple[DTypeLike, tuple[int, ...]]] = {
+    "positive": (np.int64, (BINS,)),
+    "negative": (np.int64, (BINS,)),
+    "absmax": (np.float64, ()),
+    "zeros": (np.int64, ()),
+    "images": (np.int64, ()),
+}
+"""The arrays of a part, with the type and shape of what each has for a blob."""
+
+
+def _histograms(part: str, blobs: list[str], arrays: Arrays) -> dict[str, Histogram]:
+    columns = {
+        name: check_array(f"{part}/{name}", arrays[f"{part}/{name}"], dtype, (len(blobs), *shape))
+        for name, (dtype, shape) in _COLUMNS.items()
+    }
     return {
-        blob: Histogram(positive, negative, float(absmax), int(zeros), int(images))
-        for blob, positive, negative, absmax, zeros, images in zip(
-            head["blobs"], *parts, *counts, strict=True
+        blob: Histogram(
+            columns["positive"][i],
+            columns["negative"][i],
+            float(columns["absmax"][i]),
+            int(columns["zeros"][i]),
+            int(columns["images"][i]),
         )
+        for i, blob in enumerate(blobs)
     }

@@ -1,6 +1,6 @@
-"""One blob's activations as they are computed in, its range and its histogram out.
+"""Range and histogram of one blob, from its activations as they are computed.
 
-Two phases: `measure_range` on every batch, merged into the blob's absmax; then a
+Two passes: `measure_range` on every batch, merged into the blob's absmax; then a
 `HistogramBuilder` with that absmax over the same batches. Only whole numbers and extremes are
 kept, so the result is the same bit for bit however the images are cut into batches, in whatever
 order they come, and whichever thread counts them.
@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from int8calib.arrays import Array
 from int8calib.errors import StatisticsError
 
 BINS = 2048
+"""Bins of a histogram. Source: num_histogram_bins in ncnn's tools/quantize/ncnn2table.cpp."""
 _BLOCK = 2048
 """Values binned at a time: few enough that their slots stay in the L1 cache."""
 _LONGEST = 1 << 30
@@ -28,13 +30,30 @@ _LONGEST = 1 << 30
 class Range:
     """The extremes of one blob: float32 values, kept exactly, in units of the blob.
 
-    `minimum` and `maximum` keep their signs (a blob of positive values has a positive minimum);
-    `images` counts the images looked at.
+    Attributes
+    ----------
+    minimum, maximum : float
+        With their signs: a blob of positive values has a positive minimum.
+    images : int
+        The images looked at.
+
+    Raises
+    ------
+    StatisticsError
+        For values that are not finite, or in the wrong order.
     """
 
     minimum: float
     maximum: float
     images: int
+
+    def __post_init__(self) -> None:
+        """Refuse values that are no range."""
+        if not -np.inf < self.minimum <= self.maximum < np.inf or self.images < 0:
+            raise StatisticsError(
+                f"a range of {self.minimum}..{self.maximum} over {self.images} images; expected"
+                " finite values in order"
+            )
 
     @property
     def absmax(self) -> float:
@@ -54,9 +73,21 @@ class Range:
 class Histogram:
     """How the values of one blob spread over BINS equal bins of |x| from 0 to `absmax`.
 
-    `positive`, `negative`: int64 (BINS,), counts of x > 0 and of x < 0, both by |x|; `zeros`:
-    exact zeros, which are in no bin; `images`: images counted. Raises StatisticsError where a
-    part has another shape or type, or a count is negative.
+    Attributes
+    ----------
+    positive, negative : int64 (BINS,)
+        Counts of x > 0 and of x < 0, both by |x|.
+    absmax : float
+        Where the bins end, in units of the blob.
+    zeros : int
+        Exact zeros, which are in no bin.
+    images : int
+        Images counted.
+
+    Raises
+    ------
+    StatisticsError
+        Where a part has another shape or type, or a count is negative.
     """
 
     positive: NDArray[np.int64]
@@ -148,15 +179,23 @@ class HistogramBuilder:
         self._images = 0
         self._lock = threading.Lock()
 
-    def add(self, x: NDArray[np.float32]) -> None:
-        """Count every value of `x`: float32, first axis over images, |x| clamped to the last bin.
+    def add(self, x: Array) -> None:
+        """Count every value of a batch.
 
-        Raises StatisticsError, and counts nothing, where `x` holds NaN or infinity, has another
-        type or no values, or holds values although the absmax is 0.
+        Parameters
+        ----------
+        x : float32 (N, ...)
+            Values up to the absmax; the absmax itself belongs to the last bin.
+
+        Raises
+        ------
+        StatisticsError
+            Where `x` holds NaN or infinity, a value beyond the absmax, or no values, or has
+            another type. Nothing is counted then.
         """
         self.add_values(checked_values(x, self._name), zeros=0, images=len(x))
 
-    def add_values(self, values: NDArray[np.float32], *, zeros: int, images: int) -> None:
+    def add_values(self, values: Array, *, zeros: int, images: int) -> None:
         """`add` for the values of some images in any order, of which `zeros` are left out.
 
         `values`: float32 (n,), contiguous; the values left out are exact zeros.
@@ -170,14 +209,21 @@ class HistogramBuilder:
             partial = np.zeros((4, kernels.SLOTS), np.int32)
             piece = values[start : start + _LONGEST]
             if kernels.count_slots(piece, self._absmax, block, partial, counts):
-                raise _not_finite(values, self._name)
+                raise self._uncountable(values)
             total += counts
-        if self._absmax == 0 and total[: 2 * BINS].any():
-            raise StatisticsError(f"{_blob(self._name)}: non-zero values although its absmax is 0")
         total[-1] += zeros
         with self._lock:
             self._slots = total if self._slots is None else self._slots + total
             self._images += images
+
+    def _uncountable(self, values: Array) -> StatisticsError:
+        """What is wrong with values that a histogram up to the absmax cannot hold."""
+        if not np.isfinite(values).all():
+            return _not_finite(values, self._name)
+        return StatisticsError(
+            f"{_blob(self._name)}: a value of {np.abs(values).max():.9g} beyond its absmax of"
+            f" {self._absmax:.9g}; the range must be that of all images, these included"
+        )
 
     def result(self) -> Histogram:
         """Return what has been counted so far."""
@@ -193,7 +239,7 @@ class HistogramBuilder:
         )
 
 
-def measure_range(x: NDArray[np.float32], name: str = "") -> Range:
+def measure_range(x: Array, name: str = "") -> Range:
     """Return the range of `x`: float32, first axis over images; `name` of the blob for errors.
 
     Raises StatisticsError where `x` holds NaN or infinity, has another type or no values.
@@ -201,9 +247,7 @@ def measure_range(x: NDArray[np.float32], name: str = "") -> Range:
     return range_of_values(checked_values(x, name), zeros=0, images=len(x), name=name)
 
 
-def range_of_values(
-    values: NDArray[np.float32], *, zeros: int, images: int, name: str = ""
-) -> Range:
+def range_of_values(values: Array, *, zeros: int, images: int, name: str = "") -> Range:
     """`measure_range` for the values of some images in any order, `zeros` of them left out."""
     smallest, largest = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (math.isfinite(smallest) and math.isfinite(largest)):
@@ -214,17 +258,17 @@ def range_of_values(
     return Range(smallest + 0.0, largest + 0.0, images)
 
 
-def copy_nonzero(values: NDArray[np.float32], room: NDArray[np.float32]) -> int:
-    """Copy the values that are not 0 to the front of `room`; return how many there are.
+def copy_nonzero(values: Array, target: Array) -> int:
+    """Copy the values that are not 0 to the front of `target`; return how many there are.
 
-    Both float32, contiguous, one axis; `room` as long as `values` or longer.
+    Both float32, contiguous, one axis; `target` as long as `values` or longer.
     """
     from int8calib.calibration.statistics import kernels
 
-    return int(kernels.copy_nonzero(values, room))
+    return int(kernels.copy_nonzero(values, target))
 
 
-def checked_values(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+def checked_values(x: Array, name: str) -> Array:
     """Return the values of `x` as a vector; StatisticsError for another type or no values."""
     if x.dtype != np.float32 or x.ndim == 0 or x.size == 0:
         raise StatisticsError(
@@ -234,7 +278,7 @@ def checked_values(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     return np.ascontiguousarray(x).reshape(-1)
 
 
-def _not_finite(values: NDArray[np.float32], name: str) -> StatisticsError:
+def _not_finite(values: Array, name: str) -> StatisticsError:
     nan = int(np.isnan(values).sum())
     infinite = int(np.isinf(values).sum())
     return StatisticsError(

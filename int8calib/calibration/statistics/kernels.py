@@ -1,4 +1,4 @@
-"""Compiled loops of the statistics stage: float32 values in, non-zero ones and bin counts out.
+"""Compiled loops of the statistics: copies of non-zero values, and counts of bins.
 
 Imported inside the functions that need it, so that importing the package does not load numba.
 Arrays in, arrays out; nothing is shared, so the kernels run beside each other in threads.
@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from int8calib.calibration.statistics.histogram import BINS
 from int8calib.compiled import kernel
 
-BINS = 2048
 ZERO_SLOTS = 16
 """Slots for exact zeros; neighbors use different ones, so no add waits for the one before it."""
 SLOTS = 2 * BINS + ZERO_SLOTS
 """Slots of one histogram: bins of positive values, bins of negative values, exact zeros."""
-LARGEST = np.float32(np.finfo(np.float32).max)
 
 
 @kernel("float32[:], float32[:] -> int64")
@@ -37,7 +36,9 @@ def copy_nonzero(values: Any, room: Any) -> Any:
 
 @kernel("float32[:], float32, uint16[:], int32[:, :], int64[:] -> int32")
 def count_slots(values: Any, absmax: Any, slots: Any, partial: Any, counts: Any) -> Any:
-    """Write the number of `values` in each slot to `counts`; return 1 if one was NaN or infinite.
+    """Write the number of `values` in each slot to `counts`; return 1 if one has none.
+
+    Values that are NaN, infinite, or beyond `absmax` (finite) have no slot.
 
     A value's slot is its bin, `int(|v| / absmax * BINS)` in float32 and at most BINS - 1, as in
     ncnn's tools/quantize/ncnn2table.cpp; plus BINS for a negative value; exact zeros have their
@@ -60,7 +61,7 @@ def count_slots(values: Any, absmax: Any, slots: Any, partial: Any, counts: Any)
             if size == np.float32(0):
                 slot = np.int32(2 * BINS + (i & (ZERO_SLOTS - 1)))
             slots[i] = slot
-            if not size <= LARGEST:
+            if not size <= absmax:
                 bad = np.int32(1)
         for i in range(n // 4):
             partial[0, slots[4 * i]] += 1

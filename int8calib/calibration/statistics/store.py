@@ -1,4 +1,4 @@
-"""All blobs of a run: ranges and histograms by blob, merged over shards."""
+"""Statistics of all blobs of a network: ranges and histograms by blob, merged over shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.calibration.statistics.histogram import Histogram, Range
+from int8calib.calibration.statistics.histogram import BINS, Histogram, Range
 from int8calib.errors import StatisticsError
 
 
@@ -21,33 +21,103 @@ def _no_images() -> NDArray[np.uint32]:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What a collection learned of each blob, keyed by the blob version's text form.
+    """What a collection learned of each blob, by the key of the blob.
 
-    `ranges` and `histograms` have the same keys (histograms may be missing after the first of
-    two phases). `halves` holds the histograms of about half of the images, to tell how stable
-    thresholds are. `seen`: uint32, a checksum of each image, sorted. `meta` says where they
-    come from (JSON values only).
+    Attributes
+    ----------
+    ranges : mapping of str to Range
+        The extremes.
+    histograms : mapping of str to Histogram
+        With the same keys; empty after the first of two passes.
+    meta : mapping
+        Where they come from, JSON values.
+    halves : mapping of str to Histogram
+        Histograms of about half of the images, to tell how stable thresholds are.
+    checksums : uint32 (images,)
+        A checksum of each image, sorted.
     """
 
     ranges: Mapping[str, Range]
     histograms: Mapping[str, Histogram]
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     halves: Mapping[str, Histogram] = field(default_factory=lambda: MappingProxyType({}))
-    seen: NDArray[np.uint32] = field(default_factory=_no_images)
+    checksums: NDArray[np.uint32] = field(default_factory=_no_images)
 
     @property
     def images(self) -> int:
         """How many images were looked at."""
         parts: Mapping[str, Range | Histogram] = self.histograms or self.ranges
-        return max((found.images for found in parts.values()), default=0)
+        return max((part.images for part in parts.values()), default=0)
+
+    def check(self) -> None:
+        """Raise `StatisticsError`, which names the blob, unless all parts fit each other."""
+        for parts in (self.histograms, self.halves):
+            if parts and parts.keys() != self.ranges.keys():
+                raise StatisticsError("ranges and histograms are of different blobs")
+        for blob, whole in self.histograms.items():
+            problem = _misfit(self.ranges[blob], whole)
+            if problem is None and blob in self.halves:
+                problem = _no_part(self.halves[blob], whole)
+            if problem is not None:
+                raise StatisticsError(f"blob {blob!r}: {problem}")
+        if self.halves and not self.histograms:
+            raise StatisticsError("histograms of half of the images, and none of all")
+        if (np.diff(self.checksums.astype(np.int64)) < 0).any():
+            raise StatisticsError("the checksums of the images are not in order")
+
+
+def _misfit(limits: Range, histogram: Histogram) -> str | None:
+    """How a histogram contradicts the range of the same blob; None where it does not."""
+    if histogram.absmax != limits.absmax:
+        return f"bins up to {histogram.absmax:.9g}, but an absmax of {limits.absmax:.9g}"
+    if histogram.images > limits.images:
+        return f"{histogram.images} images counted, but {limits.images} measured"
+    if histogram.images and not histogram.observed:
+        return f"no values in {histogram.images} images"
+    if histogram.zeros and (limits.minimum > 0 or limits.maximum < 0):
+        return f"{histogram.zeros} zeros outside of its range"
+    for counts, extreme in (
+        (histogram.positive, limits.maximum),
+        (histogram.negative, -limits.minimum),
+    ):
+        # One bin of slack, for an extreme that rounds to the edge of its bin.
+        end = int(extreme / limits.absmax * BINS) + 2 if extreme > 0 else 0
+        if counts[end:].any():
+            return f"values counted beyond its range of {limits.minimum:.9g}..{limits.maximum:.9g}"
+    return None
+
+
+def _no_part(half: Histogram, whole: Histogram) -> str | None:
+    """Why `half` cannot be the histogram of some of the images; None where it can."""
+    if (
+        half.absmax != whole.absmax
+        or half.images > whole.images
+        or half.zeros > whole.zeros
+        or (half.positive > whole.positive).any()
+        or (half.negative > whole.negative).any()
+    ):
+        return "half of the images has more than all of them"
+    return None
 
 
 def merge_statistics(parts: Sequence[Statistics]) -> Statistics:
-    """The statistics of all images of `parts` together; `meta` is the first one's.
+    """Return the statistics of all images together.
 
-    Ranges merge with ranges, and histograms with histograms that were counted up to the same
-    absmax: the result is bit for bit that of one run over all images. Raises `StatisticsError`
-    for parts with different blobs, of different phases, or with other bins.
+    Parameters
+    ----------
+    parts : sequence of Statistics
+        Ranges merge with ranges, and histograms with histograms that were counted up to the same
+        absmax.
+
+    Returns
+    -------
+    Statistics
+        Bit for bit those of one run over all images, with the first part's `meta`.
+
+    Raises
+    ------
+    StatisticsError
+        For parts with different blobs, of different passes, or with other bins.
     """
     first = parts[0]
     for part in parts[1:]:
@@ -62,17 +132,17 @@ def merge_statistics(parts: Sequence[Statistics]) -> Statistics:
     if histograms:
         # Shards counted with common ranges all know the range of all images already.
         ranges = {
-            blob: Range(found.minimum, found.maximum, histograms[blob].images)
-            for blob, found in ranges.items()
+            blob: Range(limits.minimum, limits.maximum, histograms[blob].images)
+            for blob, limits in ranges.items()
         }
-    seen = np.sort(np.concatenate([part.seen for part in parts]))
+    checksums = np.sort(np.concatenate([part.checksums for part in parts]))
     halves = _merged([part.halves for part in parts])
-    return Statistics(ranges, histograms, first.meta, halves, seen)
+    return Statistics(ranges, histograms, first.meta, halves, checksums)
 
 
 def common_images(parts: Sequence[Statistics]) -> int:
-    """How many images stand in more than one of `parts`, as far as their checksums tell."""
-    once = np.concatenate([np.unique(part.seen) for part in parts])
+    """Return how many images stand in more than one part, as far as their checksums tell."""
+    once = np.concatenate([np.unique(part.checksums) for part in parts])
     return len(once) - len(np.unique(once))
 
 
@@ -87,17 +157,17 @@ def _check_blobs(a: Statistics, b: Statistics) -> None:
 
 def _merged_ranges(parts: Sequence[Mapping[str, Range]]) -> dict[str, Range]:
     return {
-        blob: reduce(Range.merge, (part[blob] for part in parts[1:]), found)
-        for blob, found in parts[0].items()
+        blob: reduce(Range.merge, (part[blob] for part in parts[1:]), first)
+        for blob, first in parts[0].items()
     }
 
 
 def _merged(parts: Sequence[Mapping[str, Histogram]]) -> dict[str, Histogram]:
     """Each blob's histograms added up; raises `StatisticsError` that names the blob."""
     merged = {}
-    for blob, found in parts[0].items():
+    for blob, first in parts[0].items():
         try:
-            merged[blob] = reduce(Histogram.merge, (part[blob] for part in parts[1:]), found)
+            merged[blob] = reduce(Histogram.merge, (part[blob] for part in parts[1:]), first)
         except StatisticsError as error:
             raise StatisticsError(f"blob {blob}: {error}") from None
     return merged

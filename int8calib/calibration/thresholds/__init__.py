@@ -5,6 +5,7 @@ from __future__ import annotations
 # Importing a method's module registers it.
 from int8calib.calibration.thresholds import aciq, kl, minmax, mse, percentile  # noqa: F401
 from int8calib.calibration.thresholds.registry import (
+    DEFAULT_METHOD,
     MethodOptions,
     Threshold,
     find_threshold,
@@ -15,6 +16,7 @@ from int8calib.calibration.thresholds.registry import (
 )
 
 __all__ = [
+    "DEFAULT_METHOD",
     "MethodOptions",
     "Threshold",
     "find_threshold",

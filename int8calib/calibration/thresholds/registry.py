@@ -1,4 +1,4 @@
-"""Histograms come in, thresholds go out: the table of methods and the way to call them.
+"""The registry of threshold methods, and the way to call them.
 
 A method is one function `(histogram, options) -> Threshold`, registered under its name. This
 module and the methods load neither numpy nor numba, so that names and summaries cost nothing.
@@ -17,13 +17,22 @@ from int8calib.errors import OptionError
 if TYPE_CHECKING:
     from int8calib.calibration.statistics.histogram import Histogram
 
+DEFAULT_METHOD = "mse"
+"""What `calibrate`, `find_threshold` and the command line use: it loses least over the real
+models measured."""
+
 
 @dataclass(frozen=True)
 class Threshold:
     """Where a blob is clipped before it is quantized.
 
-    `value`: |x| that the largest level stands for, in units of the blob; 0 for a dead blob, whose
-    layer must stay in float. `bin`: histogram bins kept, None where the method searches no bins.
+    Attributes
+    ----------
+    value : float
+        |x| that the largest level stands for, in units of the blob; 0 for a dead blob, whose
+        layer must stay in float.
+    bin : int or None
+        Histogram bins kept; None where the method searches no bins.
     """
 
     value: float
@@ -34,8 +43,17 @@ class Threshold:
 class MethodOptions:
     """What any method may need; each reads what it uses.
 
-    `percentile`: share of the values kept by `percentile`, in percent. `bits`: of the quantized
-    values, sign included; read by `aciq` and `mse`. Raises OptionError for values out of range.
+    Attributes
+    ----------
+    percentile : float
+        The share of the values that the method `percentile` keeps, in percent.
+    bits : int
+        Of the quantized values, sign included; read by `aciq` and `mse`.
+
+    Raises
+    ------
+    OptionError
+        For values out of range.
     """
 
     percentile: float = 99.99
@@ -91,11 +109,27 @@ def summary(name: str) -> str:
     return _entry(name).summary
 
 
-def find_threshold(histogram: Histogram, method: str = "kl", **options: Any) -> Threshold:
+def find_threshold(histogram: Histogram, method: str = DEFAULT_METHOD, **options: Any) -> Threshold:
     """Return the threshold of one blob.
 
-    `options` are the fields of MethodOptions. A dead blob (absmax 0, or only zeros counted) has
-    the threshold 0 with any method. Raises OptionError for an unknown method or option.
+    Parameters
+    ----------
+    histogram : Histogram
+        Its values.
+    method : str
+        A name that `method_names` lists.
+    **options
+        The fields of `MethodOptions`.
+
+    Returns
+    -------
+    Threshold
+        0 with any method for a dead blob (absmax 0, or only zeros counted).
+
+    Raises
+    ------
+    OptionError
+        For an unknown method or option.
     """
     function = _entry(method).function
     known = [field.name for field in fields(MethodOptions)]
@@ -110,16 +144,33 @@ def find_threshold(histogram: Histogram, method: str = "kl", **options: Any) -> 
 
 def find_thresholds(
     histograms: Mapping[str, Histogram],
-    method: str | Mapping[str, str] = "kl",
+    method: str | Mapping[str, str] = DEFAULT_METHOD,
     *,
     workers: int | None = None,
     **options: Any,
 ) -> dict[str, Threshold]:
-    """Return the threshold of every blob, by blob name, in the order of `histograms`.
+    """Return the threshold of every blob.
 
-    `method`: one for all, or one per blob name. `workers`: threads, as many as there are
-    processors by default; the result does not depend on it. Raises OptionError as
-    `find_threshold` does, and for a blob without a method.
+    Parameters
+    ----------
+    histograms : mapping of str to Histogram
+        By blob.
+    method : str or mapping of str to str
+        One for all, or one for each blob.
+    workers : int, optional
+        Threads, by default as many as there are processors; the result does not depend on it.
+    **options
+        The fields of `MethodOptions`.
+
+    Returns
+    -------
+    dict of str to Threshold
+        By blob, in the order of `histograms`.
+
+    Raises
+    ------
+    OptionError
+        As `find_threshold`, and for a blob without a method.
     """
     chosen = dict.fromkeys(histograms, method) if isinstance(method, str) else dict(method)
     missing = [name for name in histograms if name not in chosen]

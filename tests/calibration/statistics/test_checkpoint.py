@@ -66,7 +66,7 @@ def collect(net: Net, batches: Loader, checkpoint: Checkpoint | None, **options:
 
 def assert_same(a: Statistics, b: Statistics) -> None:
     assert a.ranges == b.ranges
-    np.testing.assert_array_equal(a.seen, b.seen)
+    np.testing.assert_array_equal(a.checksums, b.checksums)
     for x, y in ((a.histograms, b.histograms), (a.halves, b.halves)):
         assert list(x) == list(y)
         for blob in x:
@@ -142,12 +142,17 @@ def test_ranges_that_do_not_cover_the_images_are_refused(net: Net) -> None:
     known = collect_statistics(net.executor(fold_bn=False), few, blobs, ranges_only=True)
     assert not known.histograms
     assert known.images == 3
-    with pytest.raises(StatisticsError, match="beyond the range given"):
-        collect_statistics(net.executor(fold_bn=False), Loader(1), blobs, ranges=known.ranges)
+    with pytest.raises(
+        ImageError, match="image 1 of batch 1 is none of the images that the ranges"
+    ):
+        collect_statistics(net.executor(fold_bn=False), Loader(1), blobs, known=known)
+    unknown = Statistics(known.ranges, {})
+    with pytest.raises(StatisticsError, match="beyond its absmax"):
+        collect_statistics(net.executor(fold_bn=False), Loader(1), blobs, known=unknown)
     with pytest.raises(StatisticsError, match="ranges given do not have it"):
-        collect_statistics(net.executor(fold_bn=False), Loader(1), blobs, ranges={})
+        collect_statistics(net.executor(fold_bn=False), Loader(1), blobs, known=Statistics({}, {}))
     with pytest.raises(ImageError, match="no images"):
-        collect_statistics(net.executor(fold_bn=False), lambda: [], blobs, ranges=known.ranges)
+        collect_statistics(net.executor(fold_bn=False), lambda: [], blobs, known=known)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")

@@ -11,7 +11,9 @@ import pytest
 import int8calib
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.quantized import quantized_layers
-from int8calib.calibration.statistics.collect import collect_statistics
+from int8calib.calibration.statistics.checkpoint import CollectionState
+from int8calib.calibration.statistics.collect import Counters, collect_statistics
+from int8calib.calibration.statistics.histogram import Range
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import ImageError, StatisticsError
 from tests.caffe.engine.test_engine import NET
@@ -125,3 +127,19 @@ def test_progress_counts_images(net: Net, tmp_path: Path) -> None:
     )
     assert [state for state in told if state[0] == "ranges"][-1] == ("ranges", 13, 13)
     assert [state for state in told if state[0] == "histograms"][-1] == ("histograms", 13, 13)
+
+
+def test_images_go_to_their_half_and_other_tops_with_the_first() -> None:
+    counters = Counters({"x": Range(-1, 2, 4), "y": Range(0, 1, 4)})
+    x = np.array([[0.5, 2], [1, -1], [1, 0]], np.float32)
+    counters.add((2, 3, 4), "x", x)
+    counters.add((3, 2, 2), "y", np.array([[1, 1, 1, 1]], np.float32))
+    result = counters.add_to(CollectionState())
+    assert result.histograms["x"].nonzero == 5
+    assert result.histograms["x"].zeros == 1
+    assert result.halves["x"].nonzero == 3
+    assert result.halves["x"].negative.sum() == 0
+    assert (result.halves["y"].nonzero, result.histograms["y"].nonzero) == (0, 4)
+    twice = counters.add_to(result)
+    assert twice.histograms["x"].nonzero == 10
+    assert result.histograms["x"].nonzero == 5

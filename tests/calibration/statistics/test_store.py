@@ -36,7 +36,7 @@ def statistics(images: slice, known: dict[str, Range] | None = None) -> Statisti
             for builder in builders[: 1 if i % 2 else 2]:
                 builder.add(x[i : i + 1])
         whole[blob], half[blob] = (builder.result() for builder in builders)
-    return Statistics(known, whole, halves=half, seen=CODES[images])
+    return Statistics(known, whole, halves=half, checksums=CODES[images])
 
 
 def same(a: Statistics, b: Statistics) -> bool:
@@ -53,14 +53,14 @@ def same(a: Statistics, b: Statistics) -> bool:
             )
             for x, y in ((a.histograms, b.histograms), (a.halves, b.halves))
         )
-        and np.array_equal(a.seen, b.seen)
+        and np.array_equal(a.checksums, b.checksums)
     )
 
 
 @pytest.mark.parametrize("cuts", [(0, 4, 11), (0, 1, 2, 10, 11)])
 def test_two_phases_over_shards_give_the_whole(cuts: tuple[int, ...]) -> None:
     shards = [slice(a, b) for a, b in pairwise(cuts)]
-    measured = merge_statistics([Statistics(ranges(s), {}, seen=CODES[s]) for s in shards])
+    measured = merge_statistics([Statistics(ranges(s), {}, checksums=CODES[s]) for s in shards])
     assert measured.ranges == ranges(slice(11))
     assert measured.images == 11
     merged = merge_statistics([statistics(s, dict(measured.ranges)) for s in shards])
@@ -92,7 +92,9 @@ def test_common_images_are_counted_once_each() -> None:
 @pytest.mark.parametrize("kind", ["full", "ranges"])
 def test_a_file_gives_back_every_bit(tmp_path: Path, kind: str) -> None:
     found = statistics(slice(11)) if kind == "full" else Statistics(ranges(slice(11)), {})
-    found = Statistics(found.ranges, found.histograms, {"x": [1, "y"]}, found.halves, found.seen)
+    found = Statistics(
+        found.ranges, found.histograms, {"x": [1, "y"]}, found.halves, found.checksums
+    )
     arrays = {"rows": np.array([1.5, 0.1], np.float32)}
     for name in ("one.npz", "two.npz"):
         save_statistics(tmp_path / name, found, arrays)
@@ -137,8 +139,8 @@ def test_another_schema_is_named(tmp_path: Path) -> None:
     save_statistics(path, statistics(slice(11)))
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    head = json.loads(arrays["meta"].tobytes()) | {"schema": 2}
+    head = json.loads(arrays["meta"].tobytes()) | {"schema": 1}
     arrays["meta"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
     np.savez(path, **arrays)
-    with pytest.raises(StatisticsError, match="schema 2, this version reads 1"):
+    with pytest.raises(StatisticsError, match="schema 1, this version reads 2"):
         load_statistics(path)

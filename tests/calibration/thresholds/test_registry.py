@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from int8calib.calibration.options import Options
 from int8calib.calibration.thresholds import (
     MethodOptions,
     Threshold,
@@ -13,6 +14,7 @@ from int8calib.calibration.thresholds import (
     summary,
 )
 from int8calib.calibration.thresholds.registry import _METHODS
+from int8calib.cli.main import build_parser
 from int8calib.errors import OptionError
 from tests.histogram_cases import SHAPES, dead, make, one_value
 
@@ -48,9 +50,13 @@ def test_result_is_within_the_bins_and_of_plain_types(name):
         assert found.value <= np.float32(3.7)
 
 
-def test_default_method_is_kl():
+def test_there_is_one_default_method():
     histogram = make(SHAPES["bimodal"])
-    assert find_threshold(histogram) == find_threshold(histogram, "kl")
+    assert find_threshold(histogram) == find_threshold(histogram, "mse")
+    assert find_threshold(histogram) != find_threshold(histogram, "kl")
+    assert find_thresholds({"x": histogram}) == {"x": find_threshold(histogram, "mse")}
+    words = ["calibrate", "--proto", "p", "--model", "m", "--images", "i", "--output", "o"]
+    assert build_parser().parse_args(words).method == Options().method == "mse"
 
 
 def test_unknown_method_lists_the_known_ones():

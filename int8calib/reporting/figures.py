@@ -1,0 +1,207 @@
+"""One layer's results come in, its plots go out as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from int8calib.calibration.statistics.histogram import Histogram
+from int8calib.levels import LEVELS, WINOGRAD_LEVELS
+from int8calib.reporting.content import Content, LayerView
+from int8calib.reporting.curves import (
+    KL_CURVES,
+    SQUARED,
+    bucket_counts,
+    cost_curve,
+    envelope,
+    error_band,
+    split_steps,
+)
+from int8calib.reporting.plots import Band, Dots, Line, Mark, Plot, Series, Steps
+from int8calib.reporting.samples import LayerSample
+
+HIGHEST_COST = 1000.0
+_DOTS = 120
+
+
+def layer_plots(content: Content, view: LayerView) -> Iterator[Plot]:
+    """The pictures of one layer, as far as its results are there."""
+    if view.histogram is not None and view.histogram.nonzero:
+        yield _activations(content, view, view.histogram)
+        yield from _costs(content, view, view.histogram)
+    yield _weights(content, view)
+    if view.sample is not None:
+        yield _before_after(view.sample)
+
+
+def _threshold_marks(content: Content, view: LayerView) -> list[Mark]:
+    colors = content.colors
+    return [
+        Mark(
+            f"threshold{i}",
+            view.threshold(name),
+            colors[name],
+            f"threshold {view.threshold(name):.4g} · {content.short[name]}",
+            dashed=i > 0,
+        )
+        for i, name in enumerate(content.tables)
+        if name in view.rows
+    ]
+
+
+def _x_limits(content: Content, view: LayerView) -> tuple[float, float]:
+    widest = max(view.threshold(name) for name in view.rows)
+    absmax = view.histogram.absmax if view.histogram is not None else widest
+    return 0.0, 1.02 * min(max(absmax, widest), 4 * absmax)
+
+
+def _activations(content: Content, view: LayerView, histogram: Histogram) -> Plot:
+    edges, counts = bucket_counts(histogram)
+    first = content.main if content.main in view.rows else next(iter(view.rows))
+    below, beyond = split_steps(edges, counts, view.threshold(first))
+    base = 0.5
+    series: list[Series] = []
+    for name, (at, heights), color, label in (
+        ("kept", below, "data", "values inside the threshold"),
+        ("clipped", beyond, "tail", "the tail that is clipped"),
+    ):
+        if len(heights):
+            series.append(Steps(name, at, np.maximum(heights, base), base, color, label))
+    series += _threshold_marks(content, view)
+    return Plot(
+        "histogram",
+        "Activations",
+        f"How many values of {view.bottom} have which size |x|; the count axis is logarithmic. "
+        f"Exact zeros ({_percent(histogram.zeros, histogram.observed)} of all) are left out.",
+        "|x|",
+        "values",
+        series,
+        _x_limits(content, view),
+        (base, 2.0 * max(float(counts.max()), 1.0)),
+        y_log=True,
+    )
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.3g} %" if whole else "0 %"
+
+
+def curve_methods(content: Content, view: LayerView) -> list[str]:
+    """The methods whose cost is drawn: the divergences that the tables used, or kl, and mse."""
+    used = [view.method(name) for name in content.tables if name in view.rows]
+    divergences = dict.fromkeys(method for method in used if method in KL_CURVES)
+    return [*(divergences or {"kl": None}), SQUARED]
+
+
+def _costs(content: Content, view: LayerView, histogram: Histogram) -> Iterator[Plot]:
+    """The cost of each threshold by one divergence and by squared error, smallest = 1."""
+    series: list[Series] = []
+    styles = [("data", False, False), ("tail", True, False), ("ink", False, True)]
+    for i, method in enumerate(curve_methods(content, view)):
+        curve = cost_curve(histogram, method)
+        if curve is None:
+            continue
+        what = "squared error (mse)" if method == SQUARED else f"KL divergence ({method})"
+        label = f"{what}, least at {curve.best:.4g}"
+        color, dashed, dotted = styles[i % len(styles)]
+        thin = curve.thinned()
+        costs = np.clip(thin.costs / curve.smallest, 1.0, 2 * HIGHEST_COST)
+        series.append(Line(f"cost-{method}", thin.thresholds, costs, color, label, dashed, dotted))
+    if not series:
+        return
+    highest = max(float(line.y.max()) for line in series if isinstance(line, Line))
+    yield Plot(
+        "cost",
+        "What a threshold costs",
+        "The cost of each possible threshold, as a multiple of the smallest one: lower is better, "
+        "and a curve's lowest point is the threshold that its method picks.",
+        "threshold",
+        "× the least",
+        [*series, *_threshold_marks(content, view)],
+        _x_limits(content, view),
+        (0.9, min(max(10.0, 1.3 * highest), HIGHEST_COST)),
+        y_log=True,
+    )
+
+
+def _weights(content: Content, view: LayerView) -> Plot:
+    edges, low, high = envelope(view.weights.low, view.weights.high)
+    series: list[Series] = [Steps("weights", edges, high, low, "data", "from smallest to largest")]
+    widest = float(np.maximum(np.abs(low), np.abs(high)).max())
+    for i, (names, limit) in enumerate(_clips(view)):
+        middle = (edges[:-1] + edges[1:]) / 2
+        levels = WINOGRAD_LEVELS if view.six_bit(names[0]) else LEVELS
+        label = f"clip, {levels} levels · {', '.join(content.short[name] for name in names)}"
+        color = content.colors[names[0]]
+        for side, sign in (("high", 1.0), ("low", -1.0)):
+            line = Line(f"clip{i}-{side}", middle, sign * limit, color, label, dashed=i > 0)
+            series.append(line)
+        widest = max(widest, min(float(limit.max()), 3 * widest))
+    what = "group" if view.ncnn_type == "ConvolutionDepthWise" else "output channel"
+    joined = " Neighbors share a step." if len(view.weights.low) > len(low) else ""
+    return Plot(
+        "weights",
+        "Weights",
+        f"The range of the weights of each {what}, and where the table clips it.{joined}",
+        what,
+        "weight",
+        series,
+        (0.0, float(edges[-1])),
+        (-1.08 * widest or -1.0, 1.08 * widest or 1.0),
+    )
+
+
+def _clips(view: LayerView) -> list[tuple[list[str], NDArray[np.float64]]]:
+    """Where tables clip the weights, one value per step of the picture; equal ones together."""
+    found: list[tuple[list[str], NDArray[np.float64]]] = []
+    for name, row in view.rows.items():
+        levels = WINOGRAD_LEVELS if view.six_bit(name) else LEVELS
+        scales = np.broadcast_to(np.asarray(row.weight_scales, np.float64), view.weights.low.shape)
+        clip = np.divide(levels, scales, out=np.zeros(len(scales)), where=scales > 0)
+        clip[list(row.dead_channels)] = 0.0
+        _, _, limit = envelope(-clip, clip)
+        same = next((names for names, other in found if np.array_equal(other, limit)), None)
+        if same is None:
+            found.append(([name], limit))
+        else:
+            same.append(name)
+    return found
+
+
+def _before_after(sample: LayerSample) -> Plot:
+    before = sample.expected.astype(np.float64)
+    error = sample.found.astype(np.float64) - before
+    band = error_band(before, error)
+    shown = _spread(before)
+    series: list[Series] = []
+    tallest = float(np.abs(error).max())
+    if band is not None:
+        series.append(Band("band", band.places, band.low, band.high, "data", "90 % of the values"))
+        tallest = min(tallest, 2.5 * float(max(-band.low.min(), band.high.max())) or tallest)
+    series.append(Dots("sample", before[shown], error[shown], "tail", "single values"))
+    if band is not None:
+        series.append(Line("middle", band.places, band.middle, "ink", "median"))
+    # A few far values would press all others together.
+    left, right = (float(end) for end in np.quantile(before, (0.005, 0.995)))
+    room = 0.08 * (right - left) or 1.0
+    return Plot(
+        "error",
+        "Before and after",
+        "How far the layer's output in the INT8 net is from the float net's, over the float value"
+        f" ({len(before)} values, all layers before it in INT8 too).",
+        "float output",
+        "INT8 − float",
+        series,
+        (left - room, right + room),
+        (-1.08 * tallest or -1.0, 1.08 * tallest or 1.0),
+    )
+
+
+def _spread(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Indices of a few values that cover the range: evenly in order of size."""
+    order = np.argsort(values, kind="stable")
+    places = np.linspace(0, len(order) - 1, min(_DOTS, len(order))).round().astype(np.int64)
+    chosen: NDArray[np.int64] = order[np.unique(places)]
+    return chosen
