@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from int8calib.errors import ModelFileError
+from int8calib.levels import LEVELS, WINOGRAD_LEVELS
 from int8calib.ncnn.model import read_text
 from int8calib.ncnn.param import NcnnLayer, parse_param
 from int8calib.table.requirement import Requirement
@@ -70,10 +71,10 @@ def _weight_count(layer: NcnnLayer, name: str) -> int | None:
 def _levels(layer: NcnnLayer, name: str) -> int:
     """31 where ncnn2table leaves head room for winograd (3x3, stride 1, dilation 1), else 127."""
     if layer.type != "Convolution":
-        return 127
+        return LEVELS
     width = [_integer(layer, key, default, name) for key, default in ((1, 0), (3, 1), (2, 1))]
     height = [
         _integer(layer, key, default, name)
         for key, default in zip((11, 13, 12), width, strict=True)
     ]
-    return 31 if width == height == [3, 1, 1] else 127
+    return WINOGRAD_LEVELS if width == height == [3, 1, 1] else LEVELS

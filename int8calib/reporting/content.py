@@ -12,24 +12,14 @@ from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Graph
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
-<<<<<<< HEAD
 from int8calib.caffe.network.runnable import listed
-from int8calib.calibration.scales import LEVELS, WINOGRAD_LEVELS
-=======
->>>>>>> 780ff64 (Statistics: content checked at the door, images that change between passes refused, values beyond the absmax refused; levels in one place; one default method)
 from int8calib.calibration.statistics.histogram import Histogram
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OptionError
 from int8calib.evaluation.results import Evaluation
-<<<<<<< HEAD
+from int8calib.levels import LEVELS, WINOGRAD_LEVELS
 from int8calib.reporting.plot_data import WeightRanges, weight_ranges
 from int8calib.reporting.plot_types import MARKS
-=======
-from int8calib.levels import LEVELS, WINOGRAD_LEVELS
-from int8calib.reporting.curves import WeightRanges, weight_ranges
-from int8calib.reporting.plots import MARKS
-from int8calib.reporting.samples import LayerSample
->>>>>>> 780ff64 (Statistics: content checked at the door, images that change between passes refused, values beyond the absmax refused; levels in one place; one default method)
 from int8calib.table.model import CalibrationTable, LayerScales
 
 SIX_BITS = WINOGRAD_LEVELS + 0.5

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.analysis.samples import LayerSample
-from int8calib.calibration.scales import LEVELS, WINOGRAD_LEVELS
 from int8calib.calibration.statistics.histogram import Histogram
+from int8calib.levels import LEVELS, WINOGRAD_LEVELS
 from int8calib.reporting.content import Content, LayerView
 from int8calib.reporting.plot_data import (
     KL_CURVES,

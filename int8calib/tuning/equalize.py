@@ -19,14 +19,9 @@ import numpy as np
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.engine.run import Runner
 from int8calib.caffe.network.graph import Blob, Graph, Layer
-<<<<<<< HEAD
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers, sole_layer
-from int8calib.calibration.scales import LEVELS, Grid
-=======
-from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.calibration.scales import Grid
 from int8calib.levels import LEVELS
->>>>>>> 780ff64 (Statistics: content checked at the door, images that change between passes refused, values beyond the absmax refused; levels in one place; one default method)
 from int8calib.tuning.bottoms import rounded, unseen, weighed
 from int8calib.tuning.channels import FIXED, Channels, Ids, scalable_channels, scales_weights
 from int8calib.tuning.importance import Weighing, importance

@@ -18,12 +18,8 @@ from int8calib.caffe.engine.run import Runner
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.shapes import multiply_adds
 from int8calib.evaluation.evaluate import copied_tops
-<<<<<<< HEAD
 from int8calib.evaluation.outputs import ComparedBlobs
-=======
-from int8calib.evaluation.outputs import Watched
 from int8calib.levels import LEVELS
->>>>>>> 780ff64 (Statistics: content checked at the door, images that change between passes refused, values beyond the absmax refused; levels in one place; one default method)
 from int8calib.tuning.bottoms import rounded, strength
 from int8calib.workers import Batch, batch_size, work_through
 
