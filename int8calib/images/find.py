@@ -169,7 +169,8 @@ def _listed(line: str, listing: Path, number: int) -> Entry:
     """The file that one line of a list names."""
     tried: dict[Path, str] = {}
     names = _names(line)
-    for name in (*names, *(name.replace("\\", "/") for name in names if "\\" in name)):
+    variants = dict.fromkeys((*names, *(name.replace("\\", "/") for name in names)))
+    for name in variants:
         for folder in (listing.parent, Path()):
             path = folder / name
             if path in tried:
@@ -182,11 +183,13 @@ def _listed(line: str, listing: Path, number: int) -> Entry:
             if not stat.S_ISDIR(mode):
                 return Entry(name, path, named=True)
             tried[path] = "it is a folder"
-    reasons = "; ".join(f"{path.absolute()}: {reason}" for path, reason in tried.items())
-    missing = (
-        f"{listing}:{number}: there is no {names[0]}, neither from the list's folder nor from the "
-        f"working folder ({reasons})"
-    )
+    missing = f"{listing}:{number}: cannot be read: {' or '.join(variants)}"
+    if not Path(names[0]).is_absolute():
+        missing += (
+            f", tried in the list's folder {listing.parent.absolute()} and in the working folder "
+            f"{Path.cwd()}"
+        )
+    missing += f": {', '.join(dict.fromkeys(tried.values()))}"
     return Entry(names[0], listing.parent / names[0], missing, named=True)
 
 

@@ -70,6 +70,7 @@ _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _END_OF_IMAGE = b"\xff\xd9"
 _MOST_SEGMENTS = 1 << 16
+_MOST_ENTRIES = 1 << 12
 # How far the text of a header is searched.
 _HEAD = 1 << 16
 
@@ -148,7 +149,8 @@ def _tiff(data: bytes) -> Size:
     wide = _number(data, 2, 2, order) == 43
     start, count_bytes, entry = (8, 8, 20) if wide else (4, 2, 12)
     at = _number(data, start, 8 if wide else 4, order)
-    count = min(_number(data, at, count_bytes, order), 0xFFFF)
+    # Entries stand in ascending order of their tags, so these two are among the first.
+    count = min(_number(data, at, count_bytes, order), _MOST_ENTRIES)
     sizes = {256: 0, 257: 0}
     for place in range(at + count_bytes, at + count_bytes + count * entry, entry):
         tag, kind = _number(data, place, 2, order), _number(data, place + 2, 2, order)
@@ -161,7 +163,9 @@ def _tiff(data: bytes) -> Size:
 
 # Comments may stand between the numbers.
 _BETWEEN = rb"(?:\s|#[^\n]*\n)+"
-_PNM_SIZE = re.compile(rb"P[1-6fF]" + _BETWEEN + rb"(\d{1,10})" + _BETWEEN + rb"(\d{1,10})(?!\d)")
+_PNM_SIZE = re.compile(
+    rb"P[1-6fF]" + _BETWEEN + rb"(\d{1,10})" + _BETWEEN + rb"(\d{1,10})(?=[\s#])"
+)
 
 
 def _pnm(data: bytes) -> Size:
@@ -174,7 +178,7 @@ def _pnm(data: bytes) -> Size:
 
 def _pam(data: bytes) -> Size:
     """WIDTH and HEIGHT lines. Source: Netpbm's pam(5)."""
-    return _largest(rb"\bHEIGHT\s+(\d{1,10})\b", data), _largest(rb"\bWIDTH\s+(\d{1,10})\b", data)
+    return _largest(rb"\bHEIGHT\s+(\d{1,10})\s", data), _largest(rb"\bWIDTH\s+(\d{1,10})\s", data)
 
 
 def _largest(pattern: bytes, data: bytes) -> int:
@@ -183,7 +187,7 @@ def _largest(pattern: bytes, data: bytes) -> int:
 
 def _hdr(data: bytes) -> Size:
     """The resolution line. Source: Radiance's file format description."""
-    found = re.finditer(rb"[-+][XY]\s+(\d{1,10})\s+[-+][XY]\s+(\d{1,10})", data[:_HEAD])
+    found = re.finditer(rb"[-+][XY]\s+(\d{1,10})\s+[-+][XY]\s+(\d{1,10})\s", data[:_HEAD])
     return max(((int(size[1]), int(size[2])) for size in found), key=lambda size: size[0] * size[1])
 
 

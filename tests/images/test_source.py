@@ -120,7 +120,9 @@ def test_list_file(folder: Path, tmp_path: Path) -> None:
     assert [int(source.load(index)[0, 0, 0]) for index in range(5)] == [4, 1, 1, 0, 7]
     with pytest.raises(UnreadableImageError, match=r"readme\.md: not an image that OpenCV can"):
         source.load(5)
-    with pytest.raises(UnreadableImageError, match=r"some\.txt:9: there is no pictures/gone\.png"):
+    with pytest.raises(
+        UnreadableImageError, match=r"some\.txt:9: cannot be read: pictures/gone\.png"
+    ):
         source.load(6)
 
 
