@@ -92,9 +92,7 @@ def test_a_missing_file_is_told_with_every_place_that_was_tried(lists: Path) -> 
         UnreadableImageError, match=r"l\.txt:5: cannot be read: /nowhere/d\.png: No"
     ):
         source.load(2)
-    with pytest.raises(
-        UnreadableImageError, match=r"l\.txt:6: .*: it is a folder$"
-    ):
+    with pytest.raises(UnreadableImageError, match=r"l\.txt:6: .*: it is a folder$"):
         source.load(3)
 
 
