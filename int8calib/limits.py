@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from caffe_proto.limits import MAX_AXES, MAX_VALUES
 from int8calib.errors import ShapeError
-
-MAX_AXES = 32
-"""Axes of a blob. Source: kMaxBlobAxes in Caffe's include/caffe/blob.hpp."""
-
-MAX_VALUES = 2**31 - 1
-"""Values of a blob or weight (8 GiB of float32). Source: Blob::Reshape of Caffe's
-src/caffe/blob.cpp, which refuses a count above INT_MAX."""
 
 MAX_PIXELS = 1 << 27
 """Pixels of one image, as its file declares them and after resizing: 134 million."""

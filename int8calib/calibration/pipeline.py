@@ -84,6 +84,9 @@ def prepare(network: Any, options: Options) -> Job[Any]:
         )
     blocked = dict(getattr(executor, "blocked", {}))
     layers = select_layers(candidates, options, blocked)
+    for layer in layers:
+        if layer.weights is None and layer.known_clips is None:
+            layer.weight_rows()  # says so before any image runs
     inputs = tuple(executor.inputs)
     named = Blobs(dict(getattr(executor, "blobs", {})), frozenset(inputs))
     wanted = [layer.blob for layer in layers]

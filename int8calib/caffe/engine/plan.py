@@ -16,7 +16,7 @@ from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import FastPath, LayerType, find_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.caffe.network.shapes import infer_shapes
+from int8calib.caffe.network.shapes import infer_shapes, require_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +77,13 @@ def make_plan(
 
     With `keep` false the wanted blobs are only there to be listened to, and share memory as the
     others do. Raises `UnsupportedLayerError` for a needed layer of an unknown type, `ShapeError`
-    where shapes do not fit.
+    where shapes do not fit, `WeightsError` where weights are missing.
     """
     wanted = tuple(dict.fromkeys(wanted))
     kept = wanted if keep else ()
     layers = graph.ancestors(wanted)
     shapes = infer_shapes(graph, inputs, layers)
+    require_weights(graph, layers, shapes)
     owners = _memory_owners(layers, kept)
     dead = _deaths(layers, kept, owners)
     arrays = _allocate(layers, shapes, owners, dead)

@@ -140,9 +140,15 @@ def _as_input(layer: LayerParameter) -> LayerParameter:
 
 
 def _check_names(layers: Sequence[LayerParameter], source: str) -> None:
-    """Weights and table rows go by layer name, so two layers must not share one."""
+    """Weights and table rows go by layer name, blobs by theirs: refuse those that stand twice."""
     seen: dict[str, str] = {}
     for layer in layers:
+        for number, top in enumerate(layer.top):
+            if top in layer.top[:number]:
+                raise ModelError(
+                    f"{source}: layer {layer.name!r} ({layer.type}) has two tops named {top!r}; "
+                    "names must differ"
+                )
         if layer.name in seen and not {layer.type, seen[layer.name]} & INPUT_TYPES:
             raise ModelError(
                 f"{source}: two layers are named {layer.name!r} "
@@ -225,11 +231,12 @@ def _version_blobs(
     result = []
     for params in layers:
         bottoms = tuple(current[name] for name in params.bottom)
+        tops = []
         for name in params.top:
             current[name] = Blob(name, current[name].version + 1) if name in current else Blob(name)
-        tops = tuple(current[name] for name in params.top)
+            tops.append(current[name])
         unread = stopping(params, ignore_fields)
-        result.append(Layer(params.name, params.type, params, bottoms, tops, unread=unread))
+        result.append(Layer(params.name, params.type, params, bottoms, tuple(tops), unread=unread))
     return tuple(result)
 
 

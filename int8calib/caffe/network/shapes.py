@@ -10,7 +10,7 @@ from int8calib.caffe.layers.registry import find_type, has_type
 from int8calib.caffe.network.graph import QUANTIZED_TYPES, Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES, shape_advice
 from int8calib.caffe.network.unread import obstacle_reason, way_out
-from int8calib.errors import ModelError, ShapeError, UnsupportedLayerError
+from int8calib.errors import ModelError, ShapeError, UnsupportedLayerError, WeightsError
 from int8calib.limits import check_shape
 
 
@@ -231,6 +231,18 @@ def _check_weights(layer: Layer, bottoms: Sequence[Shape], wanted: Sequence[Shap
             raise ShapeError(
                 f"bottom of shape {bottoms[0]} asks for weights of shape {tuple(shape)}; "
                 f"they have {blob.shape}"
+            )
+
+
+def require_weights(graph: Graph, layers: Iterable[Layer], shapes: Mapping[Blob, Shape]) -> None:
+    """Raise `WeightsError` where one of `layers`, which are to run, lacks weights that it needs."""
+    for layer in layers:
+        rule = find_type(layer.type).weights if layer.type not in INPUT_TYPES else None
+        wanted = [] if rule is None else rule(layer.params, [shapes[b] for b in layer.bottoms])
+        if len(layer.weights) < len(wanted):
+            raise WeightsError(
+                f"{graph.source}: {layer.label} needs {len(wanted)} blobs of weights and has "
+                f"{len(layer.weights)}; load the network with its caffemodel"
             )
 
 
