@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -82,7 +82,8 @@ def work_through(
                 images = work(state, item)
                 with reporting:
                     done, count = done + images, count + 1
-                    progress(done)
+                    if not stop.is_set():
+                        progress(done)
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             failures.append(error)
             stop.set()
@@ -144,9 +145,9 @@ def single_threaded_blas() -> Iterator[None]:
 def _run_threads(loop: Callable[[], None], count: int, stop: threading.Event) -> None:
     """Run `loop` in `count` threads; on Ctrl-C tell them to stop and wait for them."""
     threads = [threading.Thread(target=loop, daemon=True) for _ in range(count)]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             # A timeout keeps Ctrl-C working on systems where a plain join blocks it.
             while thread.is_alive():
@@ -154,5 +155,7 @@ def _run_threads(loop: Callable[[], None], count: int, stop: threading.Event) ->
     except BaseException:
         stop.set()
         for thread in threads:
-            thread.join()
+            # One that was not started, or not quite, does nothing once it is told to stop.
+            with suppress(RuntimeError):
+                thread.join()
         raise

@@ -11,7 +11,6 @@ rounding divide the squared error of the layer's bottom.
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from int8calib.cli.comparison import (
@@ -88,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         names = listed(found.left_out)
         console.say(f"note: {names}: cannot run, or no compared blob needs it; not measured")
     if args.json:
-        console.result(json.dumps(found.as_dict(), indent=2))
+        console.result_json(found.as_dict())
     else:
         _show(console, found)
     return 0
@@ -121,6 +120,6 @@ def _show(console: Console, found: Analysis) -> None:
         for layer in found.by_sensitivity()
     ]
     if ranked:
-        title = f"\nOne layer alone in INT8 over {found.sensitivity_images} images, by its effect"
+        title = f"One layer alone in INT8 over {found.sensitivity_images} images, by its effect"
         console.table(title, ("layer", "output SQNR dB", "same top-1 %"), ranked)
     console.say(f"cost: as {found.cost:.1f} evaluations of one table over these images")

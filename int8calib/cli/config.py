@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from int8calib.cli.process import Parser
 from int8calib.errors import OptionError
 from int8calib.files import write_atomic
 
@@ -31,12 +32,8 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class ConfigParser(argparse.ArgumentParser):
+class ConfigParser(Parser):
     """A parser that puts the options of the `--config` file in front of the given ones."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Abbreviations would hide which options are given.
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None

@@ -1,15 +1,22 @@
-"""What a command shows while it works: a progress bar on a terminal, log lines elsewhere."""
+"""What a command prints: results on stdout, messages and progress on stderr."""
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Literal, TextIO
+
+from caffe_proto.oneline import one_line
+from int8calib.errors import OutputError
 
 if TYPE_CHECKING:
-    import rich.console
+    from rich.console import RenderableType
 
     from int8calib.cli.options import MessageOptions
     from int8calib.evaluation.measures import Share
@@ -17,44 +24,89 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 LOG_EVERY = 5.0
 """Seconds between two log lines of one stage."""
+MAX_LINE = 10_000
+"""Characters of a printed line that is not an error: paths and commands stand in full."""
+
+
+def write_stderr(line: str, limit: int = MAX_LINE) -> None:
+    """Write one line to stderr; what cannot be told there does not stop the work."""
+    with suppress(OSError, ValueError):
+        print(one_line(line, limit), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def write_stdout(text: str) -> None:
+    """Write text and a line's end to stdout now.
+
+    Raises `OutputError` where stdout is full, `BrokenPipeError` where its reader went away.
+    """
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)
+        reason = error.strerror or error
+        raise OutputError(f"standard output: cannot be written: {reason}") from None
+
+
+def discard(stream: TextIO) -> None:
+    """Let what waits in the buffer of a stream go nowhere, so that the exit does not stumble."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class Console:
-    """Where a command prints. Messages go to stderr, results to stdout."""
+    """Where a command prints. Messages go to stderr, results to stdout.
+
+    Every line is printable: control characters in names of files and layers are escaped.
+    """
 
     def __init__(self, options: MessageOptions) -> None:
         self.quiet = options.quiet
         self.verbose = options.verbose
+        self._tables = 0
 
     def say(self, message: str) -> None:
-        """A line that `--quiet` leaves out."""
+        """Print a line that `--quiet` leaves out."""
         if not self.quiet:
-            print(message, file=sys.stderr, flush=True)  # noqa: T201
+            write_stderr(message)
 
     def detail(self, message: str) -> None:
-        """A line that only `--verbose` shows."""
-        if self.verbose and not self.quiet:
-            print(message, file=sys.stderr, flush=True)  # noqa: T201
+        """Print a line that only `--verbose` shows."""
+        if self.verbose:
+            self.say(message)
 
-    def result(self, text: str) -> None:
-        """What the command was asked for."""
+    def result(self, *lines: str) -> None:
+        """Print lines of what the command was asked for."""
         if not self.quiet:
-            print(text, flush=True)  # noqa: T201
+            write_stdout("\n".join(one_line(line, MAX_LINE) for line in lines))
+
+    def result_json(self, value: object) -> None:
+        """Print what the command was asked for as JSON, in ASCII whatever the encoding."""
+        if not self.quiet:
+            write_stdout(json.dumps(value, indent=1))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table on stdout; columns of numbers stand at the right."""
+        """Print a table on stdout; columns of numbers stand at the right."""
         if self.quiet:
             return
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+        heading = Text(one_line(title, MAX_LINE))
+        table = Table(title=heading, title_justify="left", box=None, pad_edge=False)
         for i, column in enumerate(columns):
             numbers = all(_begins_as_number(row[i]) for row in rows)
-            table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+            justify: Literal["left", "right"] = "right" if numbers else "left"
+            table.add_column(Text(one_line(column)), justify=justify, overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        self._stdout().print(table)
+            table.add_row(*(Text(one_line(cell)) for cell in row))
+        if self._tables:
+            write_stdout("")
+        self._tables += 1
+        write_stdout(_rendered(table))
 
     @contextmanager
     def progress(self, what: str = "images") -> Iterator[Progress]:
@@ -67,13 +119,16 @@ class Console:
         else:
             yield _LogLines(self, what)
 
-    def _stdout(self) -> rich.console.Console:
-        import rich.console
 
-        if sys.stdout.isatty():
-            return rich.console.Console()
-        # Not a terminal: nothing to wrap to, so rows stay on their line.
-        return rich.console.Console(width=200, color_system=None, soft_wrap=True)
+def _rendered(table: RenderableType) -> str:
+    """The text of a rich table, as wide as the terminal; elsewhere rows stay on their line."""
+    from rich.console import Console as RichConsole
+
+    file = io.StringIO()
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else MAX_LINE
+    RichConsole(file=file, width=width, soft_wrap=not terminal).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
 def _begins_as_number(cell: str) -> bool:
@@ -83,7 +138,7 @@ def _begins_as_number(cell: str) -> bool:
 
 @contextmanager
 def _bar(what: str) -> Iterator[Progress]:
-    import rich.console
+    from rich.console import Console as RichConsole
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -102,7 +157,7 @@ def _bar(what: str) -> Iterator[Progress]:
     )
     tasks: dict[str, TaskID] = {}
     started: dict[str, float] = {}
-    with RichProgress(*columns, console=rich.console.Console(stderr=True)) as progress:
+    with RichProgress(*columns, console=RichConsole(stderr=True)) as progress:
 
         def show(stage: str, done: int, total: int) -> None:
             now = time.monotonic()
@@ -116,7 +171,7 @@ def _bar(what: str) -> Iterator[Progress]:
 
 
 class _LogLines:
-    """Progress as plain lines: a stage's first, then one every few seconds, and its last."""
+    """Progress as plain lines: one every few seconds, and the last of each stage."""
 
     def __init__(self, console: Console, what: str) -> None:
         self._console = console

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 from int8calib.cli import main as command_line
 from int8calib.cli.options import add_message_arguments
+from int8calib.cli.process import Parser, run_process
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The reference tool's options, with its defaults."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="caffe-int8-convert-tool",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -37,7 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as `int8calib calibrate` would with the same options."""
-    given = build_parser().parse_args(argv)
+    return run_process(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: Sequence[str]) -> int:
+    given = build_parser().parse_args(words)
     messages = [f"--{name}" for name in ("quiet", "verbose", "debug") if getattr(given, name)]
     return command_line.main(
         [

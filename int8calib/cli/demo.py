@@ -55,12 +55,15 @@ def run(args: argparse.Namespace) -> int:
     messages = ["--quiet"] * args.quiet + ["--verbose"] * args.verbose
     run_command([*command[1:], *messages])
     accuracy = _accuracy(load_caffe(proto, model))
-    console.result(f"\nHead of {table}:")
+    console.result("", f"Head of {table}:")
     for line in table.read_text(encoding="utf-8").splitlines()[:6]:
         console.result(line if len(line) <= 88 else f"{line[:85]}...")
     console.result(
-        f"\nFloat accuracy on {TEST_IMAGES} other pictures: {100 * accuracy:.1f} %"
-        f"\n\nTo repeat the calibration by hand:\n{shlex.join(command)}"
+        "",
+        f"Float accuracy on {TEST_IMAGES} other pictures: {100 * accuracy:.1f} %",
+        "",
+        "To repeat the calibration by hand:",
+        shlex.join(command),
     )
     return 0
 

@@ -10,7 +10,6 @@ Shares stand with their 95 % confidence interval.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from typing import TYPE_CHECKING
 
@@ -96,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     for note in found.notes:
         console.say(f"note: {note}")
     if args.json:
-        console.result(json.dumps(found.as_dict(), indent=2))
+        console.result_json(found.as_dict())
     else:
         _show(console, found)
     return 0
@@ -124,7 +123,7 @@ def _show(console: Console, found: Evaluation) -> None:
         for table in found.tables
         for blob in table.blobs
     ]
-    title = f"\nOutputs against float over {found.images} images"
+    title = f"Outputs against float over {found.images} images"
     console.table(title, ("", "blob", "SQNR dB", "cosine"), blobs)
     _show_confusion(console, "float", float_accuracy)
     for table in found.tables:
@@ -149,4 +148,4 @@ def _show_confusion(console: Console, name: str, accuracy: Accuracy | None) -> N
     counts = accuracy.confusion.tolist()
     columns = ("label", *(str(i) for i in range(len(counts))))
     rows = [(str(i), *map(str, row)) for i, row in enumerate(counts)]
-    console.table(f"\n{name}: labels (rows) and what the net said (columns)", columns, rows)
+    console.table(f"{name}: labels (rows) and what the net said (columns)", columns, rows)

@@ -10,7 +10,6 @@ Nothing is run, and the caffemodel may be left out. Multiply-adds are for one im
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from int8calib.cli.console import Console
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         args.proto, args.model, input_shapes=shapes, ignore_fields=args.ignore_field
     )
     if args.json:
-        console.result(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        console.result_json(found.as_json())
         return 0
     _show(console, found)
     for warning in found.warnings:
@@ -88,12 +87,15 @@ def _show(console: Console, found: Inspection) -> None:
     console.table(found.network or found.prototxt, columns, rows)
     least = "" if found.complete else "at least "
     int8 = [layer for layer in found.layers if layer.quantized]
-    share = 100 * found.quantized_macs / found.macs if found.macs else 0.0
+    share = ""
+    if found.macs:
+        of = "" if found.complete else " known"
+        share = f" with {100 * found.quantized_macs / found.macs:.1f} % of the{of} multiply-adds"
     console.result(
         f"{len(found.layers)} layers; {least}{found.parameters:,} parameters, "
-        f"{least}{found.macs:,} multiply-adds an image\n"
-        f"INT8: {len(int8)} of them with {share:.1f} % of the multiply-adds\n"
-        f"outputs: {', '.join(found.outputs)}"
+        f"{least}{found.macs:,} multiply-adds an image",
+        f"INT8: {len(int8)} of them{share}",
+        f"outputs: {', '.join(found.outputs)}",
     )
     if found.left_out:
         console.result(f"left out, they only score or give labels: {', '.join(found.left_out)}")

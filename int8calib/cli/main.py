@@ -14,8 +14,8 @@ from importlib import import_module
 
 import int8calib
 from int8calib.cli.config import ConfigParser
-from int8calib.cli.guard import guarded
 from int8calib.cli.options import MessageOptions, add_message_arguments, read_options
+from int8calib.cli.process import Parser, run_guarded, run_process
 
 COMMANDS = {
     "convert": "write a Caffe model as an ncnn model",
@@ -37,7 +37,7 @@ COMMANDS = {
 
 def build_parser(chosen: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """The parser of the whole command line, with the options of the `chosen` commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="int8calib",
         description="INT8 calibration tables for ncnn from Caffe models, without Caffe.",
     )
@@ -66,11 +66,17 @@ def run_command(words: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0, 2 for a user's error, or 130 after Ctrl-C."""
+    """Run the command line and return its exit code, as `int8calib.cli.process` lists them."""
     # Idle threads of OpenBLAS, which numpy brings, else keep a core busy for tenths of a second.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-    args = _parse(sys.argv[1:] if argv is None else argv)
-    return guarded(
+    words = sys.argv[1:] if argv is None else argv
+    return run_process(lambda: _run_guarded(words))
+
+
+def _run_guarded(words: Sequence[str]) -> int:
+    args = _parse(words)
+    return run_guarded(
+        args.command,
         lambda: args.run(args),
         read_options(MessageOptions, args),
         checkpoint=getattr(args, "checkpoint", None),

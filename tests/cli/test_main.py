@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -20,8 +15,6 @@ from int8calib.cli.main import main
 from int8calib.table import read_table
 from tests.caffe.engine.test_engine import NET
 from tests.generated import make_model
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -198,36 +191,6 @@ def test_more_errors_are_one_line(
         assert len([line for line in error if "error:" in line]) == 1
         assert message in error[-1]
     assert not (tmp_path / "t.table").exists()
-
-
-def test_debug_shows_where(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(int8calib.Int8CalibError):
-        main([*arguments(folder, tmp_path / "t.table", norm="0"), "--debug"])
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    many = tmp_path / "many.txt"
-    many.write_text("\n".join(str(folder / f"images/{i % 6}.png") for i in range(200_000)))
-    words = arguments(folder, tmp_path / "t.table", images=str(many))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "int8calib.cli.main", *words],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "ranges:" in line:
-            break
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "stopped; nothing was written" in error
-    assert "Traceback" not in error
-    assert [path.name for path in tmp_path.iterdir()] == ["many.txt"]
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
