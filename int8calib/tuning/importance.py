@@ -84,5 +84,5 @@ def _pooled(layer: Layer, shapes: Mapping[Blob, Shape]) -> float:
     param = layer.params.pooling_param
     if param.global_pooling:
         return 1 / bottom**2
-    kernel = pair([param.kernel_size], param.kernel_h, param.kernel_w, 1)
+    kernel = pair("kernel_size", [param.kernel_size], param.kernel_h, param.kernel_w, 1)
     return top / bottom / (kernel[0] * kernel[1])
