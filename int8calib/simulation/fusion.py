@@ -11,6 +11,7 @@ from collections.abc import Container, Mapping
 
 import numpy as np
 
+from int8calib.caffe.layers.activation import dropout_factor
 from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
 
 ACTIVATIONS = frozenset(("ReLU", "ReLU6", "Clip", "Sigmoid", "Mish", "HardSwish"))
@@ -61,7 +62,7 @@ def _final_readers(
     for reader in readers[blob]:
         alone = len(readers[blob]) == 1
         active = reader.type in ACTIVATIONS
-        if reader.type == "Split" or (optimized and reader.type == "Dropout" and alone):
+        if reader.type == "Split" or (optimized and alone and _is_dropped(reader)):
             for top in reader.tops:
                 result += _final_readers(top, readers, optimized=optimized, activated=True)
         elif optimized and active and alone and not activated:
@@ -69,3 +70,8 @@ def _final_readers(
         else:
             result.append(reader)
     return result
+
+
+def _is_dropped(layer: Layer) -> bool:
+    """Whether ncnnoptimize drops a layer: a Dropout that leaves values as they are."""
+    return layer.type == "Dropout" and dropout_factor(layer.params) == 1

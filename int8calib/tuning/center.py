@@ -11,12 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from caffe_proto import caffe_pb2
+from int8calib.caffe.layers.pooling import pooling_windows
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.quantized import sole_layer
 from int8calib.tuning.channels import scales_weights
 from int8calib.tuning.samples import problem_of, weight_blob
 
-AVERAGE = 1
+PoolingParameter = caffe_pb2.PoolingParameter
 
 
 def center_scores(graph: Graph) -> Graph:
@@ -46,9 +48,11 @@ def _only_softmax(layer: Layer, readers: dict[Blob, list[Layer]]) -> bool:
 
 def _keeps_common(layer: Layer) -> bool:
     """Whether what all channels have in common stays common: means over places do that."""
-    param = layer.params.pooling_param
-    averages = layer.type == "Pooling" and param.pool == AVERAGE and not (param.pad or param.pad_h)
-    return averages or layer.type == "Dropout"
+    if layer.type != "Pooling":
+        return layer.type == "Dropout"
+    pool = layer.params.pooling_param.pool
+    padded = pooling_windows(layer.params, 1, 1).padded
+    return pool == PoolingParameter.AVE_EXC_PAD or (pool == PoolingParameter.AVE and not padded)
 
 
 def _centered(layer: Layer) -> Layer:

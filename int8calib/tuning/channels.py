@@ -14,13 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.arrays import Shape
+from int8calib.caffe.layers.activation import relu_limits
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
 
 Ids = NDArray[np.intp]
 FIXED = 0
 SAME_CHANNELS = frozenset(("ReLU", "PReLU", "Pooling", "Dropout", "Split"))
-"""Types that give f(s x) = s f(x) for each channel and s > 0, and keep the channels' order."""
+"""Types that give f(s x) = s f(x) for each channel and s > 0, and keep the channels' order.
+
+A ReLU does so if it has no limits.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,8 @@ def _join(layer: Layer, of: Mapping[Blob, Ids], same: _Union) -> None:
 def _equal(layer: Layer, bottoms: list[Ids], tops: list[Ids]) -> list[tuple[Ids, Ids]] | None:
     """Which factors a layer hands on as they are; None where it does not hand on any."""
     pairs: list[tuple[Ids, Ids]] = []
+    if layer.type == "ReLU" and relu_limits(layer.params) != (None, None):
+        return None
     if layer.type in SAME_CHANNELS:
         pairs = [(bottoms[0], top) for top in tops]
     elif layer.type == "Concat" and layer.params.concat_param.axis == 1:

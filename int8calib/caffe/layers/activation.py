@@ -1,4 +1,7 @@
-"""Activations: one value in, one value out, the shape unchanged; PReLU, CReLU and Softmax."""
+"""Activations: one value in, one value out, the shape unchanged; PReLU, CReLU and Softmax.
+
+Dropout, which leaves values alone or scales them, is one of them.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,53 @@ from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index, same_shape
 
 
+def relu_limits(params: LayerParameter) -> tuple[float | None, float | None]:
+    """The values that a ReLU keeps its top above and below, None where it has no such limit.
+
+    Source: ReLULayer of the Synopsys fork, where 0 stands for no limit: `relu6` and `maximum` are
+    upper limits (of `maximum`, values above 0), `minimum` is a lower one that comes last.
+    """
+    param = params.relu_param
+    upper = [6.0] if param.relu6 else []
+    if param.maximum > 0:
+        upper.append(param.maximum)
+    return (param.minimum if param.minimum else None), min(upper, default=None)
+
+
 @elementwise("ReLU")
 def relu(params: LayerParameter, x: Array, out: Array) -> None:
-    """x if x > 0, else negative_slope * x. Source: Caffe's ReLULayer."""
+    """x if x > 0, else negative_slope * x; then kept within `relu_limits`.
+
+    Source: Caffe's ReLULayer, and that of the Synopsys fork for the limits.
+    """
     slope = np.float32(params.relu_param.negative_slope)
     if slope:
         np.copyto(out, np.where(x > 0, x, x * slope))
     else:
         np.maximum(x, 0, out=out)
+    lower, upper = relu_limits(params)
+    if upper is not None:
+        np.minimum(out, np.float32(upper), out=out)
+    if lower is not None:
+        np.maximum(out, np.float32(lower), out=out)
 
 
 @elementwise("ReLU6")
 def relu6(params: LayerParameter, x: Array, out: Array) -> None:
     """min(max(x, 0), 6). Source: ReLU6Layer of the MobileNet forks."""
     np.clip(x, 0, 6, out=out)
+
+
+@elementwise("SeLU", "SeLu")
+def selu(params: LayerParameter, x: Array, out: Array) -> None:
+    """lambda * x if x > 0, else lambda * alpha * (exp(x) - 1).
+
+    Source: SeLULayer of the Synopsys fork, arXiv 1706.02515.
+    """
+    param = params.selu_param
+    factor = getattr(param, "lambda")  # a word of Python
+    negative = np.float32(param.alpha * factor) * np.expm1(np.minimum(x, 0))
+    np.copyto(out, np.where(x > 0, np.float32(factor) * x, negative))
 
 
 @elementwise("ELU")
@@ -87,6 +123,25 @@ def clip(params: LayerParameter, x: Array, out: Array) -> None:
     """min(max(x, `min`), `max`). Source: Caffe's ClipLayer."""
     param = params.clip_param
     np.clip(x, np.float32(param.min), np.float32(param.max), out=out)
+
+
+def dropout_factor(params: LayerParameter) -> float:
+    """What Dropout multiplies with when it does not drop: 1 - ratio where training did not scale.
+
+    Source: DropoutLayer of the SSD fork; `scale_train` is true by default, as in Caffe.
+    """
+    param = params.dropout_param
+    return 1.0 if param.scale_train else 1.0 - param.dropout_ratio
+
+
+@elementwise("Dropout")
+def dropout(params: LayerParameter, x: Array, out: Array) -> None:
+    """x times `dropout_factor`: dropping out is for training. Source: Caffe's DropoutLayer."""
+    factor = dropout_factor(params)
+    if factor != 1:
+        np.multiply(x, np.float32(factor), out=out)
+    elif out is not x:
+        np.copyto(out, x)
 
 
 @elementwise("Threshold")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, log, prod
+from math import exp, inf, log, prod
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,10 @@ _ASUM, _SUMSQ, _MEAN = (
     caffe_pb2.ReductionParameter.SUMSQ,
     caffe_pb2.ReductionParameter.MEAN,
 )
+
+
+_LARGEST_EXPONENT = 700.0
+"""Of e, in Python's floats; far beyond float32."""
 
 
 @elementwise("AbsVal")
@@ -43,18 +48,45 @@ def power(params: LayerParameter, x: Array, out: Array) -> None:
         np.power(out, np.float32(param.power), out=out)
 
 
-@elementwise("Exp")
+def _log_of_base(param: Any) -> float:
+    """The natural logarithm of `base`, of which -1 means e; raises `ShapeError`."""
+    if param.base != -1 and not 0 < param.base < inf:
+        raise ShapeError(f"base is {param.base:g}; expected a number above 0, or -1 for e")
+    return 1.0 if param.base == -1 else log(param.base)
+
+
+def _exp_factors(params: LayerParameter) -> tuple[float, float]:
+    """What x is multiplied with before the exponential, and its result afterwards."""
+    param = params.exp_param
+    rate = _log_of_base(param)
+    factors = rate * param.scale, exp(min(rate * param.shift, _LARGEST_EXPONENT))
+    if max(map(abs, factors)) > float(np.finfo(np.float32).max):
+        raise ShapeError(
+            f"base {param.base:g}, scale {param.scale:g} and shift {param.shift:g} give factors "
+            "beyond float32"
+        )
+    return factors
+
+
+@elementwise("Exp", check=_exp_factors)
 def exponential(params: LayerParameter, x: Array, out: Array) -> None:
     """base^(shift + scale * x), where base -1 means e. Source: Caffe's ExpLayer."""
-    param = params.exp_param
-    rate = 1.0 if param.base == -1 else log(param.base)
-    np.multiply(x, np.float32(rate * param.scale), out=out)
+    rate, factor = _exp_factors(params)
+    np.multiply(x, np.float32(rate), out=out)
     np.exp(out, out=out)
-    if param.shift:
-        np.multiply(out, np.float32(exp(rate * param.shift)), out=out)
+    if factor != 1:
+        np.multiply(out, np.float32(factor), out=out)
 
 
-@elementwise("Log")
+def _log_factor(params: LayerParameter) -> float:
+    """What a natural logarithm is multiplied with."""
+    rate = _log_of_base(params.log_param)
+    if rate == 0:
+        raise ShapeError("base is 1, to which there are no logarithms")
+    return 1 / rate
+
+
+@elementwise("Log", check=_log_factor)
 def logarithm(params: LayerParameter, x: Array, out: Array) -> None:
     """Logarithm to `base` of shift + scale * x, base -1 meaning e. Source: Caffe's LogLayer."""
     param = params.log_param
@@ -62,7 +94,7 @@ def logarithm(params: LayerParameter, x: Array, out: Array) -> None:
     np.add(out, np.float32(param.shift), out=out)
     np.log(out, out=out)
     if param.base != -1:
-        np.multiply(out, np.float32(1 / log(param.base)), out=out)
+        np.multiply(out, np.float32(_log_factor(params)), out=out)
 
 
 def _reduction_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:

@@ -77,6 +77,37 @@ def eltwise(
     return [np.tensordot(coeff, np.stack(bottoms), axes=1)]
 
 
+def _add_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    try:
+        return [np.broadcast_shapes(*bottoms)]
+    except ValueError:
+        shapes = ", ".join(map(str, bottoms))
+        raise ShapeError(f"bottoms of shapes {shapes} do not broadcast") from None
+
+
+def _plan_add(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Shape], scratch: Scratch
+) -> FastPath:
+    def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+        np.copyto(tops[0], bottoms[0])
+        for bottom in bottoms[1:]:
+            np.add(tops[0], bottom, out=tops[0])
+
+    return run
+
+
+@layer("Add", shape=_add_shape, plan=_plan_add)
+def add(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
+    """The sum of the bottoms, axes of size 1 and missing first axes repeated as in numpy.
+
+    Source: AddLayer of the Synopsys fork.
+    """
+    top = np.zeros(np.broadcast_shapes(*(bottom.shape for bottom in bottoms)), np.float32)
+    for bottom in bottoms:
+        top += bottom
+    return [top]
+
+
 def concat_axis(params: LayerParameter, ndim: int) -> int:
     """The axis to join along; the older `concat_dim` counts if it is the one given."""
     param = params.concat_param

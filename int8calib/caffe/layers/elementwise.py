@@ -10,16 +10,25 @@ import numpy as np
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
-from int8calib.caffe.layers.shapes import same_shape
+from int8calib.caffe.layers.shapes import need_count
 
 Formula: TypeAlias = Callable[[LayerParameter, Array, Array], None]
 
 
-def elementwise(*names: str) -> Callable[[Formula], Formula]:
+def elementwise(
+    *names: str, check: Callable[[LayerParameter], object] | None = None
+) -> Callable[[Formula], Formula]:
     """Register `formula(params, x, out)`, which writes into `out` (float32, shaped as `x`).
 
     `out` may be `x` itself, so the formula must not read an entry of `x` after it has written it.
+    `check(params)` raises `ShapeError` for options that have no meaning.
     """
+
+    def shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+        need_count(bottoms, 1)
+        if check is not None:
+            check(params)
+        return [bottoms[0]]
 
     def add(formula: Formula) -> Formula:
         def plan(
@@ -41,7 +50,7 @@ def elementwise(*names: str) -> Callable[[Formula], Formula]:
             return [top]
 
         run.__doc__, run.__module__ = formula.__doc__, formula.__module__
-        layer(*names, shape=same_shape, plan=plan, inplace=True)(run)
+        layer(*names, shape=shape, plan=plan, inplace=True)(run)
         return formula
 
     return add

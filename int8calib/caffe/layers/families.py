@@ -15,10 +15,10 @@ from int8calib.caffe.layers import (  # noqa: F401
     lrn,
     normalization,
     pooling,
-    prior_box,
     pyramid,
     rearranging,
     regions,
     reshaping,
     resizing,
+    yolo,
 )

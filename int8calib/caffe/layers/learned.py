@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import layer
-from int8calib.errors import ModelError, ShapeError
+from int8calib.caffe.layers.shapes import indices_of
+from int8calib.errors import ShapeError
 
 
 def _parameter_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -45,13 +44,7 @@ def embed(
     Source: Caffe's EmbedLayer. Weight (input_dim, num_output), bias (num_output,). Raises
     `ModelError` for an index outside the weight.
     """
-    index = bottoms[0].astype(np.int64)
-    if index.size and (index.min() < 0 or index.max() >= len(weights[0])):
-        raise ModelError(
-            f"layer {params.name!r} (Embed): indices {index.min()} to {index.max()}; "
-            f"expected 0 to {len(weights[0]) - 1}"
-        )
-    top = weights[0][index]
+    top = weights[0][indices_of(bottoms[0], len(weights[0]), "the indices")]
     if len(weights) > 1:
         top += weights[1]
     return [top]

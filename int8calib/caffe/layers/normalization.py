@@ -23,12 +23,21 @@ def _batch_norm_weights(params: LayerParameter, bottoms: Sequence[Shape]) -> lis
 def stored_statistics(params: LayerParameter, weights: Sequence[Array]) -> tuple[Array, Array]:
     """The mean and the deviation sqrt(var + eps) of each channel: both float32 (C,).
 
-    Mean and variance are divided by the third blob; 1 / 0 counts as 0. Source: Caffe's
-    BatchNormLayer with use_global_stats.
+    Mean and variance are divided by the third blob; 1 / 0 counts as 0. With
+    `add_eps_before_sqrt: false` the deviation is sqrt(var) + eps. Source: Caffe's BatchNormLayer
+    with use_global_stats, and that of the Synopsys fork.
     """
+    param = params.batch_norm_param
     mean, var, moving = (blob.reshape(-1) for blob in weights[:3])
     inverse = np.float32(0 if moving[0] == 0 else 1 / moving[0])
-    return mean * inverse, np.sqrt(var * inverse + np.float32(params.batch_norm_param.eps))
+    return mean * inverse, _deviation(var * inverse, param.eps, param.add_eps_before_sqrt)
+
+
+def _deviation(square: Array, eps: float, before_sqrt: bool) -> Array:
+    """sqrt(square + eps), or sqrt(square) + eps."""
+    if before_sqrt:
+        return np.sqrt(square + np.float32(eps))
+    return np.sqrt(square) + np.float32(eps)
 
 
 def _plan_batch_norm(
@@ -56,7 +65,7 @@ def _plan_batch_norm(
 def batch_norm(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:
-    """(x - mean) / sqrt(var + eps) per channel, statistics from the weights.
+    """(x - mean) / sqrt(var + eps) per channel, see `stored_statistics`.
 
     Source: Caffe's BatchNormLayer in the TEST phase; blobs mean (C,), variance (C,), and the
     factor (1,) both are divided by (0 makes both 0). The stored statistics are used even where
@@ -100,14 +109,14 @@ def mvn(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Arra
     """(x - mean) / (sqrt(var) + eps), of each channel or, `across_channels`, of each image.
 
     Without `normalize_variance` only the mean is taken off. Source: Caffe's MVNLayer; note that
-    eps is added to the deviation, not to the variance.
+    eps is added to the deviation, not to the variance, unless `add_eps_before_sqrt` (Synopsys).
     """
     param, x = params.mvn_param, bottoms[0]
     axes = tuple(range(1 if param.across_channels else 2, x.ndim))
     top = x - x.mean(axis=axes, keepdims=True)
     if param.normalize_variance:
-        deviation = np.sqrt(np.square(top).mean(axis=axes, keepdims=True))
-        top /= deviation + np.float32(param.eps)
+        variance = np.square(top).mean(axis=axes, keepdims=True)
+        top /= _deviation(variance, param.eps, param.add_eps_before_sqrt)
     return [top]
 
 
@@ -126,10 +135,12 @@ def normalize(
 ) -> list[Array]:
     """x / sqrt(sum of squares + eps) * scale[channel], one scale for all if `channel_shared`.
 
-    The sum is over the channels at each pixel or, `across_spatial`, over the whole image.
-    Source: the SSD fork's NormalizeLayer.
+    The sum is over the channels at each pixel or, `across_spatial`, over the whole image, where
+    `add_eps_before_sqrt: false` adds eps to the square root instead. Sources: NormalizeLayer of
+    the SSD fork and of the Synopsys fork.
     """
     param, x = params.norm_param, bottoms[0]
     axes = (1, 2, 3) if param.across_spatial else (1,)
-    norm = np.sqrt(np.square(x).sum(axis=axes, keepdims=True) + np.float32(param.eps))
+    total = np.square(x).sum(axis=axes, keepdims=True)
+    norm = _deviation(total, param.eps, param.add_eps_before_sqrt or not param.across_spatial)
     return [x / norm * weights[0].reshape(-1, 1, 1)]

@@ -27,6 +27,11 @@ def _levels(params: LayerParameter, shape: Shape) -> list[LayerParameter]:
     levels = []
     for level in range(params.spp_param.pyramid_height):
         bins = 2**level
+        if bins > min(shape[2:]):
+            raise ShapeError(
+                f"pyramid_height {params.spp_param.pyramid_height} cuts a {shape[2]}x{shape[3]} "
+                f"bottom into {bins} and more parts"
+            )
         pooled = LayerParameter(name=params.name, type="Pooling", top=["level"])
         param = pooled.pooling_param
         param.pool = _METHODS[params.spp_param.pool]

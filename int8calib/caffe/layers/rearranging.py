@@ -9,7 +9,7 @@ import numpy as np
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
-from int8calib.caffe.layers.shapes import axis_index, need_count, need_ndim
+from int8calib.caffe.layers.shapes import axis_index, indices_of, need_count, need_ndim
 from int8calib.errors import ShapeError
 
 
@@ -70,6 +70,35 @@ def crop(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Arr
     """
     slices = _crop_slices(params, [bottom.shape for bottom in bottoms])
     return [bottoms[0][slices].copy()]
+
+
+def _crop_center_slices(params: LayerParameter, shape: Shape) -> tuple[slice, ...]:
+    """What is kept of each axis."""
+    sizes = list(params.crop_center_param.crop_size)
+    if len(sizes) != len(shape):
+        raise ShapeError(
+            f"{len(sizes)} values of crop_size for a bottom {shape}; expected one each"
+        )
+    if any(2 * size >= length for size, length in zip(sizes, shape, strict=True)):
+        raise ShapeError(f"crop_size {sizes} at both ends leaves nothing of {shape}")
+    return tuple(slice(size, length - size) for size, length in zip(sizes, shape, strict=True))
+
+
+def _crop_center_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    need_count(bottoms, 1)
+    slices = _crop_center_slices(params, bottoms[0])
+    return [tuple(kept.stop - kept.start for kept in slices)]
+
+
+@layer("CropCenter", shape=_crop_center_shape)
+def crop_center(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """The bottom without `crop_size[i]` entries at both ends of each axis i.
+
+    Source: CropCenterLayer of the forks for super-resolution.
+    """
+    return [bottoms[0][_crop_center_slices(params, bottoms[0].shape)].copy()]
 
 
 def _tile_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -173,4 +202,4 @@ def batch_reindex(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:
     """The entries of axis 0 that the second bottom lists. Source: Caffe's BatchReindexLayer."""
-    return [bottoms[0][bottoms[1].astype(np.int64)]]
+    return [bottoms[0][indices_of(bottoms[1], len(bottoms[0]), "the indices of the batch")]]

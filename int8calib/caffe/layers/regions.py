@@ -5,16 +5,21 @@ A box is (image index, x1, y1, x2, y2) in pixels of the network's input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from math import ceil, floor
 
 import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import layer
-from int8calib.caffe.layers.shapes import need_count, need_ndim
-from int8calib.errors import ShapeError
+from int8calib.caffe.layers.shapes import indices_of, need_count, need_ndim
+from int8calib.errors import ModelError, ShapeError
+
+MAX_POOLED = 1 << 12
+"""Bins along an axis."""
+MAX_COORDINATE = np.float32(1e9)
+"""The farthest a box may reach; farther ones are what a network gives that has gone wrong."""
 
 
 def _need_regions(bottoms: Sequence[Shape], pooled: Sequence[int]) -> None:
@@ -23,14 +28,18 @@ def _need_regions(bottoms: Sequence[Shape], pooled: Sequence[int]) -> None:
     boxes = bottoms[1]
     if len(boxes) < 2 or boxes[1] != 5 or any(dim != 1 for dim in boxes[2:]):
         raise ShapeError(f"the second bottom has shape {boxes}; expected (boxes, 5)")
-    if min(pooled) < 1:
-        raise ShapeError(f"pooled size {tuple(pooled)} must be at least 1")
+    if not 1 <= min(pooled) <= max(pooled) <= MAX_POOLED:
+        raise ShapeError(f"pooled size {tuple(pooled)}; expected 1 to {MAX_POOLED}")
 
 
-def _box(row: Array) -> tuple[int, Array]:
-    """The image index and the coordinates x1, y1, x2, y2 (float32)."""
-    values = row.reshape(-1)
-    return int(values[0]), values[1:]
+def _regions(boxes: Array, images: int) -> Iterator[tuple[int, Array]]:
+    """The image index and the coordinates x1, y1, x2, y2 (float32) of each box."""
+    rows = boxes.reshape(len(boxes), 5)
+    indices = indices_of(rows[:, 0], images, "the image indices of the boxes")
+    corners = rows[:, 1:]
+    if not (np.abs(corners) <= MAX_COORDINATE).all():
+        raise ModelError(f"the boxes hold coordinates that are nan or beyond {MAX_COORDINATE:g}")
+    return zip(indices.tolist(), corners, strict=True)
 
 
 def _rounded(values: Array) -> Array:
@@ -64,17 +73,19 @@ def roi_pooling(
     """
     param, (images, boxes) = params.roi_pooling_param, bottoms
     top = np.zeros(_roi_pooling_shape(params, [images.shape, boxes.shape])[0], np.float32)
-    for pooled, row in zip(top, boxes, strict=True):
-        index, corners = _box(row)
+    for pooled, (index, corners) in zip(top, _regions(boxes, len(images)), strict=True):
         left, up, right, down = _rounded(corners * np.float32(param.spatial_scale))
         step_h = np.maximum(down - up + 1, 1) / np.float32(param.pooled_h)
         step_w = np.maximum(right - left + 1, 1) / np.float32(param.pooled_w)
         columns = _bins(left, step_w, param.pooled_w, images.shape[3])
+        # First over the rows of a bin, for all columns, then over the columns.
         for i, rows in enumerate(_bins(up, step_h, param.pooled_h, images.shape[2])):
+            if rows.start == rows.stop:
+                continue
+            highest = images[index, :, rows].max(axis=1)
             for j, span in enumerate(columns):
-                part = images[index, :, rows, span]
-                if part.size:
-                    part.max(axis=(1, 2), out=pooled[:, i, j])
+                if span.start < span.stop:
+                    highest[:, span].max(axis=1, out=pooled[:, i, j])
     return [top]
 
 
@@ -104,8 +115,7 @@ def psroi_pooling(
     n, _, height, width = images.shape
     parts = images.reshape(n, param.output_dim, grid, grid, height, width)
     top = np.zeros((len(boxes), param.output_dim, grid, grid), np.float32)
-    for pooled, row in zip(top, boxes, strict=True):
-        index, corners = _box(row)
+    for pooled, (index, corners) in zip(top, _regions(boxes, n), strict=True):
         corners = _rounded(corners)
         left, up = corners[:2] * scale
         right, down = (corners[2:] + 1) * scale
@@ -139,8 +149,7 @@ def roi_align(
     param, (images, boxes) = params.roi_align_param, bottoms
     size = int(param.pooled_h), int(param.pooled_w)
     top = np.empty((len(boxes), images.shape[1], *size), np.float32)
-    for pooled, row in zip(top, boxes, strict=True):
-        index, corners = _box(row)
+    for pooled, (index, corners) in zip(top, _regions(boxes, len(images)), strict=True):
         left, up, right, down = corners * np.float32(param.spatial_scale)
         rows = _sampling(up, down, size[0], images.shape[2])
         columns = _sampling(left, right, size[1], images.shape[3])
@@ -148,22 +157,27 @@ def roi_align(
     return [top]
 
 
-def _sampling(start: Any, stop: Any, count: int, length: int) -> Array:
+def _sampling(start: np.float32, stop: np.float32, count: int, length: int) -> Array:
     """The weight of each of `length` pixels along one axis in the mean of each of `count` bins.
 
     The two axes separate, because the samples are a grid and bilinear weights are products.
     """
     step = max(stop - start, np.float32(1)) / np.float32(count)
-    samples = int(np.ceil(step))
-    offsets = (np.arange(count * samples, dtype=np.float32) + np.float32(0.5)) / samples
-    position = start + offsets * step
+    samples = ceil(step)
+    # Samples outside the image weigh nothing; however large the box is, they are not made.
+    apart = float(step) / samples
+    first = max(0, floor((-1 - float(start)) / apart) - 1)
+    last = min(count * samples, ceil((length - float(start)) / apart) + 1)
+    numbers = np.arange(first, max(first, last))
+    position = start + (numbers.astype(np.float32) + np.float32(0.5)) / samples * step
     inside = (position >= -1) & (position <= length)
     position = np.clip(position, 0, length - 1)
     low = position.astype(int)
     part = position - low
-    weights = np.zeros((count * samples, length), np.float32)
-    lines = np.arange(count * samples)
-    weights[lines, low] += np.where(inside, 1 - part, 0)
-    weights[lines, np.minimum(low + 1, length - 1)] += np.where(inside, part, 0)
-    mean: Array = weights.reshape(count, samples, length).mean(axis=1)
-    return mean
+    weights = np.zeros((count, length), np.float32)
+    np.add.at(weights, (numbers // samples, low), np.where(inside, 1 - part, 0))
+    np.add.at(
+        weights, (numbers // samples, np.minimum(low + 1, length - 1)), np.where(inside, part, 0)
+    )
+    weights /= np.float32(samples)
+    return weights

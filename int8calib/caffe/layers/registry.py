@@ -8,15 +8,18 @@ the fast path to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
-from int8calib.errors import OptionError, UnsupportedLayerError
+from int8calib.errors import ModelError, OptionError, ShapeError, UnsupportedLayerError
 
 Run: TypeAlias = Callable[[LayerParameter, Sequence[Array], Sequence[Array]], Sequence[Array]]
 ShapeRule: TypeAlias = Callable[[LayerParameter, Sequence[Shape]], Sequence[Shape]]
@@ -33,7 +36,8 @@ class LayerType:
     name
         the `type` string of the prototxt.
     run
-        `(params, weights, bottoms) -> tops`, float32 arrays, bottoms never written.
+        `(params, weights, bottoms) -> tops`, float32 arrays, bottoms never written; raises
+        `ModelError` for values that have no meaning, without the layer's name, which is added.
     shape
         `(params, bottom shapes) -> top shapes`; raises `ShapeError` without a layer name, which
         the caller adds.
@@ -100,12 +104,68 @@ def copying_fast_path(run: Run, params: LayerParameter, weights: Sequence[Array]
 
 
 def add_type(kind: LayerType, *, replace: bool = False) -> None:
-    """Add `kind`; raises `OptionError` where its name is taken and `replace` is false."""
+    """Add a layer type.
+
+    Parameters
+    ----------
+    kind
+        The type; its shape rule will refuse options that are no numbers, and errors of its `run`
+        will name the layer.
+    replace
+        Whether it may take the place of a type of that name.
+
+    Raises
+    ------
+    OptionError
+        Where the name is taken and may not be replaced.
+    """
     if kind.name in _types and not replace:
         raise OptionError(
             f"layer type {kind.name!r} is registered already; pass replace=True to replace it"
         )
-    _types[kind.name] = kind
+    _types[kind.name] = dataclasses.replace(
+        kind, run=_naming(kind.run), shape=_checking_options(kind.shape)
+    )
+
+
+def _naming(run: Run) -> Run:
+    """`run`, with the layer's name in front of its errors."""
+
+    @functools.wraps(run)
+    def named(
+        params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+    ) -> Sequence[Array]:
+        try:
+            return run(params, weights, bottoms)
+        except ModelError as error:
+            raise type(error)(f"layer {params.name!r} ({params.type}): {error}") from None
+
+    return named
+
+
+def _checking_options(shape: ShapeRule) -> ShapeRule:
+    """`shape`, which first refuses an option that is not a number."""
+
+    @functools.wraps(shape)
+    def checked(params: LayerParameter, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+        for field, value in params.ListFields():
+            if field.name.endswith("_param"):
+                for name in _not_numbers(value):
+                    raise ShapeError(f"{field.name}.{name} is nan; expected a number")
+        return shape(params, bottoms)
+
+    return checked
+
+
+def _not_numbers(message: Any) -> Iterator[str]:
+    """The fields of a message, and of those in it, that hold NaN."""
+    for field, value in message.ListFields():
+        many = hasattr(value, "__len__") and not isinstance(value, (str, bytes))
+        values = value if many else [value]
+        if field.message_type is not None:
+            yield from (f"{field.name}.{name}" for part in values for name in _not_numbers(part))
+        elif any(isinstance(number, float) and math.isnan(number) for number in values):
+            yield field.name
 
 
 def register_layer(
@@ -119,14 +179,79 @@ def register_layer(
 ) -> None:
     """Teach the engine a Caffe layer type from outside.
 
-    `run(params, weights, bottoms)` returns the list of float32 tops, `shape(params, bottom
-    shapes)` their shapes and `weights(params, bottom shapes)` the shapes of the blobs expected in
-    the caffemodel; `params` is the `LayerParameter` message. Options that the schema lacks, such
-    as those of the type's own `foo_param`, are in `caffe_proto.unknown_fields(params)`. Raises
-    `OptionError` where the type exists and `replace` is false.
+    Parameters
+    ----------
+    name
+        The `type` string of the prototxt.
+    run
+        `run(params, weights, bottoms)` returns the list of tops: float32 arrays of the shapes
+        that `shape` gives. It gets lists of float32 arrays that it must not write.
+    shape
+        `shape(params, bottom shapes)` returns the list of top shapes.
+    weights
+        `weights(params, bottom shapes)` returns the shapes of the blobs expected in the
+        caffemodel, in its order; None for a layer without.
+    macs
+        `macs(params, bottom shapes, top shapes)` returns the layer's multiply-adds.
+    replace
+        Whether the type may take the place of one that exists.
+
+    Raises
+    ------
+    OptionError
+        Where the type exists and `replace` is false.
+
+    Notes
+    -----
+    `params` is the layer as a `LayerParameter` message. Options that the schema does not know are
+    kept as they were written: ``caffe_proto.unknown_fields(params)`` gives them, so that
+    ``foo_param { size: 3 }`` reads ``int(unknown_fields(params)["foo_param"][0]["size"][0])``.
+    What `run` and `shape` find wrong they raise as `int8calib.errors.ShapeError`, without the
+    layer's name. A top of another shape or dtype than announced is a `ModelError`.
+
+    Examples
+    --------
+    >>> def run(params, weights, bottoms):
+    ...     return [bottoms[0] * 2]
+    >>> def shape(params, bottoms):
+    ...     return [bottoms[0]]
+    >>> register_layer("Double", run, shape, replace=True)
     """
     _load_builtin()
-    add_type(LayerType(name, run, shape, weights, macs=macs, outside=True), replace=replace)
+    kind = LayerType(name, _holding_to(shape, run), shape, weights, macs=macs, outside=True)
+    add_type(kind, replace=replace)
+
+
+def _holding_to(shape: ShapeRule, run: Run) -> Run:
+    """`run`, held to the shapes it announced and to float32; its tops are arrays of their own."""
+
+    @functools.wraps(run)
+    def checked(
+        params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+    ) -> Sequence[Array]:
+        tops = list(run(params, weights, [_read_only(bottom) for bottom in bottoms]))
+        wanted = list(shape(params, [bottom.shape for bottom in bottoms]))
+        if len(tops) != len(wanted):
+            raise ModelError(f"gives {len(tops)} tops; its shape rule announced {len(wanted)}")
+        for i, (top, size) in enumerate(zip(tops, wanted, strict=True)):
+            if not isinstance(top, np.ndarray) or top.dtype != np.float32:
+                kind = getattr(top, "dtype", type(top).__name__)
+                raise ModelError(f"top {i} is {kind}; expected a numpy array of float32")
+            if top.shape != tuple(size):
+                raise ModelError(
+                    f"top {i} has shape {top.shape}; its shape rule announced {tuple(size)}"
+                )
+            shared = any(np.may_share_memory(top, bottom) for bottom in bottoms)
+            tops[i] = top.copy() if shared else np.ascontiguousarray(top).reshape(top.shape)
+        return tops
+
+    return checked
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def find_type(name: str) -> LayerType:
@@ -155,7 +280,8 @@ def is_built_in(name: str) -> bool:
 def type_names() -> list[str]:
     """The names of all types a prototxt may hold, sorted without regard to case."""
     _load_builtin()
-    return sorted((n for n, kind in _types.items() if not kind.internal), key=str.lower)
+    names = (name for name, kind in _types.items() if not kind.internal)
+    return sorted(names, key=lambda name: (name.lower(), name))
 
 
 def _load_builtin() -> None:

@@ -8,16 +8,8 @@ from math import prod
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import layer
-from int8calib.caffe.layers.shapes import axis_index, same_shape
+from int8calib.caffe.layers.shapes import axis_index
 from int8calib.errors import ShapeError
-
-
-@layer("Dropout", shape=same_shape, view=True)
-def dropout(
-    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
-) -> list[Array]:
-    """The bottom itself: dropping out is for training. Source: Caffe's DropoutLayer, TEST."""
-    return [bottoms[0]]
 
 
 def _flatten_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:

@@ -1,16 +1,18 @@
-"""Images made larger or smaller: Interp (bilinear), Upsample (by a mask of maxima, or nearest)."""
+"""Images made larger or smaller: bilinear, by nearest pixels, or by a mask of maxima."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import layer
-from int8calib.caffe.layers.shapes import need_ndim
-from int8calib.errors import ModelError, ShapeError
+from int8calib.caffe.layers.shapes import indices_of, need_count, need_ndim
+from int8calib.errors import ShapeError
+from int8calib.limits import MAX_VALUES
 
 
 def _interp_size(params: LayerParameter, bottoms: Sequence[Shape]) -> tuple[int, int]:
@@ -121,12 +123,86 @@ def upsample(
         rows = np.arange(height) * x.shape[2] // height
         columns = np.arange(width) * x.shape[3] // width
         return [x.take(rows, axis=2).take(columns, axis=3)]
-    mask = bottoms[1].reshape(n, channels, -1).astype(np.int64)
-    if mask.min() < 0 or mask.max() >= height * width:
-        raise ModelError(
-            f"layer {params.name!r} (Upsample): the mask points to pixel {mask.max()} of a "
-            f"{height}x{width} top; upsample_h and upsample_w must be the pooled blob's size"
-        )
+    what = (
+        f"the pixels that the mask points to in a {height}x{width} top (upsample_h and upsample_w "
+        "must be the pooled blob's size)"
+    )
+    mask = indices_of(bottoms[1].reshape(n, channels, -1), height * width, what)
     top = np.zeros((n, channels, height * width), np.float32)
     np.put_along_axis(top, mask, x.reshape(n, channels, -1), axis=2)
     return [top.reshape(n, channels, height, width)]
+
+
+def _darknet_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    need_count(bottoms, 1)
+    need_ndim(bottoms, 4)
+    (n, channels, height, width), stride = bottoms[0], params.upsample_darknet_param.stride
+    if stride < 1:
+        raise ShapeError(f"stride {stride} must be at least 1")
+    return [(n, channels, height * stride, width * stride)]
+
+
+@layer("UpsampleDarknet", shape=_darknet_shape)
+def upsample_darknet(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """Every pixel `stride` times both ways. Source: UpsampleDarknetLayer of the Synopsys fork."""
+    stride = params.upsample_darknet_param.stride
+    return [bottoms[0].repeat(stride, axis=2).repeat(stride, axis=3)]
+
+
+def _nearest_size(params: LayerParameter, bottoms: Sequence[Shape]) -> tuple[int, int, int]:
+    """The first of the two axes that are resized, and the height and width of the top."""
+    param = params.resize_nearest_neighbor_param
+    need_count(bottoms, 1)
+    need_ndim(bottoms, 4)
+    if param.data_format not in ("NHWC", "NCHW"):
+        raise ShapeError(f"data_format is {param.data_format!r}; expected 'NHWC' or 'NCHW'")
+    first = 1 if param.data_format == "NHWC" else 2
+    size = [
+        getattr(param, f"output_{name}")
+        if param.HasField(f"output_{name}")
+        else length * getattr(param, f"scale_{name}")
+        for name, length in zip(("height", "width"), bottoms[0][first:], strict=False)
+    ]
+    if not 1 <= min(size) <= max(size) <= MAX_VALUES:
+        raise ShapeError(f"a size of {size[0]:g}x{size[1]:g} is none")
+    return first, int(np.float32(size[0])), int(np.float32(size[1]))
+
+
+def _nearest_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    first, height, width = _nearest_size(params, bottoms)
+    shape = list(bottoms[0])
+    shape[first : first + 2] = height, width
+    return [tuple(shape)]
+
+
+def _nearest(params: LayerParameter, size: int, length: int) -> NDArray[np.int64]:
+    """For each of `size` entries the one of `length` that it is a copy of."""
+    corners = params.resize_nearest_neighbor_param.align_corners
+    places = np.arange(size, dtype=np.float32)
+    if corners and size > 1:
+        # Halves go up, as C's roundf takes them.
+        places = np.floor(places * (np.float32(length - 1) / np.float32(size - 1)) + 0.5)
+    else:
+        places = places * (np.float32(length) / np.float32(size))
+        places = np.floor(places + np.float32(0.5) if corners else places)
+    return np.minimum(places.astype(np.int64), length - 1)
+
+
+@layer("ResizeNearestNeighbor", shape=_nearest_shape)
+def resize_nearest_neighbor(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """Every pixel is that of the bottom at floor(place * old size / new size).
+
+    With `align_corners` the corner pixels stay in the corners and places are rounded. The axes
+    are those of `data_format` (NHWC by default), the size is `output_height` and `output_width`
+    or the bottom's times `scale_height` and `scale_width`. Source: ResizeNearestNeighborLayer of
+    the Synopsys fork.
+    """
+    first, *size = _nearest_size(params, [bottoms[0].shape])
+    top = bottoms[0]
+    for axis, length in enumerate(size, first):
+        top = top.take(_nearest(params, length, bottoms[0].shape[axis]), axis=axis)
+    return [top]

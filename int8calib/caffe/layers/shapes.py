@@ -1,13 +1,16 @@
-"""Shape arithmetic that several layer families share; takes shapes and returns shapes."""
+"""What several layer families share: checks of bottoms, axes, and indices that are values."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
+from numpy.typing import NDArray
+
 from caffe_proto import LayerParameter
-from int8calib.arrays import Shape
-from int8calib.errors import ShapeError
+from int8calib.arrays import Array, Shape
+from int8calib.errors import ModelError, ShapeError
 
 
 def same_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -37,3 +40,12 @@ def need_count(bottoms: Sequence[Shape], count: int) -> None:
 def flat_from(shape: Shape, axis: int) -> int:
     """The number of values in one slice from `axis` on."""
     return prod(shape[axis:])
+
+
+def indices_of(values: Array, count: int, what: str) -> NDArray[np.int64]:
+    """`values` cut to whole numbers; raises `ModelError` for one outside 0 to `count` - 1."""
+    # NaN fails the comparison too.
+    if not ((values > -1) & (values < count)).all():
+        low, high = values.min(), values.max()
+        raise ModelError(f"{what} are {low:g} to {high:g}; expected 0 to {count - 1}")
+    return values.astype(np.int64)

@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from int8calib.errors import ShapeError
 from tests.layer_cases import Case, check
+from tests.ncnn_layer import ncnn_layer, stacked
 
 
 def by_value(function):
@@ -28,11 +30,51 @@ def crelu(params, weights, bottoms):
     return [top]
 
 
+def wide(rng, shape):
+    """Values beyond all limits."""
+    return rng.normal(1, 5, shape)
+
+
+def in_ncnn(relu, clip):
+    """ncnn's ReLU with its Clip behind."""
+
+    def oracle(params, weights, bottoms):
+        tops = stacked(ncnn_layer("ReLU", relu, bottoms))
+        return stacked(ncnn_layer("Clip", clip, tops))
+
+    return oracle
+
+
+def selu(params, weights, bottoms):
+    """ncnn's SELU."""
+    alpha, scale = params.selu_param.alpha, getattr(params.selu_param, "lambda")
+    return stacked(ncnn_layer("SELU", f"0={alpha:e} 1={scale:e}", bottoms))
+
+
 CASES = (
     Case("ReLU"),
     Case("ReLU", bottoms=((3, 13),)),
     Case("ReLU", "relu_param { negative_slope: 0.17 }"),
     Case("ReLU", "relu_param { negative_slope: 1.7 }"),
+    *(Case("ReLU", f"relu_param {{ {options} }}", oracle=oracle, makers=(wide,))
+      for options, oracle in (
+          ("relu6: true", by_value(lambda p, x: min(max(x, 0), 6))),
+          ("relu6: true negative_slope: 0.17", in_ncnn("0=0.17e0", "0=-3.4e38 1=6.0")),
+          ("maximum: 2.5", in_ncnn("0=0.0", "0=-3.4e38 1=2.5")),
+          ("relu6: true maximum: 7", in_ncnn("0=0.0", "0=-3.4e38 1=6.0")),
+          ("minimum: 0.7 maximum: 2.5", in_ncnn("0=0.0", "0=0.7 1=2.5")),
+          ("minimum: -0.3 negative_slope: 0.5", in_ncnn("0=0.5", "0=-0.3 1=3.4e38")),
+          # The lower limit comes last, and a maximum below 0 is none.
+          ("minimum: 3 maximum: 2", by_value(lambda p, x: 3)),
+          ("maximum: -2", by_value(lambda p, x: max(x, 0))),
+      )),
+    Case("SeLU", oracle=selu, makers=(wide,)),
+    Case("SeLu", "selu_param { lambda: 1.3 alpha: 0.7 }", oracle=selu, makers=(wide,)),
+    Case("Dropout", "dropout_param { dropout_ratio: 0.7 }", oracle=lambda p, w, b: [b[0]]),
+    Case("Dropout", "dropout_param { dropout_ratio: 0.7 scale_train: true }",
+         oracle=lambda p, w, b: [b[0]]),
+    Case("Dropout", "dropout_param { dropout_ratio: 0.3 scale_train: false }",
+         oracle=lambda p, w, b: stacked(ncnn_layer("Dropout", "0=0.7", b))),
     Case("ReLU6", oracle=by_value(lambda p, x: min(max(x, 0), 6)),
          makers=(lambda rng, shape: rng.normal(2, 5, shape),)),
     Case("PReLU"),
@@ -73,3 +115,17 @@ CASES = (
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_layer(case: Case) -> None:
     check(case)
+
+
+@pytest.mark.parametrize("name", ["ReLU", "Sigmoid", "Dropout", "Power"])
+def test_a_second_bottom_is_not_passed_over(name: str) -> None:
+    # A fork's ReLU takes its upper limit from a second bottom.
+    case = Case(name, bottoms=((2, 5, 7, 11), (1,)))
+    with pytest.raises(ShapeError, match="2 bottoms; expected 1"):
+        case.kind.shape(case.message(), case.bottoms)
+
+
+def test_an_option_that_is_no_number_is_refused() -> None:
+    case = Case("ELU", "elu_param { alpha: nan }")
+    with pytest.raises(ShapeError, match=r"elu_param\.alpha is nan"):
+        case.kind.shape(case.message(), case.bottoms)

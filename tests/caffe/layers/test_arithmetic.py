@@ -103,6 +103,14 @@ def test_layer(case: Case) -> None:
         ("ArgMax", "argmax_param { top_k: 6 axis: 1 }", "1..5"),
         ("ArgMax", "argmax_param { top_k: 0 }", "1..385"),
         ("Reduction", "reduction_param { axis: 4 }", "out of range"),
+        ("Exp", "exp_param { base: 0 }", "base is 0"),
+        ("Exp", "exp_param { base: -2 }", "base is -2"),
+        ("Exp", "exp_param { base: inf }", "base is inf"),
+        ("Exp", "exp_param { base: 3 shift: 300 }", "beyond float32"),
+        ("Exp", "exp_param { base: 3 scale: 3.3e38 }", "beyond float32"),
+        ("Log", "log_param { base: 0 }", "base is 0"),
+        ("Log", "log_param { base: 1 }", "base is 1"),
+        ("Log", "log_param { base: nan }", "log_param.base is nan"),
     ],
 )
 def test_impossible_options(name: str, options: str, found: str) -> None:

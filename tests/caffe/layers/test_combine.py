@@ -20,7 +20,23 @@ def sliced(*points, axis=1):
     return lambda params, weights, bottoms: np.split(bottoms[0], points, axis=axis)
 
 
+def added(params, weights, bottoms):
+    """Entry by entry, an axis of size 1 and a missing first axis repeated."""
+    shape = bottoms[0].shape
+    top = np.zeros(shape)
+    for place in np.ndindex(*shape):
+        for bottom in bottoms:
+            own = place[len(place) - bottom.ndim :]
+            fitting = (i if size > 1 else 0 for i, size in zip(own, bottom.shape, strict=True))
+            top[place] += bottom[tuple(fitting)]
+    return [top]
+
+
 CASES = (
+    Case("Add", bottoms=((2, 3, 5, 7), (2, 3, 5, 7)), oracle=added),
+    Case("Add", bottoms=((2, 3, 5, 7),) * 3, oracle=added),
+    Case("Add", bottoms=((2, 3, 5, 7), (1, 3, 1, 7), (5, 1)), oracle=added),
+    Case("Add", bottoms=((2, 3, 5), ()), oracle=added, label="a scalar"),
     *(Case("Eltwise", f"eltwise_param {{ operation: {operation} }}", (X,) * count)
       for operation in ("PROD", "SUM", "MAX") for count in (2, 3)),
     Case("Eltwise", "eltwise_param { coeff: 0.7 coeff: -1.3 }", (X, X)),

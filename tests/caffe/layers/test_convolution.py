@@ -221,6 +221,17 @@ def test_several_bottoms_share_the_weights() -> None:
         ("Convolution", "num_output: 5", "at least 1"),
         ("Deconvolution", "num_output: 5 kernel_size: 3 group: 2", "groups"),
         ("Deconvolution", "num_output: 5 kernel_size: 3 pad: 9", "leaves nothing"),
+        ("Deconvolution", "num_output: 5 kernel_size: 3 pad_l: 9", "leaves nothing"),
+        ("Convolution", "num_output: 5 kernel_size: 3 pad: 1 pad_l: 1", "one or the other"),
+        ("Convolution", "num_output: 5 kernel_size: 3 kernel_h: 2 kernel_w: 3", "one or the other"),
+        ("Convolution", "num_output: 5 kernel_size: 3 kernel_size: 3 kernel_size: 2", "3-d"),
+        ("Convolution", "num_output: 5 kernel_size: 3 axis: 2", "axis 2"),
+        ("Deconvolution", "num_output: 5 kernel_size: 3 axis: 2", "axis 2"),
+        ("Convolution", "num_output: 5 kernel_size: 3 pad: 2147483648", "the limit"),
+        ("Convolution", "num_output: 5 kernel_size: 40000 pad: 40000", "the limit"),
+        ("Convolution", "num_output: 5 kernel_size: 3 stride: 1 pad_b: 4294967295", "the limit"),
+        ("Deconvolution", "num_output: 5 kernel_size: 3 stride: 2147483648", "the limit"),
+        ("Deconvolution", "num_output: 5 kernel_size: 65536 pad: 65530", "the limit"),
     ],
 )
 def test_impossible_geometry(name: str, options: str, found: str) -> None:
@@ -234,3 +245,38 @@ def test_embed_names_an_index_outside_its_weight() -> None:
     weights, _ = case.arrays(seed=1)
     with pytest.raises(ModelError, match=r"'op'.*0 to 4"):
         case.kind.run(case.message(), weights, [np.full((2, 3), 5, np.float32)])
+
+
+@pytest.mark.parametrize("name", ["Convolution", "ConvolutionDepthwise", "Deconvolution"])
+def test_three_axes_of_places_are_named(name: str) -> None:
+    case = Case(name, "convolution_param { num_output: 3 kernel_size: 3 }", ((1, 3, 5, 7, 11),))
+    with pytest.raises(ShapeError, match="3-d convolution is not supported"):
+        case.kind.shape(case.message(), case.bottoms)
+
+
+def test_the_channel_axis_may_be_counted_from_behind() -> None:
+    check(Case("Convolution", "convolution_param { num_output: 5 kernel_size: 3 axis: -3 }",
+               ((2, 3, 7, 11),), oracle=per_axis))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Convolution", "ConvolutionDepthwise"])
+@pytest.mark.parametrize("stride", [67, 2**31])
+def test_a_stride_beyond_the_image_leaves_one_window(name: str, stride: int) -> None:
+    check(Case(name, f"convolution_param {{ num_output: 3 kernel_size: 2 stride: {stride} }}",
+               ((2, 3, 7, 11),), oracle=per_axis))  # fmt: skip
+
+
+def test_a_depthwise_window_of_many_taps_runs_as_well() -> None:
+    check(Case("ConvolutionDepthwise", "convolution_param { num_output: 2 kernel_size: 67 }",
+               ((1, 2, 71, 73),), oracle=lambda p, w, b: [wide_windows(w, b[0])]))  # fmt: skip
+
+
+def wide_windows(weights, images):
+    """Windows cut out one by one, as whole blocks."""
+    n, channels, height, width = images.shape
+    kernel = weights[0].shape[2]
+    top = np.empty((n, channels, height - kernel + 1, width - kernel + 1))
+    for i, j in np.ndindex(*top.shape[2:]):
+        block = images[:, :, i : i + kernel, j : j + kernel].astype(np.float64)
+        top[:, :, i, j] = (block * weights[0][:, 0]).sum(axis=(2, 3)) + weights[1]
+    return top

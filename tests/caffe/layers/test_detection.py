@@ -217,8 +217,17 @@ def test_nominal_shape_has_room_for_every_kept_detection() -> None:
         ("PriorBox", "prior_box_param { aspect_ratio: 2 }", ((1, 2, 3, 5), PICTURE), "min_size"),
         ("PriorBox", "prior_box_param { min_size: 3 variance: 1 variance: 1 }",
          ((1, 2, 3, 5), PICTURE), "2 variances"),
+        *(("PriorBox", f"prior_box_param {{ {options} }}", ((1, 2, 3, 5), PICTURE), found)
+          for options, found in (
+              ("min_size: nan", "min_size is nan"), ("min_size: inf", "finite and above 0"),
+              ("min_size: 3 aspect_ratio: 0", "above 0"), ("min_size: 3 step: inf", "finite"),
+              ("min_size: 3 max_size: nan", "max_size is nan"), ("min_size: -3", "above 0"),
+              ("min_size: 3 variance: nan", "variance is nan"),
+              ("min_size: 3 offset: nan", "offset is nan"))),
         ("DetectionOutput", "detection_output_param { num_classes: 2 }",
          ((1, 20), (1, 15), (1, 2, 20)), "5 default boxes"),
+        ("DetectionOutput", "detection_output_param { num_classes: 2 nms_param { eta: nan } }",
+         ((1, 20), (1, 10), (1, 2, 20)), "nms_param.eta is nan"),
         ("DetectionOutput", "detection_output_param { num_classes: 2 }",
          ((1, 20), (1, 10), (1, 20)), "third bottom"),
     ],
@@ -227,3 +236,36 @@ def test_impossible_shapes(name: str, options: str, bottoms: tuple, found: str) 
     case = Case(name, options, bottoms)
     with pytest.raises(ShapeError, match=found):
         find_type(name).shape(case.message(), bottoms)
+
+
+@pytest.mark.parametrize(("threshold", "count"), [(0.5, 2), (0.499, 1)])
+def test_boxes_that_overlap_by_the_threshold_itself_are_kept(threshold: float, count: int) -> None:
+    options = (
+        "num_classes: 2 share_location: true code_type: CORNER background_label_id: 0 keep_top_k: 5 "
+        f"confidence_threshold: 0.1 nms_param {{ nms_threshold: {threshold} top_k: 5 }}"
+    )
+    case = Case("DetectionOutput", f"detection_output_param {{ {options} }}",
+                ((1, 8), (1, 4), (1, 2, 8)))  # fmt: skip
+    # One box is half of the other: what they share is exactly half of what they cover.
+    corners = [0, 0, 0.5, 0.5, 0, 0, 0.5, 0.25]
+    bottoms = [
+        np.zeros((1, 8), np.float32),
+        np.array([[0.1, 0.9, 0.2, 0.8]], np.float32),
+        np.array([[corners, [0.1] * 8]], np.float32),
+    ]
+    rows = case.kind.run(case.message(), [], bottoms)[0]
+    assert rows.shape == (1, 1, count, 7)
+    np.testing.assert_array_equal(rows, sorted_opencv(case.message(), [], bottoms)[0])
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.9, 0.97])
+def test_many_boxes_are_suppressed_as_one_at_a_time(eta: float) -> None:
+    count, classes = 463, 3
+    options = (
+        f"num_classes: {classes} code_type: CENTER_SIZE keep_top_k: -1 confidence_threshold: 0.3 "
+        f"nms_param {{ nms_threshold: 0.7 top_k: 400 eta: {eta} }}"
+    )
+    case = Case("DetectionOutput", f"detection_output_param {{ {options} }}",
+                ((1, count * 4), (1, count * classes), (1, 2, count * 4)), detections,
+                makers=(offsets_of, scores_of, priors_of), dynamic=True)  # fmt: skip
+    check(case)

@@ -27,7 +27,19 @@ def mvn(params, weights, bottoms):
     for part in parts:
         part -= part.mean()
         if param.normalize_variance:
-            part /= part.std() + param.eps
+            eps = param.eps
+            part /= np.sqrt(part.var() + eps) if param.add_eps_before_sqrt else part.std() + eps
+    return [top]
+
+
+def batch_norm(params, weights, bottoms):
+    param, x = params.batch_norm_param, np.asarray(bottoms[0], np.float64)
+    top = np.empty(x.shape)
+    for c in range(x.shape[1]):
+        mean, var = (blob[c] / np.float64(weights[2][0]) for blob in weights[:2])
+        eps = param.eps
+        deviation = np.sqrt(var + eps) if param.add_eps_before_sqrt else np.sqrt(var) + eps
+        top[:, c] = (x[:, c] - mean) / deviation
     return [top]
 
 
@@ -37,6 +49,8 @@ def normalize(params, weights, bottoms):
     for n, i, j in np.ndindex(x.shape[0], *x.shape[2:]):
         part = x[n] if param.across_spatial else x[n, :, i, j]
         norm = np.sqrt((part**2).sum() + param.eps)
+        if param.across_spatial and not param.add_eps_before_sqrt:
+            norm = np.sqrt((part**2).sum()) + param.eps
         top[n, :, i, j] = x[n, :, i, j] / norm * weights[0]
     return [top]
 
@@ -106,7 +120,7 @@ def affine_from(axis, stop):
 
 X = (2, 5, 7, 11)
 STATISTICS = (normal, positive, moving)
-MAPS = ("across_channels: true", "normalize_variance: false", "eps: 0.3",
+MAPS = ("eps: 0.3 add_eps_before_sqrt: true", "across_channels: true", "normalize_variance: false", "eps: 0.3",
         "across_channels: true normalize_variance: false", "")  # fmt: skip
 
 CASES = (
@@ -117,6 +131,8 @@ CASES = (
          oracle=lambda p, w, b: [(b[0] - w[0] / w[2]) / np.sqrt(w[1] / w[2] + 1e-5)]),
     Case("BatchNorm", weight_makers=(normal, positive, nothing), label="factor 0",
          oracle=lambda p, w, b: [b[0] / np.sqrt(1e-5)]),
+    *(Case("BatchNorm", f"batch_norm_param {{ eps: 0.3 add_eps_before_sqrt: {before} }}", (X,),
+           oracle=batch_norm, weight_makers=STATISTICS) for before in ("true", "false")),
     Case("Scale"),
     Case("Scale", "scale_param { bias_term: true }"),
     Case("Scale", "scale_param { axis: 2 num_axes: 2 bias_term: true }", (X,),
@@ -143,13 +159,17 @@ CASES = (
          oracle=lambda p, w, b: normalize(p, [w[0]], b)),
     Case("Normalize", "norm_param { across_spatial: false }", oracle=normalize),
     Case("Normalize", "norm_param { channel_shared: false }", oracle=normalize),
+    *(Case("Normalize", f"norm_param {{ eps: 30 across_spatial: {across} "
+           "add_eps_before_sqrt: false }", oracle=normalize) for across in ("true", "false")),
     Case("Normalize", oracle=normalize),
     *(Case("LRN", f"lrn_param {{ local_size: {size} alpha: 1.1 beta: 0.6 k: {k} }}",
            oracle=lrn_across) for size, k in ((3, 1), (5, 2.5), (7, 1))),
     Case("LRN", "lrn_param { local_size: 5 alpha: 1.1 }"),
     Case("LRN", "lrn_param { local_size: 3 alpha: 2.3 beta: 0.5 }", oracle=lrn_across),
     *(Case("LRN", f"lrn_param {{ local_size: {size} alpha: 0.9 norm_region: WITHIN_CHANNEL }}",
-           oracle=lrn_within) for size in (3, 5, 9)),
+           oracle=lrn_within) for size in (3, 5, 9, 23, 2**32 - 1)),
+    *(Case("LRN", f"lrn_param {{ local_size: {size} alpha: 1.1 }}", oracle=lrn_across)
+      for size in (9, 11, 23, 2**32 - 1)),
 )  # fmt: skip
 
 

@@ -157,6 +157,38 @@ CASES = (
 )  # fmt: skip
 
 
+# Caffe does its sums in 32 bits; the loops here have no such limit.
+BEYOND = (
+    *(Case("Pooling", f"pooling_param {{ pool: {method} kernel_size: 3 stride: {stride} {more} }}",
+           ((2, 3, 11, 13),), oracle=loops)
+      for method in ("MAX", "AVE", "AVE_EXC_PAD") for stride in (11, 12, 13, 99, 2**31, 2**32 - 1)
+      for more in ("", "pad: 1", "round_below: true")
+      if method == "MAX" or more or stride not in (11, 13)),
+    *(Case("Pooling", f"pooling_param {{ pool: {method} kernel_size: {kernel} stride: {kernel} }}",
+           ((2, 3, 11, 13),), oracle=loops) for method in METHODS for kernel in (14, 2**31)),
+    Case("Pooling", f"pooling_param {{ kernel_size: {2**32 - 1} stride: {2**32 - 1} }}",
+         ((2, 3, 11, 13),), oracle=loops, tops=2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BEYOND, ids=str)
+def test_windows_and_strides_far_larger_than_the_image(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("height", [40, 2**32 - 1, 5, 0])
+def test_a_pyramid_higher_than_the_image_is_refused(height: int) -> None:
+    case = Case("SPP", f"spp_param {{ pyramid_height: {height} }}", ((2, 3, 13, 11),))
+    with pytest.raises(ShapeError, match="pyramid_height"):
+        case.kind.shape(case.message(), case.bottoms)
+
+
+def test_three_axes_of_places_are_named() -> None:
+    case = Case("Pooling", "pooling_param { kernel_size: 2 }", ((1, 3, 5, 7, 11),))
+    with pytest.raises(ShapeError, match="3-d pooling is not supported"):
+        case.kind.shape(case.message(), case.bottoms)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_layer(case: Case) -> None:
     check(case)
@@ -170,6 +202,14 @@ def test_layer(case: Case) -> None:
         ("pool: AVE kernel_size: 3", 2, "MAX only"),
         ("kernel_size: 3 stride: 0", 1, "at least 1"),
         ("kernel_size: 17 round_mode: FLOOR", 1, "smaller than kernel"),
+        ("kernel_size: 17", 1, "smaller than kernel"),
+        ("kernel_size: 3 pad: 1 pad_l: 1", 1, "one or the other"),
+        ("kernel_size: 3 kernel_h: 3 kernel_w: 2", 1, "one or the other"),
+        ("kernel_size: 3 pad_t: 3", 1, "smaller than kernel"),
+        ("pool: AVE_EXC_PAD kernel_size: 3", 2, "MAX only"),
+        ("pool: AVE kernel_size: 1 stride: 11", 1, "without any pixel"),
+        ("kernel_size: 3 pad_b: 4294967295", 1, "the limit"),
+        ("kernel_size: 4294967295 pad: 4294967294", 1, "the limit"),
     ],
 )
 def test_impossible_geometry(options: str, tops: int, found: str) -> None:

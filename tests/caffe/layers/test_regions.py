@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from int8calib.errors import ShapeError
+from int8calib.errors import ModelError, ShapeError
 from tests.layer_cases import Case, check, normal
 
 IMAGES, BOXES = (2, 3, 11, 13), (5, 5)
@@ -118,7 +118,13 @@ def test_layer(case: Case) -> None:
     ("case", "found"),
     [
         (Case("ROIPooling", ROI, (IMAGES, (5, 4))), "expected .boxes, 5."),
-        (Case("ROIPooling", bottoms=(IMAGES, BOXES)), "at least 1"),
+        (Case("ROIPooling", bottoms=(IMAGES, BOXES)), "expected 1 to 4096"),
+        (
+            Case(
+                "ROIAlign", "roi_align_param { pooled_h: 2 pooled_w: 1073741824 }", (IMAGES, BOXES)
+            ),
+            "expected 1 to 4096",
+        ),
         (Case("ROIAlign", ALIGN, (IMAGES,)), "expected 2"),
         (Case("PSROIPooling", PSROI, (IMAGES, BOXES)), "45"),
     ],
@@ -127,3 +133,45 @@ def test_layer(case: Case) -> None:
 def test_impossible_shapes(case: Case, found: str) -> None:
     with pytest.raises(ShapeError, match=found):
         case.kind.shape(case.message(), case.bottoms)
+
+
+ALL = (
+    Case("ROIPooling", ROI, (IMAGES, BOXES), makers=MAKERS),
+    Case("PSROIPooling", PSROI, ((2, 45, 11, 13), BOXES), makers=MAKERS),
+    Case("ROIAlign", ALIGN, (IMAGES, BOXES), makers=MAKERS),
+)
+
+
+@pytest.mark.parametrize("value", [2, -1, math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_an_index_outside_the_batch_is_named(case: Case, value: float) -> None:
+    _, (images, regions) = case.arrays(seed=7)
+    regions = regions.copy()
+    regions[3, 0] = value
+    with pytest.raises(ModelError, match=r"layer 'op' .*image indices.*expected 0 to 1"):
+        case.kind.run(case.message(), [], [images, regions])
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 3e38])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_a_box_without_end_is_named(case: Case, value: float) -> None:
+    _, (images, regions) = case.arrays(seed=7)
+    regions = regions.copy()
+    regions[2, 3] = value
+    with pytest.raises(ModelError, match=r"layer 'op' .*coordinates"):
+        case.kind.run(case.message(), [], [images, regions])
+
+
+def test_a_box_far_larger_than_the_image_takes_no_more_memory_than_it() -> None:
+    case = Case("ROIAlign", ALIGN, ((1, 1, 3, 5), (1, 5)))
+    box = np.array([[0, -9e8, -9e8, 9e8, 9e8]], np.float32)
+    (top,) = case.kind.run(case.message(), [], [np.ones((1, 1, 3, 5), np.float32), box])
+    assert top.max() < 1e-6
+
+
+def test_batch_reindex_names_an_index_outside_the_batch() -> None:
+    case = Case("BatchReindex", bottoms=((3, 5), (2,)))
+    for value in (3, -1, math.nan):
+        bottoms = [np.zeros((3, 5), np.float32), np.array([0, value], np.float32)]
+        with pytest.raises(ModelError, match=r"'op' .*indices of the batch.*expected 0 to 2"):
+            case.kind.run(case.message(), [], bottoms)

@@ -21,6 +21,7 @@ from tests.caffe.layers import (
     test_regions,
     test_reshaping,
     test_resizing,
+    test_yolo,
 )
 from tests.layer_cases import Case, deviation
 
@@ -35,6 +36,7 @@ FAMILIES = (
     test_regions,
     test_reshaping,
     test_resizing,
+    test_yolo,
 )
 
 # What Caffe networks in the field are made of, data and loss layers aside.
@@ -43,7 +45,9 @@ FIELD = (
     "BatchNorm Scale Eltwise Concat Slice Split Softmax Dropout Flatten Reshape Permute LRN "
     "Silence Deconvolution Sigmoid TanH ReLU6 ELU Power Bias Normalize Crop ShuffleChannel "
     "Upsample Interp BN Axpy Reorg HardSwish AbsVal Exp Log BNLL Threshold MVN ArgMax Reduction "
-    "Tile Swish Clip SPP CReLU PriorBox DetectionOutput ROIPooling ROIAlign PSROIPooling Embed"
+    "Tile Swish Clip SPP CReLU PriorBox DetectionOutput ROIPooling ROIAlign PSROIPooling Embed "
+    "Add SeLU CropCenter ResizeNearestNeighbor UpsampleDarknet YoloDetectionOutput "
+    "Yolov3DetectionOutput"
 )
 
 PAIRS = (
@@ -54,7 +58,7 @@ PAIRS = (
 
 def test_every_type_has_a_case() -> None:
     tested = {case.type for family in FAMILIES for case in family.CASES}
-    assert sorted(tested, key=str.lower) == type_names()
+    assert sorted(tested, key=lambda name: (name.lower(), name)) == type_names()
 
 
 @pytest.mark.parametrize("name", FIELD.split())

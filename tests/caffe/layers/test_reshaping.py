@@ -26,6 +26,23 @@ def crop(params, weights, bottoms):
     return [x]
 
 
+def sizes(*crops):
+    return " ".join(f"crop_size: {crop}" for crop in crops)
+
+
+def crop_center(*crops):
+    """Every axis without its first and last entries, one of them at a time."""
+
+    def oracle(params, weights, bottoms):
+        (top,) = bottoms
+        for axis, crop in enumerate(crops):
+            for _ in range(crop):
+                top = np.delete(top, [0, -1], axis=axis)
+        return [top]
+
+    return oracle
+
+
 def tile(params, weights, bottoms):
     times = [1] * bottoms[0].ndim
     times[params.tile_param.axis] = params.tile_param.tiles
@@ -59,7 +76,10 @@ def reorg(params, weights, bottoms):
 
 
 CASES = (
-    Case("Dropout", "dropout_param { dropout_ratio: 0.3 }"),
+    *(Case("CropCenter", "crop_center_param { " + sizes(*crops) + " }", (X,),
+           oracle=crop_center(*crops)) for crops in ((0, 0, 2, 2), (0, 1, 3, 0), (0, 2, 0, 5))),
+    Case("CropCenter", "crop_center_param { " + sizes(1, 4) + " }", ((5, 13),),
+         oracle=crop_center(1, 4)),
     Case("Flatten"),
     Case("Flatten", "flatten_param { axis: 2 }", oracle=reshaped(2, 5, 77)),
     Case("Flatten", "flatten_param { axis: 1 end_axis: 2 }", oracle=reshaped(2, 35, 11)),
@@ -114,6 +134,12 @@ def test_layer(case: Case) -> None:
         (Case("Crop", bottoms=(X, (2, 5, 7, 12))), "too short"),
         (Case("Crop", "crop_param { offset: 1 offset: 1 offset: 1 }", (X, X)), "3 offsets"),
         (Case("Tile"), "at least 1"),
+        (Case("CropCenter", "crop_center_param { crop_size: 1 }", (X,)), "expected one each"),
+        (Case("CropCenter", "crop_center_param { " + sizes(0, 0, 4, 0) + " }", (X,)), "nothing"),
+        (
+            Case("CropCenter", "crop_center_param { " + sizes(0, 0, 0, 2**32 - 1) + " }", (X,)),
+            "nothing",
+        ),
         (Case("ShuffleChannel", "shuffle_channel_param { group: 2 }"), "groups"),
         (Case("Reorg", "reorg_param { stride: 2 }"), "multiple"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from int8calib.caffe.layers.registry import find_type
 from int8calib.errors import ModelError, ShapeError
 from tests.layer_cases import Case, check
+from tests.ncnn_layer import ncnn_layer, stacked
 
 X = (2, 3, 5, 7)
 
@@ -65,7 +66,42 @@ def values(rng, shape):
     return rng.normal(size=shape)
 
 
+def resize_nearest(params, weights, bottoms):
+    """The fork's loops, in float32 as there."""
+    param, x = params.resize_nearest_neighbor_param, bottoms[0]
+    if param.data_format == "NHWC":
+        x = np.moveaxis(x, 3, 1)
+    factors = (param.scale_height, param.scale_width)
+    size = [
+        math.floor(np.float32(n) * np.float32(f)) for n, f in zip(x.shape[2:], factors, strict=True)
+    ]
+    if param.HasField("output_height"):
+        size = [param.output_height, param.output_width]
+    top = np.empty((*x.shape[:2], *size))
+    for i, j in np.ndindex(*size):
+        place = []
+        for k, new, old in zip((i, j), size, x.shape[2:], strict=True):
+            if param.align_corners:
+                scale = (old - 1) / np.float32(new - 1) if new > 1 else old / np.float32(new)
+                at = math.floor(k * scale + 0.5)
+            else:
+                at = math.floor(k * (old / np.float32(new)))
+            place.append(min(at, old - 1))
+        top[:, :, i, j] = x[:, :, place[0], place[1]]
+    return [np.moveaxis(top, 1, 3) if param.data_format == "NHWC" else top]
+
+
 CASES = (
+    *(Case("ResizeNearestNeighbor", f"resize_nearest_neighbor_param {{ {options} {more} }}",
+           ((2, 5, 7, 3),), oracle=resize_nearest)
+      for options in ("output_height: 11 output_width: 13", "output_height: 3 output_width: 4",
+                      "scale_height: 2 scale_width: 1.7", "output_height: 1 output_width: 2")
+      for more in ("", 'data_format: "NCHW"', "align_corners: true")),
+    Case("ResizeNearestNeighbor", "resize_nearest_neighbor_param { output_height: 10 "
+         "output_width: 21 data_format: 'NCHW' }", (X,), label="in ncnn",
+         oracle=lambda p, w, b: stacked(ncnn_layer("Interp", "0=1 3=10 4=21", b))),
+    Case("UpsampleDarknet", "upsample_darknet_param { stride: 3 }", (X,), oracle=nearest(3, 3)),
+    Case("UpsampleDarknet", bottoms=(X,), oracle=lambda p, w, b: [b[0]]),
     Case("Interp", "interp_param { height: 11 width: 13 }"),
     Case("Interp", "interp_param { height: 3 width: 13 }", (X,)),
     Case("Interp", "interp_param { zoom_factor: 2 }", (X,)),
@@ -119,7 +155,7 @@ def test_upsample_puts_maxima_back_where_pooling_found_them() -> None:
 def test_a_mask_of_another_size_is_named() -> None:
     case = Case("Upsample", bottoms=(X, X))
     bottoms = [np.zeros(X, np.float32), np.full(X, 140, np.float32)]
-    with pytest.raises(ModelError, match=r"'op'.*pixel 140 of a 10x14 top"):
+    with pytest.raises(ModelError, match=r"'op'.*10x14 top.*are 140 to 140"):
         find_type("Upsample").run(case.message(), [], bottoms)
 
 
@@ -127,6 +163,27 @@ def test_a_mask_of_another_size_is_named() -> None:
     ("case", "found"),
     [
         (Case("Interp"), "no size"),
+        (Case("UpsampleDarknet", "upsample_darknet_param { stride: 0 }", (X,)), "at least 1"),
+        (
+            Case(
+                "ResizeNearestNeighbor", "resize_nearest_neighbor_param { scale_height: 0.1 }", (X,)
+            ),
+            "is none",
+        ),
+        (
+            Case(
+                "ResizeNearestNeighbor", "resize_nearest_neighbor_param { scale_width: inf }", (X,)
+            ),
+            "is none",
+        ),
+        (
+            Case(
+                "ResizeNearestNeighbor",
+                "resize_nearest_neighbor_param { data_format: 'NWHC' }",
+                (X,),
+            ),
+            "'NHWC' or 'NCHW'",
+        ),
         (Case("Interp", "interp_param { height: 3 width: 3 pad_beg: 1 }"), "only crops"),
         (Case("Interp", "interp_param { zoom_factor: 0 }"), "at least 1"),
         (Case("Interp", "interp_param { zoom_factor: 2 pad_beg: -7 }"), "no pixel"),
