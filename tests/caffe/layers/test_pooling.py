@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from caffe_proto import caffe_pb2
-from int8calib.errors import ShapeError
+from int8calib.errors import ShapeError, UnsupportedLayerError
 from tests.layer_cases import Case, check
 from tests.ncnn_layer import ncnn_layer, stacked
 
@@ -185,7 +185,7 @@ def test_a_pyramid_higher_than_the_image_is_refused(height: int) -> None:
 
 def test_three_axes_of_places_are_named() -> None:
     case = Case("Pooling", "pooling_param { kernel_size: 2 }", ((1, 3, 5, 7, 11),))
-    with pytest.raises(ShapeError, match="3-d pooling is not supported"):
+    with pytest.raises(UnsupportedLayerError, match="3-d pooling is not supported"):
         case.kind.shape(case.message(), case.bottoms)
 
 
