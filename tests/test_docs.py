@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
 import shlex
@@ -99,6 +100,7 @@ def test_examples_run(
         (tmp_path / item.name).symlink_to(item)
     monkeypatch.chdir(tmp_path)
     registry.type_names()  # loads the types that come with the package
+    importlib.import_module("int8calib.simulation.layers")  # whose types must stay registered
     monkeypatch.setattr(registry, "_types", dict(registry._types))
     rng = np.random.default_rng(0)
     names = {"arrays": [rng.normal(size=(1, 3, 64, 64)).astype(np.float32) for _ in range(3)]}
