@@ -9,7 +9,7 @@ tools/caffe/caffe2ncnn.cpp).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from int8calib.arrays import Shape
@@ -48,13 +48,15 @@ _KEEP_AXES = frozenset(
 """Types whose tops have as many axes in ncnn as their first bottom."""
 
 
-def convert_network(net: Net) -> NcnnModel:
+def convert_network(net: Net, outputs: Iterable[Blob] | None = None) -> NcnnModel:
     """Convert a Caffe network to an unoptimized ncnn model.
 
     Parameters
     ----------
     net : Net
         A network with weights, BatchNorm not folded.
+    outputs
+        Convert only what these blobs need; by default every layer.
 
     Returns
     -------
@@ -69,6 +71,8 @@ def convert_network(net: Net) -> NcnnModel:
         layer and option.
     """
     graph = net.graph
+    if outputs is not None:
+        graph = replace(graph, layers=graph.ancestors(outputs))
     shapes = _shapes_of_one_image(graph, net.input_shapes)
     axes: dict[Blob, int] = {}
     nodes: list[Node] = []
@@ -112,8 +116,8 @@ def _converted(
     convert = CONVERTERS.get(layer.type)
     if convert is None:
         raise ModelError(
-            f"{source}: {layer.label}: ncnn has no layer that computes it; convert the network "
-            "up to here, or run this layer in your program"
+            f"{source}: {layer.label}: ncnn has no layer that computes it; name the outputs "
+            "that do not need it (--outputs BLOB), and compute it in your program"
         )
     conversion = Conversion(layer, shapes, axes, source)
     convert(conversion)
@@ -125,18 +129,25 @@ def _converted(
     return conversion
 
 
+def blob_names(graph: Graph) -> dict[Blob, str]:
+    """The ncnn name of each of Caffe's blob versions."""
+    names = {top: top.name for layer in graph.layers for top in layer.tops}
+    for layer in graph.layers:
+        if (
+            len(layer.bottoms) == len(layer.tops) == 1
+            and layer.bottoms[0].name == layer.tops[0].name
+        ):
+            names[layer.tops[0]] = f"{layer.tops[0].name}_{layer.name}"
+    return names
+
+
 def _named(nodes: Sequence[Node], graph: Graph) -> list[NcnnLayer]:
     """The nodes with every blob under its ncnn name."""
-    in_place = {
-        layer.tops[0]: f"{layer.tops[0].name}_{layer.name}"
-        for layer in graph.layers
-        if len(layer.bottoms) == len(layer.tops) == 1
-        and layer.bottoms[0].name == layer.tops[0].name
-    }
+    names = blob_names(graph)
     taken = Counter(layer.name for layer in graph.layers)
 
     def name(blob: BlobName) -> str:
-        return blob if isinstance(blob, str) else in_place.get(blob, blob.name)
+        return blob if isinstance(blob, str) else names[blob]
 
     layers = [
         NcnnLayer(

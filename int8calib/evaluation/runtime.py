@@ -1,0 +1,171 @@
+"""Evaluate a network in ncnn's own runtime, float beside INT8, with the time that each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+
+from int8calib.arrays import Array, Shape
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.network.fingerprint import network_fingerprint
+from int8calib.caffe.network.graph import Blob
+from int8calib.caffe.network.shapes import infer_shapes
+from int8calib.errors import ImageError, ModelError, OptionError
+from int8calib.evaluation.evaluate import LabelledLoader, batch_and_labels
+from int8calib.evaluation.measures import MIN_SCORE
+from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
+from int8calib.evaluation.records import Record, compare, sum_up
+from int8calib.evaluation.results import Evaluation
+from int8calib.ncnn.convert.deploy import float_model, int8_model
+from int8calib.ncnn.convert.network import blob_names
+from int8calib.ncnn.runtime import RuntimeNet
+from int8calib.simulation.build import folds
+from int8calib.table.model import CalibrationTable
+from int8calib.workers import Progress, batch_size
+
+WARM_UP = 3
+"""Images that run before time is taken, since first runs allocate."""
+_BOX = 7
+"""Values of a detection in Caffe: image, label, score and box."""
+
+
+@dataclass(frozen=True)
+class RuntimeEvaluation:
+    """What ncnn's runtime gave.
+
+    Attributes
+    ----------
+    evaluation : Evaluation
+        Accuracy and agreement, as of the simulation.
+    milliseconds : mapping of str to float
+        The median time an image of the float model (`float`) and of each table.
+    threads : int
+        ncnn's threads.
+    """
+
+    evaluation: Evaluation
+    milliseconds: Mapping[str, float]
+    threads: int
+
+
+def evaluate_runtime(
+    net: Net,
+    tables: CalibrationTable | Mapping[str, CalibrationTable],
+    batches: LabelledLoader,
+    *,
+    topk: Sequence[int] = (1, 5),
+    scores: str | None = None,
+    outputs: Sequence[str] | None = None,
+    box_score: float = MIN_SCORE,
+    fold_bn: bool | None = None,
+    threads: int = 1,
+    total: int = 0,
+    progress: Progress | None = None,
+) -> RuntimeEvaluation:
+    """Convert, quantize and run a network in ncnn itself, image by image.
+
+    Parameters
+    ----------
+    net, tables, batches, topk, scores, outputs, box_score, fold_bn, total, progress
+        As in `evaluate`.
+    threads
+        ncnn's threads for one image.
+
+    Returns
+    -------
+    RuntimeEvaluation
+        The same figures as of a simulation, and times. Float and INT8 run in turn.
+
+    Raises
+    ------
+    OptionError
+        Where the package `ncnn` is missing, or a value means nothing.
+    ModelError
+        For a network that ncnn cannot express, a blob that it does not have.
+    """
+    if not topk or min(topk) < 1 or threads < 1:
+        raise OptionError(f"top-k {tuple(topk)}, threads {threads}: expected at least 1")
+    named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
+    compared = compared_blobs(net, scores, outputs)
+    nets = _load(net, named, compared, fold_bn, threads)
+    names = blob_names(net.graph)
+    wanted = {blob: names[blob] for blob in compared.blobs}
+    records: list[Record] = []
+    times: list[list[float]] = []
+    report = progress or (lambda stage, done, of: None)
+    done = 0
+    for given in batches():
+        batch, labels = batch_and_labels(given)
+        for index in range(batch_size(batch)):
+            image = {name: array[index] for name, array in batch.items()}
+            shapes = infer_shapes(net.graph, {n: (1, *x.shape) for n, x in image.items()})
+            tops, seconds = [], []
+            for each in nets:
+                found = each.run(image, wanted.values())
+                seconds.append(each.seconds)
+                tops.append(_as_caffe(found, wanted, shapes, compared))
+            times.append(seconds)
+            label = None if labels is None else [labels[index]]
+            if label is not None and compared.scores is None:
+                compared_blobs(net, scores, outputs, labelled=True)
+            records.append(compare(compared, tops, label, 1, box_score))
+            done += 1
+            report("runtime", done, total)
+    if not records:
+        raise ImageError("there are no images to evaluate with")
+    summed = sum_up(records, list(named), compared, topk)
+    timed = np.array(times[WARM_UP:] if len(times) > WARM_UP else times)
+    return RuntimeEvaluation(
+        replace(summed, network=network_fingerprint(net.graph)),
+        {
+            name: 1000 * median(column)
+            for name, column in zip(("float", *named), timed.T.tolist(), strict=True)
+        },
+        threads,
+    )
+
+
+def _load(
+    net: Net,
+    tables: Mapping[str, CalibrationTable],
+    compared: ComparedBlobs,
+    fold_bn: bool | None,
+    threads: int,
+) -> list[RuntimeNet]:
+    """The float net, then one INT8 net for each table."""
+    ways = [folds(table) if fold_bn is None else fold_bn for table in tables.values()]
+    models = {
+        fold: float_model(net, fold_bn=fold, outputs=compared.blobs) for fold in {True, *ways}
+    }
+    all_models = [models[True]]
+    all_models += [
+        int8_model(models[fold], table) for fold, table in zip(ways, tables.values(), strict=True)
+    ]
+    return [RuntimeNet(model, threads=threads) for model in all_models]
+
+
+def _as_caffe(
+    found: Mapping[str, Array],
+    wanted: Mapping[Blob, str],
+    shapes: Mapping[Blob, Shape],
+    compared: ComparedBlobs,
+) -> dict[Blob, Array]:
+    """ncnn's blobs in Caffe's shapes; detections with the image's number in front."""
+    tops = {}
+    for blob, name in wanted.items():
+        array = found[name]
+        if blob in compared.detections:
+            rows = array.reshape(-1, _BOX - 1)
+            tops[blob] = np.zeros((1, 1, max(1, len(rows)), _BOX), np.float32)
+            tops[blob][..., 1:] = rows if len(rows) else -1
+            continue
+        if array.size != np.prod(shapes[blob]):
+            raise ModelError(
+                f"blob {blob.name!r} has {array.size} values in ncnn and shape {shapes[blob]} in "
+                "Caffe; name a blob before it (--outputs)"
+            )
+        tops[blob] = array.reshape(shapes[blob])
+    return tops

@@ -1,0 +1,119 @@
+"""ncnn models run in the real runtime: PyPI's `ncnn` package, the extra `ncnn`."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from int8calib.arrays import Array
+from int8calib.errors import ModelError, OptionError
+from int8calib.ncnn.model import NcnnModel
+from int8calib.ncnn.param import format_param
+from int8calib.ncnn.weights import write_weights
+
+
+def import_ncnn() -> Any:
+    """The `ncnn` package; raises `OptionError` that says how to install it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ncnn
+    except ImportError:
+        raise OptionError(
+            "the package ncnn is not installed; pip install 'int8calib[ncnn]'"
+        ) from None
+    return ncnn
+
+
+class RuntimeNet:
+    """One ncnn model, loaded into ncnn.
+
+    Not safe to share between threads: the package holds the interpreter's lock while it computes.
+    """
+
+    def __init__(self, model: NcnnModel, *, threads: int = 1, exact: bool = False) -> None:
+        """Load the model.
+
+        Parameters
+        ----------
+        model
+            A float or INT8 model with weights.
+        threads
+            ncnn's threads for one image.
+        exact
+            Keep floats as float32 everywhere and scale INT8 depthwise layers exactly: no float16,
+            no packing. Otherwise ncnn's own defaults, as a program on this machine would get.
+
+        Raises
+        ------
+        OptionError
+            Where the package is missing.
+        ModelError
+            Where ncnn does not load the model.
+        """
+        ncnn = import_ncnn()
+        self._ncnn = ncnn
+        self._net = ncnn.Net()
+        option = self._net.opt
+        option.num_threads = threads
+        option.use_vulkan_compute = False
+        option.lightmode = False
+        if exact:
+            option.use_fp16_packed = option.use_fp16_storage = False
+            option.use_fp16_arithmetic = option.use_bf16_storage = False
+            option.use_packing_layout = False
+        # ncnn refers to this memory as long as the net lives.
+        self._weights = write_weights(model.layers)
+        text = format_param(model.layers)
+        if self._net.load_param_mem(text) != 0:
+            raise ModelError(f"{model.source}: ncnn does not know a layer of this model")
+        self._net.load_model_mem(self._weights)
+        self._source = model.source
+        self.inputs = tuple(
+            top for layer in model.layers if layer.type == "Input" for top in layer.tops
+        )
+        read = {bottom for layer in model.layers for bottom in layer.bottoms}
+        self.outputs = tuple(top for layer in model.layers for top in layer.tops if top not in read)
+        self.seconds = 0.0
+
+    def run(self, inputs: Mapping[str, Array], blobs: Iterable[str]) -> dict[str, Array]:
+        """Run one image.
+
+        Parameters
+        ----------
+        inputs
+            Each input blob's array, float32 (C, H, W), (H, W) or (W,): ncnn has no batch axis.
+        blobs
+            The blobs wanted.
+
+        Returns
+        -------
+        dict
+            Each blob as float32, as ncnn shapes it; of size 0 where it is empty, as a detector's
+            output without detections. `seconds` is then the time that computing took.
+
+        Raises
+        ------
+        ModelError
+            For an input or blob that the model does not have, or that could not be computed.
+        """
+        extractor = self._net.create_extractor()
+        # A Mat borrows numpy's memory without a reference, and layers may write into it.
+        kept = {name: np.ascontiguousarray(array, np.float32) for name, array in inputs.items()}
+        for name, array in kept.items():
+            if extractor.input(name, self._ncnn.Mat(array).clone()) != 0:
+                raise ModelError(f"{self._source}: the model has no input {name!r}")
+        started = time.perf_counter()
+        found = {blob: extractor.extract(blob) for blob in blobs}
+        self.seconds = time.perf_counter() - started
+        tops = {}
+        for blob, (code, mat) in found.items():
+            if code != 0:
+                known = "could not be computed" if code == -100 else "is not in the model"
+                raise ModelError(f"{self._source}: blob {blob!r} {known}")
+            tops[blob] = np.zeros(0, np.float32) if mat.dims == 0 else np.array(mat, np.float32)
+        return tops
