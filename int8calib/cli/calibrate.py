@@ -4,9 +4,9 @@ example:
   int8calib calibrate --proto deploy.prototxt --model net.caffemodel --images photos/ \\
       --mean 104 117 123 --norm 1 --output net.table
 
-Then ncnn's own tools: caffe2ncnn, ncnnoptimize, and ncnn2int8 with this table. Beside the table
-stand a report (net.table.json) and all options (net.table.toml); to repeat the run:
-int8calib calibrate --config net.table.toml
+With --ncnn net it also writes the ncnn models: net.param and net.bin in float, net-int8.param
+and net-int8.bin in INT8. Beside the table stand a report (net.table.json) and all options
+(net.table.toml); to repeat the run: int8calib calibrate --config net.table.toml
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ from int8calib.cli.options import (
     add_run_arguments,
     read_options,
 )
-from int8calib.cli.outputs import beside, check_output, show_calibration, write_calibration
+from int8calib.cli.outputs import (
+    NcnnFiles,
+    add_ncnn_argument,
+    beside,
+    check_output,
+    show_calibration,
+    write_calibration,
+)
 from int8calib.cli.table_options import TableOptions, add_table_arguments
 
 _NOT_REPORTED = frozenset(("run", "command", "config", "quiet", "verbose", "debug"))
@@ -44,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_arguments(parser)
     group = parser.add_argument_group("table")
     group.add_argument("--output", required=True, metavar="FILE", help="the table to write")
+    add_ncnn_argument(group)
     add_table_arguments(group)
     add_run_arguments(parser)
     add_checkpoint_arguments(parser)
@@ -63,12 +71,15 @@ def run(args: argparse.Namespace) -> int:
     if args.gpu:
         console.say("--gpu: this build runs on the CPU; going on")
     check_output(output)
+    models = NcnnFiles(args.ncnn) if args.ncnn else None
     if long_run.checkpoint is not None:
         check_output(long_run.checkpoint)
     options = read_options(TableOptions, args).calibration(
         fold_bn=args.fold_bn, workers=machine.worker_count, cache_bytes=machine.cache_bytes
     )
     net = model.load()
+    if models is not None:
+        models.check(net)
     job = prepare(net, options)
     if net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
@@ -103,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
         f"{output}: {len(done.table.layers)} layers from {images} images in {seconds:.1f} s; "
         f"report in {beside(output, '.json')}, options in {beside(output, '.toml')}"
     )
+    if models is not None:
+        models.write(net, done.table, fold_bn=args.fold_bn, console=console)
     return 0
 
 

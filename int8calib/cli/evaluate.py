@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.comparison import (
     add_json_argument,
@@ -37,6 +37,7 @@ from int8calib.cli.options import (
 
 if TYPE_CHECKING:
     from int8calib.evaluation.results import Accuracy, Evaluation, TableResult
+    from int8calib.evaluation.runtime import RuntimeEvaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="detections of a lower score are not compared (default: 0.3)",
     )
+    group = parser.add_argument_group("ncnn")
+    group.add_argument(
+        "--runtime",
+        action="store_true",
+        help="run float and INT8 in ncnn itself instead of the simulation, with the time of each "
+        "(needs the extra ncnn)",
+    )
+    group.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="with --runtime: ncnn's (default: 1)"
+    )
     add_workers_argument(parser)
 
 
@@ -77,28 +88,44 @@ def run(args: argparse.Namespace) -> int:
     workers = read_options(RunOptions, args).worker_count
     images = comparison_images(image_options(args), net, args.scores, args.outputs, workers=workers)
     batches = images if args.labels is None else LabelledImages(images, args.labels)
+    how: dict[str, Any] = {
+        "topk": args.topk,
+        "scores": args.scores,
+        "outputs": args.outputs,
+        "box_score": args.box_score,
+        "fold_bn": args.fold_bn,
+        "total": len(images),
+    }
+    timed = None
     with console.progress() as progress:
-        found = evaluate(
-            net,
-            tables,
-            batches,
-            topk=args.topk,
-            scores=args.scores,
-            outputs=args.outputs,
-            box_score=args.box_score,
-            fold_bn=args.fold_bn,
-            workers=workers,
-            total=len(images),
-            progress=progress,
-        )
+        if args.runtime:
+            from int8calib.evaluation.runtime import evaluate_runtime
+
+            timed = evaluate_runtime(
+                net, tables, batches, threads=args.threads, progress=progress, **how
+            )
+            found = timed.evaluation
+        else:
+            found = evaluate(net, tables, batches, workers=workers, progress=progress, **how)
     images.tell(console)
     for note in found.notes:
         console.say(f"note: {note}")
     if args.json:
-        console.result_json(found.as_dict())
+        runtime = {} if timed is None else {"runtime": timed.times_dict()}
+        console.result_json({**found.as_dict(), **runtime})
     else:
         _show(console, found)
+        if timed is not None:
+            _show_times(console, timed)
     return 0
+
+
+def _show_times(console: Console, timed: RuntimeEvaluation) -> None:
+    """The median time of each model, and how much faster than float it is."""
+    slow = timed.milliseconds["float"]
+    rows = [(name, f"{ms:.2f}", f"{slow / ms:.2f}") for name, ms in timed.milliseconds.items()]
+    title = f"\nTime in ncnn, {timed.threads} thread{'s' * (timed.threads > 1)}"
+    console.table(title, ("", "ms an image", "times as fast"), rows)
 
 
 def _show(console: Console, found: Evaluation) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from int8calib.caffe.engine.run import Net
     from int8calib.calibration.assemble import Calibration
     from int8calib.calibration.layers import QuantLayer
     from int8calib.calibration.options import Options
     from int8calib.cli.console import Console
+    from int8calib.table.model import CalibrationTable
 
 
 def check_output(output: str) -> None:
@@ -69,3 +71,42 @@ def show_calibration(console: Console, done: Calibration) -> None:
         )
     for warning in done.warnings:
         console.say(f"warning: {warning}")
+
+
+class NcnnFiles:
+    """The four files of `--ncnn PREFIX`: a float ncnn model, and the INT8 one."""
+
+    def __init__(self, prefix: str) -> None:
+        """Raise `OutputError` for a file that cannot be written."""
+        self.float_files = (f"{prefix}.param", f"{prefix}.bin")
+        self.int8_files = (f"{prefix}-int8.param", f"{prefix}-int8.bin")
+        for path in (*self.float_files, *self.int8_files):
+            check_output(path)
+
+    def check(self, net: Net) -> None:
+        """Raise `ModelError` for a network that ncnn cannot express, before the work begins."""
+        from int8calib.ncnn.convert.network import convert_network
+
+        convert_network(net)
+
+    def write(self, net: Net, table: CalibrationTable, *, fold_bn: bool, console: Console) -> None:
+        """Write all files of a network and its table, and say so."""
+        from int8calib.ncnn.convert.deploy import ncnn_pair
+        from int8calib.ncnn.model import save_model
+
+        pair = ncnn_pair(net, table, fold_bn=fold_bn)
+        save_model(pair.float_model.layers, *self.float_files)
+        save_model(pair.int8_model.layers, *self.int8_files)
+        for note in pair.float_model.notes:
+            console.say(f"note: {note}")
+        console.say(f"ncnn models: {self.float_files[0]} in float, {self.int8_files[0]} in INT8")
+
+
+def add_ncnn_argument(group: Any) -> None:
+    """Declare `--ncnn`."""
+    group.add_argument(
+        "--ncnn",
+        metavar="PREFIX",
+        help="also write the ncnn models: PREFIX.param and .bin in float, PREFIX-int8.param and "
+        ".bin in INT8",
+    )

@@ -1,13 +1,13 @@
-"""Search the table that loses least in INT8, and with --write-model also better weights.
+"""Search the table that loses least in INT8; with --write-model or --ncnn also better weights.
 
 example:
   int8calib tune --proto deploy.prototxt --model net.caffemodel --images photos/ \\
       --mean 104 117 123 --output net.table --write-model tuned.caffemodel tuned.prototxt
 
-With --write-model the table belongs to the written model: give that one to caffe2ncnn. Its float
-outputs are nearly those of the old one; some layers may have more channels (--more-work). Beside
-the table stand a report (net.table.json), all options (net.table.toml) and an explanation
-(net.table.txt).
+With --write-model the table belongs to the written Caffe model, with --ncnn to the written ncnn
+models. Their float outputs are nearly those of the old one; some layers may have more channels
+(--more-work). Beside the table stand a report (net.table.json), all options (net.table.toml) and
+an explanation (net.table.txt).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from int8calib.cli.options import (
     add_run_arguments,
     read_options,
 )
-from int8calib.cli.outputs import beside, check_output
+from int8calib.cli.outputs import NcnnFiles, add_ncnn_argument, beside, check_output
 from int8calib.cli.table_options import add_fold_arguments, add_layer_arguments
 from int8calib.errors import OptionError
 
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("CAFFEMODEL", "PROTOTXT"),
         help="let weights and biases change, and write the new model, BatchNorm folded in",
     )
+    add_ncnn_argument(group)
     _add_layer_arguments(group)
     _add_target_arguments(parser.add_argument_group("targets, on the validation images"))
     _add_budget_arguments(parser.add_argument_group("budget"))
@@ -67,14 +68,15 @@ def _add_layer_arguments(group: Any) -> None:
         nargs="+",
         action="extend",
         metavar="TECHNIQUE",
-        help="with --write-model, changes not to make: equalize, copies, rounding, refit, bias",
+        help="with --write-model or --ncnn, changes not to make: equalize, copies, rounding, "
+        "refit, bias",
     )
     group.add_argument(
         "--more-work",
         type=float,
         metavar="P",
-        help="with --write-model, most percent of multiply-adds that copies of channels may add; "
-        "0 leaves every num_output as it is (default: 10)",
+        help="with --write-model or --ncnn, most percent of multiply-adds that copies of channels "
+        "may add; 0 leaves every num_output as it is (default: 10)",
     )
     group.add_argument(
         "--six-bit",
@@ -155,7 +157,10 @@ def run(args: argparse.Namespace) -> int:
     machine = read_options(RunOptions, args)
     calibration = options.calibration(machine)
     tuning = options.tuning()
+    models = NcnnFiles(args.ncnn) if args.ncnn else None
     net = read_options(ModelOptions, args).load()
+    if models is not None:
+        models.check(net)
     images = comparison_images(
         image_options(args), net, args.scores, None, workers=machine.worker_count
     )
@@ -164,6 +169,9 @@ def run(args: argparse.Namespace) -> int:
         found = tune(net, batches, calibration, tuning, progress=progress)
     images.tell(console)
     _write(options, found, vars(args))
+    if models is not None:
+        fold = options.fold_bn or found.changed
+        models.write(found.net, found.table, fold_bn=fold, console=console)
     _show(console, found)
     seconds = time.perf_counter() - started
     console.say(
@@ -179,6 +187,7 @@ class _TuneOptions:
 
     output: str
     write_model: tuple[str, str] | None
+    ncnn: str | None
     fold_bn: bool
     skip: tuple[str, ...] | None
     more_work: float | None
@@ -193,6 +202,11 @@ class _TuneOptions:
     time: float | None
     tune_images: int
     validation: float
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether weights may change, which needs a place for the new model."""
+        return self.write_model is not None or self.ncnn is not None
 
     def calibration(self, machine: RunOptions) -> Options:
         """The library's options for the tables that the search starts from."""
@@ -217,12 +231,12 @@ class _TuneOptions:
         for name in skipped:
             if name not in TECHNIQUES:
                 raise OptionError(f"--skip {name}: expected one of {', '.join(TECHNIQUES)}")
-        if skipped and not self.write_model:
+        if skipped and not self.changes_model:
             raise OptionError(
-                "--skip: without --write-model the weights do not change; leave it out"
+                "--skip: without --write-model or --ncnn the weights do not change; leave it out"
             )
         return TuneOptions(
-            change_model=self.write_model is not None,
+            change_model=self.changes_model,
             techniques=tuple(name for name in TECHNIQUES if name not in skipped),
             more_work=self._more_work(TuneOptions.more_work),
             max_drop=self.max_drop,
@@ -237,8 +251,10 @@ class _TuneOptions:
     def _more_work(self, default: float) -> float:
         if self.more_work is None:
             return default
-        if not self.write_model:
-            raise OptionError("--more-work: without --write-model nothing is copied; leave it out")
+        if not self.changes_model:
+            raise OptionError(
+                "--more-work: without --write-model or --ncnn nothing is copied; leave it out"
+            )
         if not 0 <= self.more_work <= 100:
             raise OptionError(f"--more-work {self.more_work:g}: expected percent, 0 to 100")
         return self.more_work / 100
@@ -266,6 +282,8 @@ def _explained(options: _TuneOptions, found: Tuning) -> list[str]:
     lines = [f"Result: {found.chosen}."]
     if options.write_model and found.changed:
         lines.append(f"The table belongs to the model {' and '.join(options.write_model)}.")
+    elif options.ncnn and found.changed:
+        lines.append(f"The table belongs to the model {options.ncnn}.param.")
     elif options.write_model:
         lines.append("The weights did not change: the model written is the old one, folded.")
     if found.target_met is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,10 @@ class RuntimeEvaluation:
     evaluation: Evaluation
     milliseconds: Mapping[str, float]
     threads: int
+
+    def times_dict(self) -> dict[str, Any]:
+        """The times as JSON values."""
+        return {"threads": self.threads, "milliseconds": dict(self.milliseconds)}
 
 
 def evaluate_runtime(
@@ -96,17 +101,23 @@ def evaluate_runtime(
     records: list[Record] = []
     times: list[list[float]] = []
     report = progress or (lambda stage, done, of: None)
+    shapes: dict[tuple[Shape, ...], Mapping[Blob, Shape]] = {}
     done = 0
     for given in batches():
         batch, labels = batch_and_labels(given)
         for index in range(batch_size(batch)):
             image = {name: array[index] for name, array in batch.items()}
-            shapes = infer_shapes(net.graph, {n: (1, *x.shape) for n, x in image.items()})
+            sizes = {name: (1, *array.shape) for name, array in image.items()}
+            key = tuple(sizes.values())
+            if key not in shapes:
+                shapes[key] = infer_shapes(
+                    net.graph, {**net.input_shapes, **sizes}, net.graph.ancestors(compared.blobs)
+                )
             tops, seconds = [], []
             for each in nets:
                 found = each.run(image, wanted.values())
                 seconds.append(each.seconds)
-                tops.append(_as_caffe(found, wanted, shapes, compared))
+                tops.append(_as_caffe(found, wanted, shapes[key], compared))
             times.append(seconds)
             label = None if labels is None else [labels[index]]
             if label is not None and compared.scores is None:
@@ -141,9 +152,10 @@ def _load(
         fold: float_model(net, fold_bn=fold, outputs=compared.blobs) for fold in {True, *ways}
     }
     all_models = [models[True]]
-    all_models += [
-        int8_model(models[fold], table) for fold, table in zip(ways, tables.values(), strict=True)
-    ]
+    for fold, table in zip(ways, tables.values(), strict=True):
+        there = {layer.name for layer in models[fold].layers}
+        rows = tuple(row for row in table.layers if row.name in there)
+        all_models.append(int8_model(models[fold], replace(table, layers=rows)))
     return [RuntimeNet(model, threads=threads) for model in all_models]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,53 @@ def test_the_models_run_as_the_engine_and_the_simulation(folder: Path, tmp_path:
             wanted = expected.forward(batch)[out].ravel()
             assert np.abs(found.ravel() - wanted).max() <= most
             assert found.argmax() == wanted.argmax()
+
+
+def test_calibrate_writes_the_same_models_in_one_go(folder: Path, tmp_path: Path) -> None:
+    words = [*MODEL, "--images", str(folder / "images"), "--mean", *map(str, MEAN), "--quiet"]
+    words += ["--norm", str(NORM), "--output", str(tmp_path / "t"), "--ncnn", str(tmp_path / "n")]
+    assert main(["calibrate", *words]) == 0
+    for mine, other in (("n", "net"), ("n-int8", "i")):
+        for end in ("param", "bin"):
+            made, expected = tmp_path / f"{mine}.{end}", folder / f"{other}.{end}"
+            assert made.read_bytes() == expected.read_bytes()
+
+
+def test_tune_writes_models_with_corrected_weights(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    words = [*MODEL, "--images", str(folder / "images"), "--mean", *map(str, MEAN), "--quiet"]
+    words += ["--norm", str(NORM), "--output", str(tmp_path / "t"), "--ncnn", str(tmp_path / "n")]
+    assert main(["tune", *words, "--more-work", "0", "--tune-images", "16"]) == 0
+    loaded = load_model(tmp_path / "n-int8.param", tmp_path / "n-int8.bin")
+    old = load_model(folder / "i.param", folder / "i.bin")
+    assert [layer.name for layer in loaded.layers] == [layer.name for layer in old.layers]
+    image = next(iter(demo_loader(1, seed=31))).batch
+    ((name, data),) = image.items()
+    out = load_caffe(PROTOTXT, CAFFEMODEL).graph.outputs[0].name
+    found, expected = (
+        run_blobs(layers, {name: data[0]}, [out], packing=False, folder=tmp_path)[0]
+        for layers in (loaded.layers, load_model(folder / "net.param", folder / "net.bin").layers)
+    )
+    assert found.argmax() == expected.argmax()
+
+
+def test_evaluation_in_the_runtime_is_that_of_the_simulation(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ncnn")
+    words = [*MODEL, "--images", str(folder / "images"), "--mean", *map(str, MEAN)]
+    words += ["--norm", str(NORM), "--table", str(folder / "net.table"), "--json"]
+    results = []
+    for more in ([], ["--runtime"]):
+        assert main(["evaluate", *words, *more]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    times = results[1].pop("runtime")
+    assert times["threads"] == 1
+    assert all(value > 0 for value in times["milliseconds"].values())
+    simulated, real = (result["tables"][0] for result in results)
+    assert abs(simulated["agreement"]["hits"] - real["agreement"]["hits"]) <= 1
+    pair = [result["blobs"][0]["sqnr"] for result in (simulated, real)]
+    assert pair[0] == pytest.approx(pair[1], abs=1.5)
 
 
 def test_most_layers_are_int8(folder: Path) -> None:
