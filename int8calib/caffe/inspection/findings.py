@@ -62,16 +62,15 @@ def _names(reading: Reading) -> Iterator[str]:
 def _unsupported(reading: Reading) -> Iterator[str]:
     """Layers that the engine does not run, and whether a layer to quantize waits for them."""
     makers = {top: layer for layer in reading.blocked for top in layer.tops}
+    waiting: dict[Layer, list[str]] = {}
+    for other, why in reading.blocked.items():
+        if why.layer is not other and other.type in QUANTIZED_TYPES:
+            waiting.setdefault(why.layer, []).append(other.name)
     for layer, obstacle in reading.blocked.items():
         if obstacle.layer is not layer or isinstance(obstacle.error, ShapeError):
             continue
         before = next((makers[bottom] for bottom in layer.bottoms if bottom in makers), None)
-        waiting = [
-            other.name
-            for other, why in reading.blocked.items()
-            if why.layer is layer and other is not layer and other.type in QUANTIZED_TYPES
-        ]
-        yield f"{obstacle}; {_what_follows(layer, before, waiting)}"
+        yield f"{obstacle}; {_what_follows(layer, before, waiting.get(layer, []))}"
 
 
 def _what_follows(layer: Layer, before: Layer | None, waiting: list[str]) -> str:

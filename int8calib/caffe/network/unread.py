@@ -159,7 +159,7 @@ def layer_notes(params: LayerParameter, ignored: Sequence[str], *, runs: bool) -
     of_others = runs and params.type not in INPUT_TYPES and not is_built_in(params.type)
     if of_others or not params.unread:
         return []
-    stops = stopping(params, ignored) if runs else ()
+    stops = frozenset(stopping(params, ignored) if runs else ())
     left = [one for one in unread_fields(params) if one not in stops]
     notes = []
     for group in by_field(left):
