@@ -84,7 +84,7 @@ def test_placeholders_are_refused_with_the_shape_to_give(
         ((1, 3, 3, 3), conv("c", "data", PADDED + " stride: 2") + conv("d", "c", PADDED + " stride: 2")),
         # Squeeze and excitation behind a global mean.
         ((1, 3, 9, 9), pool("g", "data", "pool: AVE global_pooling: true")
-         + conv("c", "g", "num_output: 5 kernel_size: 1 stride: 2")),
+         + conv("c", "g", "num_output: 5 kernel_size: 3 pad: 1 stride: 2")),
         ((1, 3), layer("InnerProduct", "f", "data", param="inner_product_param { num_output: 3 }")),
     ],
 )  # fmt: skip
