@@ -199,7 +199,7 @@ class ImageLoader:
 
 def _batch_size(options: ImageOptions, net: Net, blobs: Iterable[Blob]) -> int:
     """`--batch`, or 1 where a layer on the way to `blobs` mixes or fixes the batch."""
-    from int8calib.caffe.network.shapes import is_batchable
+    from int8calib.caffe.network.batch import is_batchable
 
     if options.batch == 1 or is_batchable(net.graph, net.input_shapes, net.graph.ancestors(blobs)):
         return options.batch

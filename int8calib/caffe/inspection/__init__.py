@@ -1,1 +1,1 @@
-"""A model's files come in; what the network is, costs and needs for INT8 goes out, nothing run."""
+"""What a model is, costs and needs for INT8, told from its files without running anything."""

@@ -1,4 +1,4 @@
-"""What a person should know before a calibration: a reading of the model to warnings in words."""
+"""Warnings in words: what a person should know of a model before a calibration."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from int8calib.caffe.inspection.lenient import Reading
+from int8calib.caffe.network.batch import is_batchable
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import QUANTIZED_TYPES, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.caffe.network.runnable import batch_statistics, listed
-from int8calib.caffe.network.shapes import is_batchable
 from int8calib.caffe.network.unread import way_out
 from int8calib.calibration.scales import DEAD_ABSMAX
 from int8calib.errors import ShapeError
@@ -25,7 +25,15 @@ FAR_OUT = 40.0
 
 
 def find_warnings(reading: Reading, folded: Mapping[Layer, str]) -> Iterator[str]:
-    """All warnings of a model, those of reading it first."""
+    """Yield all warnings of a model, one line each, those of reading it first.
+
+    Parameters
+    ----------
+    reading
+        The model.
+    folded
+        Each BatchNorm and Scale that folding takes up, with the name of the layer it goes into.
+    """
     yield from reading.warnings
     yield from _names(reading)
     yield from _unsupported(reading)
@@ -33,8 +41,8 @@ def find_warnings(reading: Reading, folded: Mapping[Layer, str]) -> Iterator[str
     yield from batch_statistics(reading.graph)
     yield from _fixed_batch(reading)
     if reading.graph.unused_weights:
-        found = reading.graph.unused_weights
-        yield f"the caffemodel holds weights of {len(found)} more layers: {listed(found)}"
+        unused = reading.graph.unused_weights
+        yield f"the caffemodel holds weights of {len(unused)} more layers: {listed(unused)}"
     if reading.weighed and not _repeated(reading):
         yield from _weights(reading)
 

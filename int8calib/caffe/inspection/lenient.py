@@ -10,6 +10,7 @@ import numpy as np
 
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import find_type, has_type
+from int8calib.caffe.network.batch import free_batch
 from int8calib.caffe.network.build import NetState, build_graph, included
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import (
@@ -20,7 +21,7 @@ from int8calib.caffe.network.inputs import (
     small_inputs,
 )
 from int8calib.caffe.network.load import bind_weights, read_files
-from int8calib.caffe.network.shapes import Obstacle, Reach, free_batch, reach
+from int8calib.caffe.network.shapes import Obstacle, Reach, reach
 from int8calib.caffe.network.unread import outside_error, summary
 from int8calib.errors import ShapeError, WeightsError
 from int8calib.limits import check_shape
@@ -94,22 +95,22 @@ def load_lenient(
         warnings.append(f"not understood: {summary(graph.notes)}")
     inputs = _inputs(graph, checked_inputs(graph, given), weights or {}, warnings)
     known = {name: shape for name, shape in inputs.items() if shape}
-    found = reach(graph, known)
+    reached = reach(graph, known)
     declared = {name: shape for name, shape in known.items() if name not in (given or {})}
-    warnings += [message for _, message in small_inputs(graph, declared, found.shapes)]
+    warnings += [message for _, message in small_inputs(graph, declared, reached.shapes)]
     warnings += [
         str(obstacle.error)
-        for layer, obstacle in found.blocked.items()
+        for layer, obstacle in reached.blocked.items()
         if obstacle.layer is layer and isinstance(obstacle.error, ShapeError)
     ]
-    graph, weighed = _bound(graph, weights, found, os.fspath(caffemodel or ""), warnings)
-    graph = free_batch(graph, found.shapes)
-    found = reach(graph, known)
+    graph, weighed = _bound(graph, weights, reached, os.fspath(caffemodel or ""), warnings)
+    graph = free_batch(graph, reached.shapes)
+    reached = reach(graph, known)
     return Reading(
         graph,
         inputs,
-        found.shapes,
-        {layer: why for layer, why in found.blocked.items() if not why.is_size},
+        reached.shapes,
+        {layer: why for layer, why in reached.blocked.items() if not why.is_size},
         weighed,
         tuple(layer.name for layer in net.layer if included(layer, NetState())),
         tuple(warnings),
@@ -150,18 +151,18 @@ def _inputs(
 def _bound(
     graph: Graph,
     weights: Mapping[str, tuple[Array, ...]] | None,
-    found: Reach,
+    reached: Reach,
     caffemodel: str,
     warnings: list[str],
 ) -> tuple[Graph, bool]:
     """The graph with weights: the caffemodel's where they fit, otherwise placeholders."""
     if weights is not None:
         try:
-            return bind_weights(graph, weights, found, caffemodel), True
+            return bind_weights(graph, weights, reached, caffemodel), True
         except WeightsError as error:
             warnings.append(str(error))
     layers = tuple(
-        replace(layer, weights=_placeholders(layer, found.shapes)) for layer in graph.layers
+        replace(layer, weights=_placeholders(layer, reached.shapes)) for layer in graph.layers
     )
     return replace(graph, layers=layers), False
 

@@ -1,1 +1,1 @@
-"""A network that is not running yet: files come in, a frozen graph with weights goes out."""
+"""A Caffe network that is not running yet: its graph, shapes, weights and quantized layers."""

@@ -124,12 +124,12 @@ def _data_of_other_phases(
     """
     missing = {bottom for layer in wanted for bottom in layer.bottom}
     missing.difference_update(top for layer in wanted for top in layer.top)
-    found = []
+    chosen = []
     for layer in every:
         if layer.type in INPUT_TYPES and missing.intersection(layer.top):
-            found.append(layer)
+            chosen.append(layer)
             missing.difference_update(layer.top)
-    return found
+    return chosen
 
 
 def _as_input(layer: LayerParameter) -> LayerParameter:
@@ -241,12 +241,19 @@ def _version_blobs(
 
 
 def included(layer: LayerParameter, state: NetState) -> bool:
-    """Whether `layer` takes part in `state`.
+    """Whether a layer takes part in a network of a phase, level and stages.
 
     With include rules one of them must hold; otherwise no exclude rule may. Source: Caffe's
     Net::FilterNet and Net::StateMeetsRule. The older `phase` field of a layer itself is no rule
     in Caffe and is not looked at. A layer whose rules hold something that is not understood takes
     part unless what is understood speaks against it: it then cannot run as written.
+
+    Parameters
+    ----------
+    layer
+        The layer with its rules.
+    state
+        The phase, level and stages.
     """
     if layer.include:
         return any(_meets(rule, state) for rule in layer.include)

@@ -1,4 +1,4 @@
-"""BatchNorm and Scale folded into the layer before them: a graph in, a smaller graph out.
+"""Folding of BatchNorm and Scale into the layer before them.
 
 The rules are ncnnoptimize's (ncnn's tools/ncnnoptimize.cpp, fuse_batchnorm_scale and
 fuse_*_batchnorm): a BatchNorm whose bottom nobody else reads goes into the Convolution,
@@ -23,10 +23,20 @@ FOLDABLE = frozenset(
 
 
 def fold_batch_norm(graph: Graph, keep: Iterable[Blob] = ()) -> Graph:
-    """The graph with every BatchNorm (and Scale) that ncnnoptimize folds gone.
+    """Fold every BatchNorm (and Scale) that ncnnoptimize folds.
 
-    Blobs in `keep` stay observable. The blob a folded chain ends in keeps its identity, so
-    statistics of the folded graph belong to the same blobs as those of the raw one.
+    Parameters
+    ----------
+    graph
+        The network with weights.
+    keep
+        Blobs that must stay observable.
+
+    Returns
+    -------
+    Graph
+        Without the folded layers. The blob that a folded chain ends in keeps its identity, so
+        statistics of the folded graph belong to the same blobs as those of the raw one.
     """
     chains = fold_chains(graph, keep)
     gone = {link for chain in chains.values() for link in chain}
@@ -36,10 +46,23 @@ def fold_batch_norm(graph: Graph, keep: Iterable[Blob] = ()) -> Graph:
 
 
 def fold_chains(graph: Graph, keep: Iterable[Blob] = ()) -> dict[Layer, list[Layer]]:
-    """Each layer that takes up what is behind it, with the BatchNorm [and Scale] it takes up."""
+    """Tell what `fold_batch_norm` would fold.
+
+    Parameters
+    ----------
+    graph
+        The network with weights, or with ones of size 0 in their place.
+    keep
+        Blobs that must stay observable.
+
+    Returns
+    -------
+    dict
+        Each layer that takes up what is behind it, with the BatchNorm [and Scale] it takes up.
+    """
     readers, kept = graph.readers(), set(keep)
-    found = {layer: _chain(layer, readers, kept) for layer in graph.layers}
-    return {layer: chain for layer, chain in found.items() if chain}
+    chains = {layer: _chain(layer, readers, kept) for layer in graph.layers}
+    return {layer: chain for layer, chain in chains.items() if chain}
 
 
 def _chain(layer: Layer, readers: dict[Blob, list[Layer]], kept: set[Blob]) -> list[Layer]:
@@ -79,8 +102,8 @@ def _fit(layer: Layer, blobs: Sequence[Array]) -> bool:
 
 
 def _only_reader(blob: Blob, readers: dict[Blob, list[Layer]], kept: set[Blob]) -> Layer | None:
-    found = readers[blob]
-    return found[0] if len(found) == 1 and blob not in kept else None
+    reading = readers[blob]
+    return reading[0] if len(reading) == 1 and blob not in kept else None
 
 
 def _fold(layer: Layer, chain: list[Layer]) -> Layer:

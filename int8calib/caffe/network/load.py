@@ -13,6 +13,7 @@ from caffe_proto.oneline import one_line
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.layers.registry import find_type, has_type
+from int8calib.caffe.network.batch import free_batch
 from int8calib.caffe.network.build import build_graph
 from int8calib.caffe.network.graph import QUANTIZED_TYPES, Blob, Graph, Layer
 from int8calib.caffe.network.inputs import (
@@ -24,7 +25,6 @@ from int8calib.caffe.network.inputs import (
 )
 from int8calib.caffe.network.shapes import (
     Reach,
-    free_batch,
     reach,
     refuse_misfits,
     refuse_unread,
@@ -88,14 +88,14 @@ def load_graph(
         )
     inputs = resolve_inputs(graph, input_shapes, weights)
     declared = {name: shape for name, shape in inputs.items() if name not in (input_shapes or {})}
-    found = reach(graph, inputs)
-    refuse_unread(graph, found)
-    for _, message in small_inputs(graph, declared, found.shapes):
+    reached = reach(graph, inputs)
+    refuse_unread(graph, reached)
+    for _, message in small_inputs(graph, declared, reached.shapes):
         raise ShapeError(f"{graph.source}: {message}")
-    refuse_misfits(found)
+    refuse_misfits(reached)
     if weights is not None:
-        graph = bind_weights(graph, weights, found, os.fspath(caffemodel or ""))
-    return free_batch(_noted(graph), found.shapes), inputs
+        graph = bind_weights(graph, weights, reached, os.fspath(caffemodel or ""))
+    return free_batch(_noted(graph), reached.shapes), inputs
 
 
 def _noted(graph: Graph) -> Graph:
@@ -151,7 +151,18 @@ def load_unsized(
 def read_files(
     prototxt: str | os.PathLike[str], caffemodel: str | os.PathLike[str] | None
 ) -> tuple[NetParameter, dict[str, tuple[Array, ...]] | None]:
-    """The structure, and the weights by layer name; raises `ModelFileError` for a bad file."""
+    """Read the structure of a model, and its weights by layer name.
+
+    Parameters
+    ----------
+    prototxt, caffemodel
+        The files; without a caffemodel the weights are None.
+
+    Raises
+    ------
+    ModelFileError
+        For a file that cannot be opened or breaks its format.
+    """
     try:
         net = caffe_proto.read_prototxt(prototxt, warn=False)
         weights = None if caffemodel is None else caffe_proto.read_weights(caffemodel)
@@ -163,7 +174,7 @@ def read_files(
 
 
 def bind_weights(
-    graph: Graph, weights: Mapping[str, tuple[Array, ...]], found: Reach, source: str
+    graph: Graph, weights: Mapping[str, tuple[Array, ...]], reached: Reach, source: str
 ) -> Graph:
     """Give each layer its blobs of the caffemodel, by layer name.
 
@@ -174,7 +185,7 @@ def bind_weights(
     weights
         Blobs by layer name. A layer that shares parameters by name may take them from the layer
         that owns them.
-    found
+    reached
         How far the graph runs. Where a bottom has no size, all but the sizes that follow from it
         is checked; of a layer behind one that cannot run, blobs that do not fit are left out.
     source
@@ -193,9 +204,9 @@ def bind_weights(
     owners = _owners(graph, weights)
     layers = []
     for layer in graph.layers:
-        obstacle = found.blocked.get(layer)
+        obstacle = reached.blocked.get(layer)
         try:
-            bound = _fitting(layer, weights.get(layer.name, ()), owners, found.shapes)
+            bound = _fitting(layer, weights.get(layer.name, ()), owners, reached.shapes)
         except WeightsError as error:
             if obstacle is None or obstacle.is_size:
                 raise WeightsError(f"{source}: {layer.label}: {error}") from None

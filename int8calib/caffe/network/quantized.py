@@ -26,14 +26,26 @@ class QuantizedLayer(QuantLayer):
 
 
 def quantized_layers(graph: Graph) -> tuple[QuantizedLayer, ...]:
-    """Return the layers of `graph` that ncnn quantizes, in running order."""
+    """Describe the layers of a network that ncnn quantizes.
+
+    Parameters
+    ----------
+    graph
+        The network, with or without weights.
+
+    Returns
+    -------
+    tuple of QuantizedLayer
+        In running order, whether or not they can run here; `layers_to_quantize` leaves out those
+        that cannot.
+    """
     inputs = {top for layer in graph.layers if layer.type in INPUT_TYPES for top in layer.tops}
-    found = {
+    described = {
         layer: quantized
         for layer in graph.layers
         if (quantized := quantized_layer(layer)) is not None
     }
-    behind, before = _behind_quantized(graph, found), _before_quantized(graph, found)
+    behind, before = _behind_quantized(graph, described), _before_quantized(graph, described)
     return tuple(
         replace(
             layer,
@@ -41,27 +53,27 @@ def quantized_layers(graph: Graph) -> tuple[QuantizedLayer, ...]:
             first=layer.bottom not in behind,
             last=before.isdisjoint(layer.layer.tops),
         )
-        for layer in found.values()
+        for layer in described.values()
     )
 
 
-def _behind_quantized(graph: Graph, found: dict[Layer, QuantizedLayer]) -> set[Blob]:
+def _behind_quantized(graph: Graph, described: dict[Layer, QuantizedLayer]) -> set[Blob]:
     """The blobs that depend on a quantized layer."""
     blobs: set[Blob] = set()
     for layer in graph.layers:
-        if layer in found or not blobs.isdisjoint(layer.bottoms):
+        if layer in described or not blobs.isdisjoint(layer.bottoms):
             blobs.update(layer.tops)
     return blobs
 
 
-def _before_quantized(graph: Graph, found: dict[Layer, QuantizedLayer]) -> set[Blob]:
+def _before_quantized(graph: Graph, described: dict[Layer, QuantizedLayer]) -> set[Blob]:
     """The blobs that the bottom of a quantized layer depends on, that bottom included."""
     blobs: set[Blob] = set()
     for layer in reversed(graph.layers):
         if not blobs.isdisjoint(layer.tops):
             blobs.update(layer.bottoms)
-        if layer in found:
-            blobs.add(found[layer].bottom)
+        if layer in described:
+            blobs.add(described[layer].bottom)
     return blobs
 
 
@@ -84,10 +96,10 @@ def sole_layer(layer: Layer) -> QuantizedLayer:
     ModelError
         Where ncnn does not quantize it.
     """
-    found = _quantized(layer)
-    if found is None:
+    described = _quantized(layer)
+    if described is None:
         raise ModelError(f"{layer.label} is not one that ncnn quantizes")
-    return found
+    return described
 
 
 def _quantized(layer: Layer) -> QuantizedLayer | None:

@@ -46,8 +46,8 @@ def runnable_outputs(
     reasons
         One line for each layer that ends a path before its output; empty where all can run.
     """
-    found = reach(graph, inputs)
-    running = [layer for layer in graph.layers if layer not in found.blocked]
+    reached = reach(graph, inputs)
+    running = [layer for layer in graph.layers if layer not in reached.blocked]
     read = {bottom for layer in running for bottom in layer.bottoms}
     blobs = tuple(
         top
@@ -58,8 +58,8 @@ def runnable_outputs(
     )
     lost: dict[Layer, tuple[Obstacle, list[str]]] = {}
     for blob in graph.outputs:
-        if blob in found.lost:
-            obstacle = found.lost[blob]
+        if blob in reached.lost:
+            obstacle = reached.lost[blob]
             lost.setdefault(obstacle.layer, (obstacle, []))[1].append(blob.name)
     there = listed(blob.name for blob in blobs) or "nothing"
     reasons = tuple(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from int8calib.arrays import Shape
 from int8calib.caffe.layers.registry import find_type, has_type
@@ -112,8 +112,8 @@ def _own_obstacle(layer: Layer, inputs: Mapping[str, Shape]) -> Obstacle | None:
 
 def _first(lost: Mapping[Blob, Obstacle], bottoms: Iterable[Blob]) -> Obstacle | None:
     """The obstacle on the way to `bottoms`; missing sizes come last, for they can be given."""
-    found = [lost[bottom] for bottom in bottoms if bottom in lost]
-    return min(found, key=lambda obstacle: obstacle.is_size, default=None)
+    obstacles = [lost[bottom] for bottom in bottoms if bottom in lost]
+    return min(obstacles, key=lambda obstacle: obstacle.is_size, default=None)
 
 
 def infer_shapes(
@@ -144,9 +144,9 @@ def infer_shapes(
         For one of `layers` that cannot run.
     """
     if layers is None:
-        found = reach(graph, inputs)
-        refuse_misfits(found)
-        return dict(found.shapes)
+        reached = reach(graph, inputs)
+        refuse_misfits(reached)
+        return dict(reached.shapes)
     shapes: dict[Blob, Shape] = {}
     for layer in layers:
         obstacle = _own_obstacle(layer, inputs)
@@ -159,23 +159,23 @@ def infer_shapes(
     return shapes
 
 
-def refuse_misfits(found: Reach) -> None:
+def refuse_misfits(reached: Reach) -> None:
     """Raise the `ShapeError` of a layer that keeps a quantized layer, perhaps itself, from running.
 
     It speaks of a wrong input size or a wrong file, unlike a type or option that is not supported.
     """
-    for layer, obstacle in found.blocked.items():
+    for layer, obstacle in reached.blocked.items():
         if layer.type in QUANTIZED_TYPES and isinstance(obstacle.error, ShapeError):
             raise obstacle.error
 
 
-def refuse_unread(graph: Graph, found: Reach) -> None:
+def refuse_unread(graph: Graph, reached: Reach) -> None:
     """Raise `ModelError` where a quantized layer depends on one that cannot run as it is written.
 
     That is a layer before it, itself, or a BatchNorm or Scale that may be folded into it.
     """
     folded = frozenset(("BatchNorm", "Scale"))
-    for layer, obstacle in found.blocked.items():
+    for layer, obstacle in reached.blocked.items():
         needed = layer.type in QUANTIZED_TYPES or (layer.type in folded and layer.unread)
         if needed and obstacle.layer.unread:
             raise _refused(graph, obstacle)
@@ -199,7 +199,29 @@ def _refused(graph: Graph, obstacle: Obstacle) -> ModelError:
 
 
 def top_shapes(graph: Graph, layer: Layer, shapes: Mapping[Blob, Shape]) -> list[Shape]:
-    """One layer's top shapes; errors name the prototxt and the layer."""
+    """Infer the shapes of one layer's tops.
+
+    Parameters
+    ----------
+    graph
+        The network, for its name in messages.
+    layer
+        A layer of a known type.
+    shapes
+        At least the shapes of its bottoms.
+
+    Returns
+    -------
+    list
+        A shape for each top, within the limits of `int8calib.limits`.
+
+    Raises
+    ------
+    ShapeError
+        Where the bottoms, or weights that the layer has, do not fit; names prototxt and layer.
+    UnsupportedLayerError
+        For options that this package does not support.
+    """
     try:
         return _top_shapes(layer, [shapes[bottom] for bottom in layer.bottoms])
     except (ShapeError, UnsupportedLayerError) as error:
@@ -246,44 +268,16 @@ def require_weights(graph: Graph, layers: Iterable[Layer], shapes: Mapping[Blob,
             )
 
 
-def free_batch(graph: Graph, shapes: Mapping[Blob, Shape]) -> Graph:
-    """The graph with Reshape layers that fix the batch size copying it instead.
-
-    A deploy prototxt often writes `dim: 1` (or 10) first; the batch size is the engine's to
-    choose, so a first dim equal to the batch the prototxt declares becomes 0.
-    """
-    return replace(graph, layers=tuple(_free_batch(layer, shapes) for layer in graph.layers))
-
-
-def _free_batch(layer: Layer, shapes: Mapping[Blob, Shape]) -> Layer:
-    ends = (*layer.bottoms[:1], *layer.tops[:1])
-    if layer.type != "Reshape" or len(ends) < 2 or any(blob not in shapes for blob in ends):
-        return layer
-    param = layer.params.reshape_param
-    batch = shapes[layer.bottoms[0]][:1]
-    if param.axis != 0 or tuple(param.shape.dim[:1]) != batch or not batch:
-        return layer
-    params = layer.copy_params()
-    params.reshape_param.shape.dim[0] = 0
-    return replace(layer, params=params)
-
-
-def is_batchable(graph: Graph, inputs: Mapping[str, Shape], layers: Iterable[Layer]) -> bool:
-    """Whether every blob of `layers` keeps one entry of axis 0 per image of the batch."""
-    layers = tuple(layers)
-    one, two = ({name: (batch, *shape[1:]) for name, shape in inputs.items()} for batch in (1, 2))
-    try:
-        single, double = infer_shapes(graph, one, layers), infer_shapes(graph, two, layers)
-    except ShapeError:
-        return False
-    return all(
-        double[blob] == (2 * shape[0], *shape[1:]) and shape[0] == 1 if shape else False
-        for blob, shape in single.items()
-    )
-
-
 def multiply_adds(graph: Graph, inputs: Mapping[str, Shape]) -> int:
-    """Multiply-adds of one forward pass of `graph`, by the layers' own rules."""
+    """Count the multiply-adds of one forward pass by the layers' own rules.
+
+    Parameters
+    ----------
+    graph
+        The network; layers that cannot run do not count.
+    inputs
+        The shape of each input.
+    """
     shapes = infer_shapes(graph, inputs)
     return sum(
         layer_multiply_adds(layer, shapes)
@@ -293,7 +287,15 @@ def multiply_adds(graph: Graph, inputs: Mapping[str, Shape]) -> int:
 
 
 def layer_multiply_adds(layer: Layer, shapes: Mapping[Blob, Shape]) -> int:
-    """Multiply-adds of one layer whose bottoms and tops have these shapes; 0 for simple types."""
+    """Count the multiply-adds of one layer; 0 for types that multiply no weights.
+
+    Parameters
+    ----------
+    layer
+        A layer of a known type.
+    shapes
+        At least the shapes of its bottoms and tops.
+    """
     count = find_type(layer.type).macs
     bottoms, tops = ([shapes[blob] for blob in blobs] for blobs in (layer.bottoms, layer.tops))
     return 0 if count is None else count(layer.params, bottoms, tops)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 import caffe_proto
+from int8calib.caffe.network.batch import is_batchable
 from int8calib.caffe.network.build import NetState, build_graph, included
 from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.caffe.network.inputs import resolve_inputs
-from int8calib.caffe.network.shapes import infer_shapes, is_batchable
+from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.errors import ModelError, OptionError, ShapeError
 
 INPUT = 'layer { name: "data" type: "Input" top: "data" input_param { shape { %s } } }\n'
