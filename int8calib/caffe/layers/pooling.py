@@ -30,12 +30,9 @@ CHUNK = 1 << 17
 """Floats of scratch memory in use at a time (512 KiB), so that it stays in the cache."""
 
 
-def _pair(param: Any, name: str) -> tuple[int, int]:
-    """One value for both axes, or a `_h` and a `_w` field."""
-    whole = "kernel_size" if name == "kernel" else name
-    given = [getattr(param, whole)] if param.HasField(whole) else []
-    default = 1 if name == "stride" else 0
-    return pair(whole, given, getattr(param, f"{name}_h"), getattr(param, f"{name}_w"), default)
+def _given(param: Any, name: str) -> list[int]:
+    """The value of a field, if it is there."""
+    return [getattr(param, name)] if param.HasField(name) else []
 
 
 def pooling_windows(params: LayerParameter, height: int, width: int) -> Windows:
@@ -48,8 +45,14 @@ def pooling_windows(params: LayerParameter, height: int, width: int) -> Windows:
         )
     if param.global_pooling:
         return Windows((height, width))
-    begin, end = padding(param, _pair(param, "pad"))
-    windows = Windows(_pair(param, "kernel"), _pair(param, "stride"), begin, end)
+    pad = pair("pad", _given(param, "pad"), param.pad_h, param.pad_w, 0)
+    begin, end = padding(param, pad)
+    windows = Windows(
+        kernel=pair("kernel_size", _given(param, "kernel_size"), param.kernel_h, param.kernel_w, 0),
+        stride=pair("stride", _given(param, "stride"), param.stride_h, param.stride_w, 1),
+        pad_begin=begin,
+        pad_end=end,
+    )
     if min(*windows.kernel, *windows.stride) < 1:
         raise ShapeError(f"kernel {windows.kernel} and stride {windows.stride} must be at least 1")
     if begin[0] >= windows.kernel[0] or begin[1] >= windows.kernel[1]:

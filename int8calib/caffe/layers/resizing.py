@@ -159,12 +159,11 @@ def _nearest_size(params: LayerParameter, bottoms: Sequence[Shape]) -> tuple[int
     if param.data_format not in ("NHWC", "NCHW"):
         raise ShapeError(f"data_format is {param.data_format!r}; expected 'NHWC' or 'NCHW'")
     first = 1 if param.data_format == "NHWC" else 2
-    size = [
-        getattr(param, f"output_{name}")
-        if param.HasField(f"output_{name}")
-        else length * getattr(param, f"scale_{name}")
-        for name, length in zip(("height", "width"), bottoms[0][first:], strict=False)
-    ]
+    height, width = bottoms[0][first : first + 2]
+    size = (
+        param.output_height if param.HasField("output_height") else height * param.scale_height,
+        param.output_width if param.HasField("output_width") else width * param.scale_width,
+    )
     if not 1 <= min(size) <= max(size) <= MAX_VALUES:
         raise ShapeError(f"a size of {size[0]:g}x{size[1]:g} is none")
     return first, int(np.float32(size[0])), int(np.float32(size[1]))
