@@ -1,4 +1,4 @@
-"""A network as it stands in memory comes in; a prototxt and a caffemodel go out.
+"""Export of a network in memory to a prototxt and a caffemodel.
 
 BatchNorm that is folded is gone, biases that were added are there; Caffe, caffe2ncnn and OpenCV
 read the files as any other model's.
@@ -20,9 +20,20 @@ from int8calib.errors import OutputError
 def write_model(
     net: Net, prototxt: str | os.PathLike[str], caffemodel: str | os.PathLike[str]
 ) -> None:
-    """Write `net` as a Caffe model; raises `OutputError`.
+    """Write a network as a Caffe model.
 
-    In-place layers stay in place, layers stand in running order, data layers become Input.
+    Parameters
+    ----------
+    net
+        The network. In-place layers stay in place, layers stand in running order, data layers
+        become Input.
+    prototxt, caffemodel
+        The files to write.
+
+    Raises
+    ------
+    OutputError
+        Where a file cannot be written.
     """
     proto, weights = to_caffe(net)
     try:
@@ -33,7 +44,20 @@ def write_model(
 
 
 def to_caffe(net: Net) -> tuple[caffe_proto.NetParameter, dict[str, tuple[Array, ...]]]:
-    """The structure of `net`, and the weights of each layer by name."""
+    """Turn a network into the parts of a Caffe model.
+
+    Parameters
+    ----------
+    net
+        The network.
+
+    Returns
+    -------
+    structure
+        Today's form of a `NetParameter`, without weights.
+    weights
+        Blobs by layer name.
+    """
     proto = caffe_proto.NetParameter()
     proto.name = net.graph.name
     weights: dict[str, tuple[Array, ...]] = {}

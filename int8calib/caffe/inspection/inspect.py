@@ -1,4 +1,4 @@
-"""A model's files to an `Inspection`: every layer with its shape, size, work and part in INT8."""
+"""Inspection of a model: every layer with its shape, size, work and part in INT8."""
 
 from __future__ import annotations
 
@@ -24,12 +24,26 @@ def inspect(
     input_shapes: Mapping[str, Shape] | None = None,
     ignore_fields: Sequence[str] = (),
 ) -> Inspection:
-    """What the network of a prototxt is, what it costs, and what INT8 means for it.
+    """Tell what a network is, what it costs, and what INT8 means for it, without running it.
 
-    Nothing is run. Without `caffemodel` all but the weights is told; `input_shapes` and
-    `ignore_fields` are as for `load_caffe`. What does not fit becomes a warning in the result.
-    Raises `ModelError` where a file cannot be read or holds no graph, `OptionError` for a shape
-    given to no input.
+    Parameters
+    ----------
+    prototxt, caffemodel
+        The files; without a caffemodel all but the weights is told.
+    input_shapes, ignore_fields
+        As for `load_caffe`.
+
+    Returns
+    -------
+    Inspection
+        What does not fit is a warning in it.
+
+    Raises
+    ------
+    ModelError
+        Where a file cannot be read or holds no graph.
+    OptionError
+        For a shape given to something that is no input.
     """
     reading = load_lenient(prototxt, caffemodel, input_shapes, ignore_fields)
     graph = reading.graph
@@ -120,5 +134,5 @@ def _part_in_int8(reading: Reading, layer: Layer, folded: Mapping[Layer, str]) -
     problem = name_problem(layer.name)
     if problem is not None:
         return False, problem
-    found = quantized_layer(layer)
-    return (False, "reads several blobs") if found is None else (True, found.kind)
+    described = quantized_layer(layer)
+    return (False, "reads several blobs") if described is None else (True, described.kind)

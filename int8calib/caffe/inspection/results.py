@@ -1,4 +1,4 @@
-"""What an inspection gives: frozen tables of layers, totals and warnings, and their JSON form."""
+"""Results of an inspection: layers, totals and warnings, and their JSON form."""
 
 from __future__ import annotations
 
@@ -11,12 +11,27 @@ from int8calib.arrays import Shape
 
 @dataclass(frozen=True)
 class InspectedLayer:
-    """One layer of the network.
+    """One layer of an inspected network.
 
-    `shapes`: the shape of each top, None where it cannot be told; `parameters`: how many numbers
-    it learns; `macs`: multiply-adds for one image (convolutions, deconvolutions and inner
-    products; 0 for others); both None where shapes are unknown. `supported`: whether the engine
-    runs its type; `quantized`: whether a table has rows for it, `why` as what or why not.
+    Attributes
+    ----------
+    name, type
+        As in the prototxt.
+    bottoms, tops
+        Names of the blobs it reads and makes.
+    shapes
+        The shape of each top, None where it cannot be told.
+    parameters
+        How many numbers it learns, None where shapes are unknown.
+    macs
+        Multiply-adds for one image (convolutions, deconvolutions and inner products; 0 for
+        others), None where shapes are unknown.
+    supported
+        Whether the engine runs it as it is written, if its bottoms are there.
+    quantized
+        Whether a table has rows for it.
+    why
+        As what it is quantized, or why not.
     """
 
     name: str
@@ -35,10 +50,26 @@ class InspectedLayer:
 class Inspection:
     """A network as `int8calib.inspect` sees it.
 
-    `layers` stand in running order, data layers included; `parameters` and `macs` are sums over
-    what is known (parameters that layers share count once), `quantized_macs` the part that runs
-    in INT8. `left_out` names layers of the TEST phase that only score. `complete` is False where
-    a shape is unknown, so that the sums are too small.
+    Attributes
+    ----------
+    network, prototxt, caffemodel
+        The name in the prototxt, and the files.
+    inputs
+        Input name to shape, None where it is not known.
+    outputs
+        Names of the blobs that nothing reads.
+    layers
+        In running order, data layers included.
+    parameters, macs
+        Sums over what is known; parameters that layers share count once.
+    quantized_macs
+        The part of `macs` that runs in INT8.
+    complete
+        False where a shape is unknown, so that the sums are too small.
+    left_out
+        Names of layers of the TEST phase that only score.
+    warnings
+        What to mind, one line each.
     """
 
     network: str
