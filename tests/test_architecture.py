@@ -17,6 +17,7 @@ STAGES = {
     "caffe_proto": 0,
     "int8calib.errors": 1,
     "int8calib.arrays": 1,
+    "int8calib.words": 1,
     "int8calib.levels": 1,
     "int8calib.files": 2,
     "int8calib.workers": 2,

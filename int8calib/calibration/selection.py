@@ -14,9 +14,7 @@ from types import MappingProxyType
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import AUTO, SAME, Options
 from int8calib.errors import OptionError
-
-SHOWN = 5
-"""How many names a warning gives before it only counts."""
+from int8calib.words import listed
 
 INPUT_METHOD = "minmax"
 """The method of input blobs under `auto`. Pixels end where they end: on SqueezeNet v1.0, v1.1 and
@@ -92,13 +90,11 @@ def blocked_warnings(blocked: Mapping[str, str], options: Options) -> list[str]:
     for name, reason in blocked.items():
         if not _means(options.exclude, name) and (not options.only or _means(options.only, name)):
             waiting.setdefault(reason, []).append(name)
-    lines = []
-    for reason, names in waiting.items():
-        shown = ", ".join(names[:SHOWN])
-        more = f" and {len(names) - SHOWN} more stay" if len(names) > SHOWN else " stay"
-        one = "s" if len(names) == 1 else ""
-        lines.append(f"{shown}{more}{one} in float: {reason}; --exclude says that it is meant")
-    return lines
+    return [
+        f"{listed(names)} stay{'s' * (len(names) == 1)} in float: {reason}; "
+        "--exclude says that it is meant"
+        for reason, names in waiting.items()
+    ]
 
 
 def _means(patterns: Iterable[str], name: str) -> bool:

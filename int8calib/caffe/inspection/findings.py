@@ -13,11 +13,12 @@ from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import QUANTIZED_TYPES, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import quantized_layers
-from int8calib.caffe.network.runnable import batch_statistics, listed
+from int8calib.caffe.network.runnable import batch_statistics
 from int8calib.caffe.network.unread import way_out
 from int8calib.calibration.scales import DEAD_ABSMAX
 from int8calib.errors import ShapeError
 from int8calib.table.rules import duplicates
+from int8calib.words import listed
 
 FAR_OUT = 40.0
 """A weight this many times the root mean square of its row leaves the typical weight about 3 of

@@ -13,6 +13,7 @@ from int8calib.caffe.layers.windows import convolution_windows
 from int8calib.caffe.network.graph import CONVOLUTIONS, QUANTIZED_TYPES, Blob, Graph, Layer
 from int8calib.errors import ModelError, OptionError, ShapeError
 from int8calib.limits import check_shape
+from int8calib.words import listed
 
 INPUT_TYPES = frozenset(
     {
@@ -143,7 +144,7 @@ def checked_inputs(graph: Graph, given: Mapping[str, Shape] | None) -> dict[str,
         if name not in graph.inputs:
             raise OptionError(
                 f"{graph.source}: an input shape is given for {name!r}, "
-                f"but the inputs are {', '.join(map(repr, graph.inputs))}"
+                f"but the inputs are {listed(map(repr, graph.inputs))}"
             )
     return dict(given or {})
 

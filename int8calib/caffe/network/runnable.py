@@ -14,16 +14,7 @@ from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.caffe.network.shapes import Obstacle, reach
 from int8calib.errors import ModelError, OptionError
-
-SHOWN = 5
-"""How many names a message gives before it only counts."""
-
-
-def listed(names: Iterable[str]) -> str:
-    """Up to `SHOWN` names in a row, and how many more there are."""
-    every = tuple(names)
-    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
-    return ", ".join(every[:SHOWN]) + more
+from int8calib.words import listed
 
 
 def runnable_outputs(
