@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+import caffe_proto
 from int8calib.cli.main import main
 from tests.generated import make_model
 
@@ -178,3 +179,52 @@ def test_images_that_the_network_does_not_take_are_skipped(
     assert "data 1x31x97" in said
     assert "'fc'" in said
     assert len(said.splitlines()) == 1
+
+
+def crnn_conv1(weights: np.ndarray, bias: np.ndarray, blob: np.ndarray) -> np.ndarray:
+    """Relu of a 3x3 convolution with stride 2 and padding 1, place by place."""
+    padded = np.pad(blob.astype(np.float64), 1)
+    height, width = (blob.shape[0] + 1) // 2, (blob.shape[1] + 1) // 2
+    top = np.zeros((len(weights), height, width))
+    for y in range(height):
+        for x in range(width):
+            window = padded[2 * y : 2 * y + 3, 2 * x : 2 * x + 3]
+            top[:, y, x] = (weights[:, 0] * window).sum(axis=(1, 2)) + bias
+    return np.maximum(top, 0)
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+def test_lines_of_text_of_any_width(
+    arrays: bool, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = shared / "cases" / "e1_crnn"
+    model = ["--proto", str(case / "net.prototxt"), "--model", str(case / "net.caffemodel")]
+    rng = np.random.default_rng(31)
+    blobs = []
+    (tmp_path / "lines").mkdir()
+    for i, (height, width) in enumerate([(32, 100), (64, 207), (19, 61), (32, 100), (41, 303)]):
+        coarse = rng.integers(0, 256, (4, width // 9), dtype=np.uint8)
+        image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        scaled = cv2.resize(image, (int(width * 32 / height + 0.5), 32))
+        blobs.append((scaled - np.float32(127.5)) * np.float32(1 / 128))
+        if arrays:
+            np.save(tmp_path / "lines" / f"{i}.npy", blobs[-1][None])
+        else:
+            assert cv2.imwrite(str(tmp_path / "lines" / f"{i}.png"), image)
+    more = ["--images", str(tmp_path / "lines"), "--mean", "127.5", "--norm", "0.0078125"]
+    more += ["--resize", "height", "--method", "minmax", "--output", str(tmp_path / "t.table")]
+
+    assert main(["calibrate", *model, *more]) == 2
+    assert "--input-shape data=1,1,32,W" in capsys.readouterr().err
+    assert main(["calibrate", *model, *more, "--input-shape", "data=1,1,32,100"]) == 0
+    # The layer behind the LSTM is left in float, and named.
+    said = capsys.readouterr().err
+    assert any("warning" in line and "fc" in line and "'l'" in line for line in said.splitlines())
+    weights, bias = caffe_proto.read_weights(case / "net.caffemodel")["c1"]
+    tops = [crnn_conv1(weights, bias, blob) for blob in blobs]
+    assert len({top.shape for top in tops}) == 3
+    expected = {
+        "c1": max(float(np.abs(blob).max()) for blob in blobs),
+        "c2": max(float(top.max()) for top in tops),
+    }
+    assert evidence(tmp_path / "t.table") == pytest.approx(expected, rel=1e-5)
