@@ -17,7 +17,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from int8calib.cli.comparison import add_labels_argument, add_scores_argument, comparison_images
+from int8calib.cli.comparison import (
+    add_labels_argument,
+    add_outputs_argument,
+    add_scores_argument,
+    comparison_images,
+)
 from int8calib.cli.config import add_config_argument, write_config
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
@@ -120,6 +125,7 @@ def _add_target_arguments(group: Any) -> None:
     )
     add_labels_argument(group)
     add_scores_argument(group)
+    add_outputs_argument(group)
 
 
 def _add_budget_arguments(group: Any) -> None:
@@ -162,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     if models is not None:
         models.check(net)
     images = comparison_images(
-        image_options(args), net, args.scores, None, workers=machine.worker_count
+        image_options(args), net, args.scores, args.outputs, workers=machine.worker_count
     )
     batches = images if args.labels is None else LabelledImages(images, args.labels)
     with console.progress() as progress:
@@ -199,6 +205,7 @@ class _TuneOptions:
     min_agreement: float | None
     max_float_layers: int | None
     scores: str | None
+    outputs: tuple[str, ...] | None
     time: float | None
     tune_images: int
     validation: float
@@ -246,6 +253,7 @@ class _TuneOptions:
             validation=self.validation,
             seconds=self.time,
             scores=self.scores,
+            outputs=self.outputs,
         )
 
     def _more_work(self, default: float) -> float:

@@ -9,7 +9,7 @@ from int8calib.caffe.engine.executor import CaffeExecutor
 from int8calib.caffe.engine.run import Net
 from int8calib.calibration.pipeline import Job
 from int8calib.errors import ImageError, OptionError
-from int8calib.evaluation.evaluate import Labelled
+from int8calib.evaluation.evaluate import Labelled, batch_and_labels
 from int8calib.tuning.layerwise import bytes_per_image
 from int8calib.tuning.results import TuneOptions
 from int8calib.workers import Batch, Progress, batch_size
@@ -25,7 +25,7 @@ def taken(given: Iterable[Batch | Labelled], images: int) -> list[Batch | Labell
     count = 0
     for each in given:
         found.append(each)
-        count += batch_size(_batch(each))
+        count += batch_size(batch_and_labels(each)[0])
         if count >= images:
             break
     if len(found) < 2:
@@ -34,10 +34,6 @@ def taken(given: Iterable[Batch | Labelled], images: int) -> list[Batch | Labell
             "validate; give more images, or smaller batches"
         )
     return found
-
-
-def _batch(given: Batch | Labelled) -> Batch:
-    return given.batch if isinstance(given, Labelled) else given
 
 
 def split(
@@ -50,11 +46,11 @@ def split(
         if int((i + 1) * tuning.validation) > int(i * tuning.validation):
             held.append(each)
         else:
-            fitted.append(_batch(each))
+            fitted.append(batch_and_labels(each)[0])
     if not held:
         held = [fitted.pop()]
     elif not fitted:
-        fitted = [_batch(held.pop())]
+        fitted = [batch_and_labels(held.pop())[0]]
     size = bytes_per_image(job.executor.graph, net.input_shapes) * batch_size(fitted[0])
     return fitted[: max(1, tuning.memory // max(size, 1))], held
 

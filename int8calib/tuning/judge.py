@@ -9,7 +9,7 @@ from dataclasses import replace
 from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.graph import Blob
-from int8calib.evaluation.evaluate import Labelled, copied_tops, run_pass
+from int8calib.evaluation.evaluate import Labelled, batch_and_labels, copied_tops, run_pass
 from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation, TableResult
@@ -20,16 +20,22 @@ class Judge:
     """Compares INT8 nets with one float net over the same images; that net runs only once."""
 
     def __init__(
-        self, net: Net, given: Sequence[Batch | Labelled], *, scores: str | None, workers: int
+        self,
+        net: Net,
+        given: Sequence[Batch | Labelled],
+        *,
+        scores: str | None,
+        outputs: Sequence[str] | None = None,
+        workers: int,
     ) -> None:
         """`given` are the images, with their labels or without."""
         labelled = any(isinstance(each, Labelled) for each in given)
-        self.watched = _before_softmax(net, compared_blobs(net, scores, labelled=labelled))
+        self.watched = _before_softmax(net, compared_blobs(net, scores, outputs, labelled=labelled))
         self._net = net
         self._given = given
         self._workers = workers
         self._expected: dict[int, dict[Blob, Array]] = {}
-        self.images = sum(batch_size(_batch(each)) for each in given)
+        self.images = sum(batch_size(batch_and_labels(each)[0]) for each in given)
 
     def __call__(self, nets: Mapping[str, Net], progress: Progress | None = None) -> Evaluation:
         """Each of `nets`, by name, beside the float net."""
@@ -37,7 +43,7 @@ class Judge:
 
         def work(runners: list[Runner], item: tuple[int, Batch | Labelled]) -> int:
             index, given = item
-            batch, labels = given if isinstance(given, Labelled) else (given, None)
+            batch, labels = batch_and_labels(given)
             if index not in self._expected:
                 self._expected[index] = self._tops(runners[0], batch)
             tops = [self._expected[index], *(self._tops(r, batch) for r in runners[1:])]
@@ -75,10 +81,6 @@ def _before_softmax(net: Net, watched: ComparedBlobs) -> ComparedBlobs:
     before = net.graph.producer(found).bottoms[0]
     tensors = tuple(before if blob == found else blob for blob in watched.tensors)
     return replace(watched, scores=before, tensors=tensors)
-
-
-def _batch(given: Batch | Labelled) -> Batch:
-    return given.batch if isinstance(given, Labelled) else given
 
 
 def nearness(result: TableResult) -> float:

@@ -15,7 +15,7 @@ from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import find_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.caffe.network.shapes import infer_shapes
+from int8calib.caffe.network.shapes import infer_shapes, reach
 from int8calib.workers import Batch, work_through
 
 Values = list[Array]
@@ -36,6 +36,8 @@ class Layerwise:
         self._int8: dict[Blob, Values] = {}
         self._last = {blob: i for i, layer in enumerate(graph.layers) for blob in layer.bottoms}
         self._done = 0
+        inputs = {name: array.shape for name, array in batches[0].items()}
+        self._blocked = reach(graph, inputs).blocked
 
     @property
     def live(self) -> Mapping[Blob, Values]:
@@ -48,7 +50,9 @@ class Layerwise:
 
     def step(self, layer: Layer, twin: Layer) -> None:
         """Run the next layer: `layer` in the float net, `twin` (maybe the same) in the other."""
-        if layer.type in INPUT_TYPES:
+        if layer in self._blocked:
+            pass  # no output that is compared depends on it
+        elif layer.type in INPUT_TYPES:
             for top in layer.tops:
                 self._float[top] = self._int8[top] = [batch[top.name] for batch in self._batches]
         else:

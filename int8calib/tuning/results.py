@@ -43,6 +43,9 @@ class TuneOptions:
         bytes that activations may take; fewer images are tuned on where they need more.
     scores
         the blob of class scores, by default the only output if that is a vector.
+    outputs
+        the blobs in which INT8 is compared with float; by default the network's outputs, and in
+        place of those that cannot run the last blobs before them.
     """
 
     change_model: bool = False
@@ -56,6 +59,7 @@ class TuneOptions:
     seconds: float | None = None
     memory: int = 2 << 30
     scores: str | None = None
+    outputs: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing; raises `OptionError`."""

@@ -80,7 +80,7 @@ def tune(
     options, tuning = options or Options(), tuning or TuneOptions()
     job = prepare(net, options)
     fitted, held = split(taken(batches(), tuning.images), tuning, job, net)
-    judge = Judge(net, held, scores=tuning.scores, workers=options.workers)
+    judge = Judge(net, held, scores=tuning.scores, outputs=tuning.outputs, workers=options.workers)
     check_targets(tuning, held)
     clock = clock_of(progress, tuning.seconds)
     images = sum(batch_size(batch) for batch in fitted)
@@ -256,7 +256,7 @@ class _Run:
             base,
             int8_layers(graph, state.table, optimized=self.options.fold_bn),
             lambda: self.fitted,
-            compared_blobs(base, self.tuning.scores),
+            compared_blobs(base, self.tuning.scores, self.tuning.outputs),
             images=RANKING_IMAGES,
             workers=self.options.workers,
             progress=self.clock,
@@ -267,7 +267,7 @@ class _Run:
         """The state as what `tune` returns."""
         suited = state.suited if state.changed else None
         choices = choices_of(state.table, state.settled, suited, state.floats)
-        notes = []
+        notes = [*self.judge.watched.notes]
         if suited is not None and suited.grown:
             notes.append(
                 f"copies of channels: {100 * suited.work:.1f} % more multiply-adds; the layers "

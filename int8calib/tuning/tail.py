@@ -7,7 +7,7 @@ is settled by running the rest of the net.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -103,7 +103,7 @@ class Tail:
         workers: int,
     ) -> None:
         """`graph` has run up to layer `done`, which left `live`; `readers` are to take `bottom`."""
-        tail, names = _tail(graph, done, bottom, set(readers))
+        tail, names = _tail(graph, done, live, bottom, set(readers))
         wanted = tuple(aim.expected[0])
         self.whole = set(wanted) <= {top for layer in tail.layers for top in layer.tops}
         """Whether all outputs come behind; without this there is no loss."""
@@ -158,13 +158,15 @@ def best_by_outputs(tail: Tail, start: float, most: float, *, headroom: bool) ->
 
 
 def _tail(
-    graph: Graph, done: int, bottom: Blob, readers: set[str]
+    graph: Graph, done: int, live: Container[Blob], bottom: Blob, readers: set[str]
 ) -> tuple[Graph, dict[Blob, str]]:
     """The layers from `done` on with all that they read from before as inputs, and their names."""
     made: set[Blob] = set()
     renamed: dict[Blob, Blob] = {}
     layers: list[Layer] = []
     for layer in graph.layers[done:]:
+        if any(blob not in made and blob not in live for blob in layer.bottoms):
+            continue  # it stands behind a layer that cannot run
         bottoms = []
         for blob in layer.bottoms:
             if layer.name in readers and blob == layer.bottoms[0]:
