@@ -88,9 +88,9 @@ def analyze(
     compared = compared_blobs(net, scores, outputs)
     check_present(base, compared)
     needed = {layer.name for layer in base.graph.ancestors(compared.blobs)}
-    every = int8_layers(base.graph, table, optimized=fold)
+    every = int8_layers(base.graph, table, optimized=fold, inputs=net.input_shapes)
     int8 = {name: layer for name, layer in every.items() if name in needed}
-    left_out = tuple(name for name in every if name not in needed)
+    left_out = tuple(rows.name for rows in table.layers if rows.name not in int8)
     if not int8:
         why = f" before {listed(map(str, compared.outputs))}" if left_out else ""
         raise ModelError(f"{net.graph.source}: the table quantizes no layer{why}, so no error")

@@ -78,7 +78,7 @@ def sample_outputs(
     fold = folds(table) if fold_bn is None else fold_bn
     graph = fold_batch_norm(net.graph) if fold else net.graph
     needed = {x.name for x in graph.ancestors(compared_blobs(net, outputs=outputs).blobs)}
-    every = int8_layers(graph, table, optimized=fold)
+    every = int8_layers(graph, table, optimized=fold, inputs=net.input_shapes)
     joint = side_by_side(graph, {name: x for name, x in every.items() if name in needed})
     runner = Runner(joint.graph, [b for x in joint.layers for b in (x.top, x.accumulated)])
     pairs: dict[str, list[LayerSample]] = {blobs.name: [] for blobs in joint.layers}

@@ -1,4 +1,4 @@
-"""ncnn's INT8 arithmetic: float values to levels, whole sums back to floats, in numpy.
+"""The INT8 arithmetic of ncnn, in numpy: rounding to levels, and sums back to floats.
 
 Levels are whole numbers kept as float32, so that BLAS can multiply them: its sums are exact as
 long as they stay below 2**24. Both functions go through their arrays in blocks that stay in the
@@ -20,10 +20,18 @@ _HALF = np.float32(0.5)
 def quantize(values: Array, scale: np.float32, levels: Array) -> None:
     """Write round(value * scale), half away from zero, clamped to -127..127, into `levels`.
 
-    `values` and `levels`: float32, contiguous, of one size. 0.5 is added in float32 before the
-    fraction is cut off, so 0.49999997 gives 1. Plain C and ARM would give 0 there; the value is
-    met often enough to show in a comparison on x86.
+    0.5 is added in float32 before the fraction is cut off, so 0.49999997 gives 1. Plain C and ARM
+    would give 0 there; the value is met often enough to show in a comparison on x86.
     Source: float2int8 in ncnn's src/layer/x86/x86_usability.h.
+
+    Parameters
+    ----------
+    values
+        float32, contiguous.
+    scale
+        Levels per unit of the values.
+    levels
+        float32, contiguous, of the size of `values`: the result, whole numbers.
     """
     source, target = values.reshape(-1), levels.reshape(-1)
     away = np.empty(min(BLOCK, source.size), np.float32)
@@ -39,12 +47,18 @@ def quantize(values: Array, scale: np.float32, levels: Array) -> None:
 
 
 def dequantize(sums: Array, factors: Array, bias: Array) -> None:
-    """Replace `sums` (rows, values) by sum * factor + bias of its row, rounded once.
+    """Replace sums by sum * factor + bias of their row, rounded once.
 
-    `factors` and `bias`: float32 (rows,). ncnn's kernels use fused multiply-add there. A product
-    of two float32 is exact in float64, so rounding the float64 sum to float32 gives the same but
-    for one case in 2**29. Source: ncnn's src/layer/dequantize.cpp and
-    src/layer/x86/dequantize_x86.cpp.
+    ncnn's kernels use fused multiply-add there. A product of two float32 is exact in float64, so
+    rounding the float64 sum to float32 gives the same but for one case in 2**29.
+    Source: ncnn's src/layer/dequantize.cpp and src/layer/x86/dequantize_x86.cpp.
+
+    Parameters
+    ----------
+    sums
+        float32 (rows, values): sums of levels in, values out.
+    factors, bias
+        float32 (rows,).
     """
     rows, values = sums.shape
     step = max(1, BLOCK // max(values, 1))

@@ -1,4 +1,4 @@
-"""A network and a calibration table to a network in which quantized layers run in INT8."""
+"""Put INT8 layers into a network, by a calibration table, as ncnn does."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, Shape
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Graph, Layer
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
-from int8calib.errors import TableError
+from int8calib.caffe.network.shapes import reach
+from int8calib.errors import TableError, WeightsError
 from int8calib.simulation.arithmetic import quantize
 from int8calib.simulation.fusion import input_scales
 from int8calib.simulation.layers import PREFIX, Int8Weights
@@ -24,56 +25,117 @@ FLOAT_TYPES = {
     "InnerProduct": "InnerProduct",
 }
 """The Caffe type that does the sums of each type that ncnn quantizes."""
+SMALLEST = 2.0**-126
+"""The smallest normal float32."""
 
 
 def simulate(net: Net, table: CalibrationTable, *, fold_bn: bool | None = None) -> Net:
-    """`net` as ncnn runs it with `table`: the same inputs, outputs and `forward`.
+    """Make the network that ncnn runs with a table: the same inputs, outputs and `forward`.
 
     Layers with rows in the table run in INT8: bottom and weights rounded half away from zero to
     -127..127, exact whole sums, then sum / (bottom scale x weight scale) + bias in float32. All
     others stay in float. Where ncnn2int8 fuses layers by a requantize step, a bottom is rounded
-    with the scale that ncnn uses there. `fold_bn` says whether weights are as `ncnnoptimize`
-    leaves them; None takes what the table's report says, or else True.
+    with the scale that ncnn uses there.
 
-    Raises `TableError` for rows of a layer that the net does not have or ncnn does not quantize,
-    and for a number of scales that does not fit the layer.
+    Parameters
+    ----------
+    net
+        The float network.
+    table
+        The calibration table.
+    fold_bn
+        Whether weights are as `ncnnoptimize` leaves them; None takes what the table's report
+        says, or else True.
+
+    Returns
+    -------
+    Net
+        The network in INT8.
+
+    Raises
+    ------
+    TableError
+        For rows of a layer that the network does not have or ncnn does not quantize, scales that
+        mean nothing, and a number of scales that does not fit the layer.
+    WeightsError
+        For a network without weights.
     """
     fold = folds(table) if fold_bn is None else fold_bn
     graph = fold_batch_norm(net.graph) if fold else net.graph
-    twins = int8_layers(graph, table, optimized=fold)
-    layers = tuple(twins.get(layer.name, layer) for layer in graph.layers)
+    int8 = int8_layers(graph, table, optimized=fold, inputs=net.input_shapes)
+    layers = tuple(int8.get(layer.name, layer) for layer in graph.layers)
     return Net(replace(graph, layers=layers), net.input_shapes)
 
 
 def folds(table: CalibrationTable) -> bool:
-    """Whether the report of `table` says that BatchNorm was folded; True where it is silent."""
+    """Whether the report of `table` says that BatchNorm was folded; True where it is silent.
+
+    Raises `TableError` where it says something else.
+    """
     options = table.meta.get("options", {})
-    return bool(options.get("fold_bn", True)) if isinstance(options, Mapping) else True
+    fold = options.get("fold_bn", True) if isinstance(options, Mapping) else True
+    if not isinstance(fold, bool):
+        raise TableError(f"the table's report has fold_bn {fold!r}; expected true or false")
+    return fold
 
 
-def int8_layers(graph: Graph, table: CalibrationTable, *, optimized: bool) -> dict[str, Layer]:
-    """The INT8 twin of every layer of `graph` with rows in `table`, by name, in running order.
+def int8_layers(
+    graph: Graph,
+    table: CalibrationTable,
+    *,
+    optimized: bool,
+    inputs: Mapping[str, Shape] | None = None,
+) -> dict[str, Layer]:
+    """Make the INT8 form of every layer with rows in a table.
 
-    `optimized` says whether the model went through ncnnoptimize, which decides what fuses.
+    Parameters
+    ----------
+    graph
+        The network, with BatchNorm folded if the model went through ncnnoptimize.
+    table
+        The calibration table.
+    optimized
+        Whether the model went through ncnnoptimize, which decides what fuses.
+    inputs
+        The shapes of the inputs. A layer that cannot run with them stays in float; without, all
+        layers can.
+
+    Returns
+    -------
+    dict of Layer
+        By name, in running order; they take the place of the float layers.
+
+    Raises
+    ------
+    TableError, WeightsError
+        As `simulate`.
     """
     known = {layer.name: layer for layer in quantized_layers(graph)}
+    blocked = () if inputs is None else reach(graph, inputs).blocked
     for rows in table.layers:
-        _check(graph, known.get(rows.name), rows)
+        layer = known.get(rows.name)
+        if layer is None:
+            raise TableError(
+                f"{graph.source}: the table has rows for {rows.name!r}, which is no Convolution "
+                "or InnerProduct of this net; was it made for another model?"
+            )
+        if layer.layer not in blocked:
+            _check(layer, rows)
     chosen = {rows.name: rows for rows in table.layers}
     scales = {name: np.float32(rows.bottom_scale) for name, rows in chosen.items()}
     used = input_scales(graph, scales, optimized=optimized)
     return {
-        name: _twin(layer, chosen[name], used[name])
+        name: _int8_layer(layer, chosen[name], used[name])
         for name, layer in known.items()
-        if name in chosen
+        if name in chosen and layer.layer not in blocked
     }
 
 
-def _check(graph: Graph, layer: QuantizedLayer | None, rows: LayerScales) -> None:
-    if layer is None:
-        raise TableError(
-            f"{graph.source}: the table has rows for {rows.name!r}, which is no Convolution or "
-            "InnerProduct of this net; was it made for another model?"
+def _check(layer: QuantizedLayer, rows: LayerScales) -> None:
+    """Raise `TableError` or `WeightsError` where INT8 cannot be computed with these rows."""
+    if not layer.layer.weights:
+        raise WeightsError(
+            f"layer {rows.name}: has no weights, so it cannot run in INT8; give the caffemodel"
         )
     if len(rows.weight_scales) != layer.rows:
         raise TableError(
@@ -85,26 +147,35 @@ def _check(graph: Graph, layer: QuantizedLayer | None, rows: LayerScales) -> Non
         raise TableError(f"layer {rows.name}: bottom scale {rows.bottom_scale:g}; expected above 0")
     if not np.isfinite(rows.weight_scales).all():
         raise TableError(f"layer {rows.name}: a weight scale that is no finite number")
+    # Sums are multiplied by 1 / product in float32; a product of 0 is a channel of the bias alone.
+    product = np.abs(rows.weight_scales, dtype=np.float64) * rows.bottom_scale
+    unusable = (product != 0) & ~((product > SMALLEST) & (product < 1 / SMALLEST))
+    if unusable.any():
+        scale = float(np.asarray(rows.weight_scales)[unusable][0])
+        raise TableError(
+            f"layer {rows.name}: bottom scale {rows.bottom_scale:g} times weight scale {scale:g} "
+            "leaves the range of float32; expected scales that fit the values"
+        )
 
 
-def _twin(found: QuantizedLayer, rows: LayerScales, scale: np.float32) -> Layer:
+def _int8_layer(layer: QuantizedLayer, rows: LayerScales, scale: np.float32) -> Layer:
     """The layer with weight levels, factors and bias in place of its weights."""
-    layer, weight = found.layer, found.layer.weights[0]
+    caffe, weight = layer.layer, layer.layer.weights[0]
     weight_scales = np.asarray(rows.weight_scales, np.float32)
-    levels = _weight_levels(found, weight_scales)
-    outputs = _outputs(found)
+    levels = _weight_levels(layer, weight_scales)
+    outputs = _outputs(layer)
     per_output = np.repeat(weight_scales, outputs // len(weight_scales))
     # ncnn takes a weight scale of 0 for a channel that gives its bias alone.
     product = np.float32(rows.bottom_scale) * per_output
     factors = np.where(per_output == 0, 0, 1 / np.where(per_output == 0, 1, product))
-    bias = layer.weights[1].reshape(-1) if len(layer.weights) > 1 else np.zeros(outputs)
-    held = Int8Weights(
+    bias = caffe.weights[1].reshape(-1) if len(caffe.weights) > 1 else np.zeros(outputs)
+    weights = Int8Weights(
         levels.reshape(weight.shape),
         factors.astype(np.float32),
         np.ascontiguousarray(bias, np.float32),
         np.array([scale], np.float32),
     )
-    return replace(layer, type=PREFIX + FLOAT_TYPES[found.kind], weights=held.arrays())
+    return replace(caffe, type=PREFIX + FLOAT_TYPES[layer.kind], weights=weights.arrays())
 
 
 def _outputs(layer: QuantizedLayer) -> int:

@@ -1,4 +1,4 @@
-"""Which scale a bottom is really quantized with: a graph and bottom scales to bottom scales.
+"""The scale with which ncnn really quantizes each bottom, after its tools have fused layers.
 
 ncnn2int8 lets a convolution give INT8 itself where only INT8 convolutions read its top. The float
 value between is the same, so this changes no result, except where the readers have different
@@ -21,33 +21,58 @@ ACTIVATIONS = frozenset(("ReLU", "ReLU6", "Clip", "Sigmoid", "Mish", "HardSwish"
 def input_scales(
     graph: Graph, scales: Mapping[str, np.float32], *, optimized: bool
 ) -> dict[str, np.float32]:
-    """The scale with which each layer's bottom is quantized, from the layers' own `scales`.
+    """Give each layer the scale that ncnn uses for its bottom.
 
-    Both are keyed by layer name; those of several readers of a requantized top become one.
+    Parameters
+    ----------
+    graph
+        The network.
+    scales
+        The bottom scale that the table has for each layer, by name.
+    optimized
+        Whether the model went through ncnnoptimize.
+
+    Returns
+    -------
+    dict
+        By name; the scales of several readers of a requantized top become one.
     """
     used = dict(scales)
-    for found in requantized(graph, scales, optimized=optimized).values():
-        used.update({reader.name: scales[found[-1].name] for reader in found})
+    for readers in requantized(graph, scales, optimized=optimized).values():
+        used.update({reader.name: scales[readers[-1].name] for reader in readers})
     return used
 
 
 def requantized(
     graph: Graph, int8: Container[str], *, optimized: bool
 ) -> dict[str, tuple[Layer, ...]]:
-    """The convolutions that ncnn2int8 lets give INT8 themselves, each with who reads its top.
+    """Find the convolutions that ncnn2int8 lets give INT8 themselves.
 
-    `int8` holds the names of the layers that run in INT8. The scale is that of the last reader:
-    caffe2ncnn gives it the first top of its Split layer. Source: fuse_requantize in ncnn's
-    tools/quantize/ncnn2int8.cpp, and tools/caffe/caffe2ncnn.cpp.
+    The scale is that of the last reader: caffe2ncnn gives it the first top of its Split layer.
+    Source: fuse_requantize in ncnn's tools/quantize/ncnn2int8.cpp, and tools/caffe/caffe2ncnn.cpp.
+
+    Parameters
+    ----------
+    graph
+        The network.
+    int8
+        The names of the layers that run in INT8.
+    optimized
+        Whether the model went through ncnnoptimize.
+
+    Returns
+    -------
+    dict
+        The name of each such convolution, with the layers that read its top.
     """
     readers = graph.readers()
     fused = {}
     for layer in graph.layers:
         if layer.type not in CONVOLUTIONS or layer.name not in int8:
             continue
-        found = _final_readers(layer.tops[0], readers, optimized=optimized)
-        if found and all(r.type in CONVOLUTIONS and r.name in int8 for r in found):
-            fused[layer.name] = tuple(found)
+        final = _final_readers(layer.tops[0], readers, optimized=optimized)
+        if final and all(r.type in CONVOLUTIONS and r.name in int8 for r in final):
+            fused[layer.name] = tuple(final)
     return fused
 
 

@@ -1,4 +1,4 @@
-"""The INT8 twins of the quantized layers: float bottoms in, levels and whole sums, floats out.
+"""The INT8 layers that a simulated network runs: sums over levels, then floats again.
 
 They register as the types `Int8Convolution` and `Int8InnerProduct`, which no prototxt holds:
 `int8calib.simulation.build` puts them into a graph. Their parameters are those of the Caffe layer;
@@ -24,7 +24,7 @@ from int8calib.simulation.arithmetic import dequantize, quantize
 EXACT = 1 << 24
 """Whole numbers up to here are exact in float32, and so are sums that stay below."""
 PREFIX = "Int8"
-"""What stands before a Caffe type in the name of its INT8 twin."""
+"""What stands before a Caffe type in the name of its INT8 layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def sums_fit(rows: Array) -> bool:
     return LEVELS * float(np.abs(rows).sum(axis=1, dtype=np.float64).max()) <= EXACT
 
 
-class _Twin:
+class _Int8Type:
     """What a Caffe type does in INT8: its own sums over levels, then sum x factor + bias.
 
     `outputs_last` says whether the outputs lie on the last axis of a top, or else on axis 1.
@@ -70,7 +70,7 @@ class _Twin:
         self._last = outputs_last
 
     def layer_type(self) -> LayerType:
-        """The twin as a type of the engine."""
+        """The INT8 layer as a type of the engine."""
         name = PREFIX + self._kind.name
         return LayerType(
             name, self.run, self.shape, plan=self.plan, macs=self._kind.macs, internal=True
@@ -88,12 +88,12 @@ class _Twin:
         Source: forward_int8 in ncnn's src/layer/convolution.cpp, convolutiondepthwise.cpp and
         innerproduct.cpp.
         """
-        held = Int8Weights(*weights)
+        int8 = Int8Weights(*weights)
         levels = np.empty(bottoms[0].shape, np.float32)
-        quantize(np.ascontiguousarray(bottoms[0]), held.scale[0], levels)
-        sums = self._wide_sums(params, held.levels, levels)
+        quantize(np.ascontiguousarray(bottoms[0]), int8.scale[0], levels)
+        sums = self._wide_sums(params, int8.levels, levels)
         top = np.ascontiguousarray(sums, np.float32)
-        self._dequantize(top, held)
+        self._dequantize(top, int8)
         return [top]
 
     def plan(
@@ -104,23 +104,23 @@ class _Twin:
         scratch: Scratch,
     ) -> FastPath:
         """The float type's own fast path over levels; float64 only where float32 would round."""
-        held = Int8Weights(*weights)
+        int8 = Int8Weights(*weights)
         levels = scratch(bottoms[0])
-        rows = held.levels
+        rows = int8.levels
         if self._last and params.inner_product_param.transpose:
             rows = rows.T
-        plan = self._kind.plan if sums_fit(rows.reshape(len(held.factors), -1)) else None
-        kernel = plan(params, [held.levels], [bottoms[0]], scratch) if plan else None
+        plan = self._kind.plan if sums_fit(rows.reshape(len(int8.factors), -1)) else None
+        fast_path = plan(params, [int8.levels], [bottoms[0]], scratch) if plan else None
 
         def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
-            quantize(images[0], held.scale[0], levels)
-            if kernel is None:
+            quantize(images[0], int8.scale[0], levels)
+            if fast_path is None:
                 np.copyto(
-                    tops[0], self._wide_sums(params, held.levels, levels), casting="same_kind"
+                    tops[0], self._wide_sums(params, int8.levels, levels), casting="same_kind"
                 )
             else:
-                kernel([levels], tops)
-            self._dequantize(tops[0], held)
+                fast_path([levels], tops)
+            self._dequantize(tops[0], int8)
 
         return run
 
@@ -132,12 +132,15 @@ class _Twin:
         sums: Any = self._kind.run(params, wide[:1], wide[1:])[0]
         return np.asarray(sums, np.float64)
 
-    def _dequantize(self, top: Array, held: Int8Weights) -> None:
+    def _dequantize(self, top: Array, int8: Int8Weights) -> None:
         """Sums to floats, in place: one row per output, or for outputs last one per value."""
-        outputs = len(held.factors)
+        outputs = len(int8.factors)
         for rows in top.reshape((-1, outputs, 1) if self._last else (len(top), outputs, -1)):
-            dequantize(rows, held.factors, held.bias)
+            dequantize(rows, int8.factors, int8.bias)
 
 
-for _twin in (_Twin("Convolution", outputs_last=False), _Twin("InnerProduct", outputs_last=True)):
-    add_type(_twin.layer_type(), replace=True)
+for _int8 in (
+    _Int8Type("Convolution", outputs_last=False),
+    _Int8Type("InnerProduct", outputs_last=True),
+):
+    add_type(_int8.layer_type(), replace=True)

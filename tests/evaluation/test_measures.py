@@ -9,6 +9,7 @@ import pytest
 
 from int8calib.evaluation.measures import (
     Share,
+    box_overlaps,
     energy,
     format_decibels,
     match_boxes,
@@ -126,6 +127,32 @@ def test_boxes_match_one_to_one(rows: list[list[float]], matched: int) -> None:
     found = match_boxes(EXPECTED, np.array(rows, np.float32))
     assert found.matched == matched
     assert found.float_boxes == 4
+
+
+def test_the_limits_of_overlap_and_score_count_themselves() -> None:
+    """Binary fractions, so that the overlap is exactly a half: `>` in place of `>=` fails here."""
+    whole = np.array([row(0, 1, 0.5, 0.0, 0.0, 1.0, 1.0)], np.float32)
+    half = np.array([row(0, 1, 0.5, 0.0, 0.0, 1.0, 0.5)], np.float32)
+    assert box_overlaps(whole[:, 3:].astype(float), half[0, 3:].astype(float)) == [0.5]
+    assert match_boxes(whole, half, min_iou=0.5).matched == 1
+    above = float(np.nextafter(0.5, 1))
+    assert match_boxes(whole, half, min_iou=above).matched == 0
+    assert match_boxes(whole, half, min_score=0.5) == match_boxes(whole, half)
+    nothing = match_boxes(whole, half, min_score=above)
+    assert (nothing.float_boxes, nothing.int8_boxes) == (0, 0)
+
+
+def test_overlaps_are_counted_pixels() -> None:
+    """Boxes of whole numbers on a grid: intersection and union are counts of cells."""
+    rng = np.random.default_rng(7)
+    corners = np.sort(rng.integers(0, 13, (31, 2, 2)), axis=1).reshape(31, 4).astype(float)
+    cells = np.zeros((31, 13, 13), bool)
+    for box, grid in zip(corners.astype(int), cells, strict=True):
+        grid[box[0] : box[2], box[1] : box[3]] = True
+    for i, box in enumerate(corners):
+        common, union = (cells & cells[i]).sum(axis=(1, 2)), (cells | cells[i]).sum(axis=(1, 2))
+        expected = np.divide(common, union, out=np.zeros(31), where=union > 0)
+        np.testing.assert_allclose(box_overlaps(corners, box), expected)
 
 
 def test_box_agreement_counts_both_sides() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import int8calib
 from int8calib.caffe.layers.registry import find_type
-from int8calib.errors import TableError
+from int8calib.errors import TableError, WeightsError
 from int8calib.simulation.arithmetic import BLOCK, dequantize, quantize
 from int8calib.simulation.layers import Int8Weights, sums_fit
 from int8calib.table.model import CalibrationTable, LayerScales
@@ -27,13 +27,17 @@ KINDS = {
     "dilated": 'type: "Convolution" convolution_param { num_output: 5 kernel_size: 3 dilation: 2 pad: 2 }',
     "pointwise": 'type: "Convolution" convolution_param { num_output: 5 kernel_size: 1 }',
     "grouped": 'type: "Convolution" convolution_param { num_output: 10 group: 2 kernel_size: 3 }',
+    "sides": 'type: "Convolution" convolution_param { num_output: 5 kernel_size: 3 stride: 2 '
+    "pad_l: 2 pad_r: 1 pad_t: 0 pad_b: 3 }",
+    "depthwise_sides": 'type: "ConvolutionDepthwise" convolution_param { num_output: 6 '
+    "kernel_size: 3 stride: 2 pad_l: 0 pad_r: 1 pad_t: 0 pad_b: 1 }",
     "depthwise": 'type: "ConvolutionDepthwise" convolution_param { num_output: 6 kernel_size: 3 '
     "stride: 2 pad: 1 }",
     "fc": 'type: "InnerProduct" inner_product_param { num_output: 7 }',
     "fc_transposed": 'type: "InnerProduct" inner_product_param { num_output: 7 transpose: true }',
     "fc_axis": 'type: "InnerProduct" inner_product_param { num_output: 7 axis: 2 }',
 }
-GROUPS = {"grouped": 2, "depthwise": 6}
+GROUPS = {"grouped": 2, "depthwise": 6, "depthwise_sides": 6}
 
 
 def away(value: float) -> int:
@@ -61,20 +65,22 @@ def naive_convolution(layer, x, table):  # type: ignore[no-untyped-def]
     rows = table.weight_scales
     outputs, per_group, kh, kw = weight.shape
     group = x.shape[1] // per_group
-    pad = (
+    top, left = (
         (param.pad_h, param.pad_w)
         if param.pad_h
         else (*(param.pad or [0]), *(param.pad or [0]))[:2]
     )
+    bottom, right = top, left
+    if param.pad_b:
+        top, bottom, left, right = param.pad_t, param.pad_b, param.pad_l, param.pad_r
     stride, dilation = (param.stride or [1])[0], (param.dilation or [1])[0]
     q = levels(x, np.float32(table.bottom_scale))
-    padded = np.zeros(
-        (*x.shape[:2], x.shape[2] + 2 * pad[0], x.shape[3] + 2 * pad[1]), dtype=object
-    )
-    padded[:, :, pad[0] : pad[0] + x.shape[2], pad[1] : pad[1] + x.shape[3]] = q
+    size = x.shape[2] + top + bottom, x.shape[3] + left + right
+    padded = np.zeros((*x.shape[:2], *size), dtype=object)
+    padded[:, :, top : top + x.shape[2], left : left + x.shape[3]] = q
     height = (padded.shape[2] - dilation * (kh - 1) - 1) // stride + 1
     width = (padded.shape[3] - dilation * (kw - 1) - 1) // stride + 1
-    top = np.zeros((len(x), outputs, height, width), np.float32)
+    result = np.zeros((len(x), outputs, height, width), np.float32)
     for o in range(outputs):
         g = o // (outputs // group)
         scale = np.float32(rows[g] if len(rows) == group and group > 1 else rows[o])
@@ -86,8 +92,8 @@ def naive_convolution(layer, x, table):  # type: ignore[no-untyped-def]
                     n, g * per_group + c, i * stride + r * dilation, j * stride + s * dilation
                 ]
                 total += pixel * w[c, r, s]
-            top[n, o, i, j] = rescaled(total, np.float32(table.bottom_scale), scale, bias[o])
-    return top
+            result[n, o, i, j] = rescaled(total, np.float32(table.bottom_scale), scale, bias[o])
+    return result
 
 
 def naive_inner_product(layer, x, table):  # type: ignore[no-untyped-def]
@@ -187,7 +193,7 @@ def test_sums_beyond_float32_are_exact(source: str) -> None:
         one_by_one += np.outer(bottom[:, k], weight[:, k])
     assert (one_by_one != expected).any(), "float32 sums would do: the case proves nothing"
     params = _params(conv)
-    held = Int8Weights(
+    int8 = Int8Weights(
         weight.reshape(3, 2003, 1, 1) if conv else weight,
         np.ones(3, np.float32),
         np.zeros(3, np.float32),
@@ -195,9 +201,9 @@ def test_sums_beyond_float32_are_exact(source: str) -> None:
     )
     shape = (2, 2003, 1, 1) if conv else (2, 2003)
     kind = find_type(f"Int8{source}")
-    kernel = kind.plan(params, held.arrays(), [shape], lambda s: np.empty(s, np.float32))
+    fast_path = kind.plan(params, int8.arrays(), [shape], lambda s: np.empty(s, np.float32))
     top = np.empty((2, 3, 1, 1) if conv else (2, 3), np.float32)
-    kernel([bottom.reshape(shape)], [top])
+    fast_path([bottom.reshape(shape)], [top])
     np.testing.assert_array_equal(top.reshape(2, 3), expected)
     assert not sums_fit(weight)
     assert sums_fit(weight[:, :1000])
@@ -222,6 +228,8 @@ def _params(conv: bool):  # type: ignore[no-untyped-def]
         (LayerScales("a", np.ones(5, np.float32), math.nan), "bottom scale"),
         (LayerScales("a", np.ones(5, np.float32), 0.0), "bottom scale"),
         (LayerScales("a", np.full(5, np.inf, np.float32), 1.0), "weight scale"),
+        (LayerScales("a", np.full(5, 1e-30, np.float32), 1e-30), "range of float32"),
+        (LayerScales("a", np.full(5, -1e30, np.float32), 1e30), "range of float32"),
     ],
 )
 def test_a_table_of_another_model_is_refused(rows: LayerScales, words: str, tmp_path: Path) -> None:
@@ -237,3 +245,18 @@ def test_a_channel_with_scale_zero_gives_its_bias(tmp_path: Path) -> None:
     (top,) = int8calib.simulate(net, table).forward({"data": x}).values()
     assert (top[0, 1] == net.graph.layers[1].weights[1][1]).all()
     assert top[0, 0].std() > 0
+
+
+def test_a_report_that_means_nothing_is_refused(tmp_path: Path) -> None:
+    net = one_layer(tmp_path, "plain")
+    table = some_table(net, "plain")
+    wrong = CalibrationTable(table.layers, meta={"options": {"fold_bn": "false"}})
+    with pytest.raises(TableError, match="expected true or false"):
+        int8calib.simulate(net, wrong)
+
+
+def test_without_weights_there_is_no_int8(tmp_path: Path) -> None:
+    net = one_layer(tmp_path, "plain")
+    bare = int8calib.load_caffe(tmp_path / "net.prototxt", None)
+    with pytest.raises(WeightsError, match="layer a: has no weights"):
+        int8calib.simulate(bare, some_table(net, "plain"))
