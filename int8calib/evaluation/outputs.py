@@ -13,8 +13,8 @@ from int8calib.caffe.network.runnable import listed, named_outputs, runnable_out
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.errors import ModelError, OptionError
 
-DETECTIONS = frozenset(("DetectionOutput",))
-"""Types whose tops are lists of boxes, (..., 7)."""
+DETECTIONS = {"DetectionOutput": 2, "YoloDetectionOutput": None, "Yolov3DetectionOutput": None}
+"""Types whose tops are lists of boxes, (..., 7), and how many of their bottoms they decode."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class ComparedBlobs:
         the blob with one score per class, or None.
     tensors
         blobs compared value by value: all outputs but detections, and what detections are made
-        of (offsets and scores).
+        of (offsets and scores, or the grids of YOLO).
     detections
-        tops of DetectionOutput layers, compared box by box.
+        tops of layers that list boxes (`DETECTIONS`), compared box by box.
     outputs
         where the comparison ends: the outputs of the network, the last blobs that can run in
         place of those that cannot, or what was asked for.
@@ -93,7 +93,8 @@ def compared_blobs(
     detections = [blob for blob in ends if graph.producer(blob).type in DETECTIONS]
     tensors = [blob for blob in ends if blob not in detections]
     for blob in detections:
-        tensors += graph.producer(blob).bottoms[:2]
+        layer = graph.producer(blob)
+        tensors += layer.bottoms[: DETECTIONS[layer.type]]
     if scores is None:
         chosen = _only_vector(graph, inputs, ends)
     else:

@@ -71,3 +71,52 @@ def test_each_layer_of_a_detector_has_its_error(bottom_scale: float, tmp_path: P
     assert set(effects) == {"c", "loc", "conf"}
     assert all(layer.agreement is None for layer in found.layers)
     assert all(value is not None and 0 < value < 100 for value in effects.values())
+
+
+YOLO = """
+layer { name: "data" type: "Input" top: "data"
+  input_param { shape { dim: 1 dim: 3 dim: 29 dim: 37 } } }
+layer { name: "c" type: "Convolution" bottom: "data" top: "c"
+  convolution_param { num_output: 7 kernel_size: 3 stride: 4 } }
+layer { name: "relu" type: "ReLU" bottom: "c" top: "c" }
+layer { name: "fine" type: "Convolution" bottom: "c" top: "fine"
+  convolution_param { num_output: 14 kernel_size: 1 } }
+layer { name: "pool" type: "Pooling" bottom: "c" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "raw" type: "Convolution" bottom: "pool" top: "raw"
+  convolution_param { num_output: 14 kernel_size: 1 } }
+layer { name: "small" type: "Power" bottom: "fine" top: "small" power_param { scale: 0.02 } }
+layer { name: "large" type: "Power" bottom: "raw" top: "large" power_param { scale: 0.02 } }
+layer { name: "out" type: "Yolov3DetectionOutput" bottom: "small" bottom: "large" top: "out"
+  yolov3_detection_output_param { num_classes: 2 num_box: 2 confidence_threshold: 0.3
+    nms_threshold: 0.45 biases: 5 biases: 7 biases: 11 biases: 9 biases: 13 biases: 17
+    biases: 19 biases: 15 mask: 0 mask: 1 mask: 2 mask: 3 anchors_scale: 4 anchors_scale: 8 } }
+"""
+
+
+def test_yolo_is_compared_by_boxes_and_by_all_its_grids(tmp_path: Path) -> None:
+    net = int8calib.load_caffe(*make_model(tmp_path, YOLO))
+    x = np.random.default_rng(5).normal(0, 60, (4, 3, 29, 37)).astype(np.float32)
+    table = coarse_table(net, 0.3)
+    found = int8calib.evaluate(net, table, loader_of(x, batch=1))
+    assert found.outputs == ("out",)
+    assert found.notes == ()
+    (result,) = found.tables
+    assert [blob.blob for blob in result.blobs] == ["small", "large"]
+    simulated = int8calib.simulate(net, table)
+    counts = np.zeros(2, int)
+    for image in x:
+        tops = [each.forward({"data": image[None]})["out"] for each in (net, simulated)]
+        counts += [(top[..., 0] >= 0).sum() for top in tops]
+    assert result.boxes is not None
+    assert (result.boxes.float_boxes, result.boxes.int8_boxes) == tuple(counts)
+    assert result.boxes.float_boxes > 10
+    assert 0.2 < result.boxes.value < 1
+
+
+def test_a_tail_of_a_fork_is_compared(shared: Path) -> None:
+    """A file of the kind that public detectors are, whose output only some programs compute."""
+    folder = shared / "cases" / "b8_tail"
+    net = int8calib.load_caffe(folder / "net.prototxt", folder / "net.caffemodel")
+    x = np.random.default_rng(5).normal(0, 60, (3, 3, 32, 32)).astype(np.float32)
+    found = int8calib.evaluate(net, coarse_table(net, 0.3), loader_of(x))
+    assert [blob.blob for blob in found.tables[0].blobs] == ["c2"]
