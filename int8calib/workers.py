@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import TypeAlias, TypeVar
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -124,7 +125,8 @@ def _float_array(name: str, value: ArrayLike) -> Array:
 
 
 def _kind(value: object) -> str:
-    return f"an empty {type(value).__name__}" if value == {} else f"a {type(value).__name__}"
+    empty = isinstance(value, Mapping) and not value
+    return f"an empty {type(value).__name__}" if empty else f"a {type(value).__name__}"
 
 
 def batch_size(batch: Batch) -> int:
@@ -132,14 +134,53 @@ def batch_size(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """One BLAS thread: the workers are the parallelism, and results do not depend on them."""
-    from threadpoolctl import threadpool_limits
+_blas_lock = threading.Lock()
+_blas_users = 0
+_blas_before: list[tuple[Any, int]] = []
 
-    np.matmul(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32))
-    with threadpool_limits(limits=1, user_api="blas"):
+
+@contextmanager
+def blas_threads(count: int | None = 1) -> Iterator[None]:
+    """Limit BLAS to `count` threads (None: leave it as it is) until the block ends.
+
+    The limit is one for the whole process: where blocks overlap, the first one's stands until the
+    last one has ended. One thread is a good default: BLAS's threads wait for each other in busy
+    loops, so that on a machine with other work to do two of them are many times slower than one.
+    """
+    global _blas_users
+    if count is None:
         yield
+        return
+    with _blas_lock:
+        if _blas_users == 0:
+            libraries = _blas_libraries()
+            _blas_before[:] = [(library, library.get_num_threads()) for library in libraries]
+            for library in libraries:
+                library.set_num_threads(count)
+        _blas_users += 1
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if _blas_users == 0:
+                for library, before in _blas_before:
+                    library.set_num_threads(before)
+
+
+def single_threaded_blas() -> AbstractContextManager[None]:
+    """One BLAS thread: the workers are the parallelism, and results do not depend on them."""
+    return blas_threads(1)
+
+
+@cache
+def _blas_libraries() -> tuple[Any, ...]:
+    """Every BLAS of the process, as threadpoolctl controls it; finding them takes a while."""
+    from threadpoolctl import ThreadpoolController
+
+    # Some libraries are loaded by the first product.
+    np.matmul(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32))
+    return tuple(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 def _run_threads(loop: Callable[[], None], count: int, stop: threading.Event) -> None:

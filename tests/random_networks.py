@@ -12,7 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 import caffe_proto
-from int8calib.caffe.network.graph import Graph, build_graph
+from int8calib.caffe.network.build import build_graph
+from int8calib.caffe.network.graph import Graph
 
 SIZE = (3, 5)
 CHANNELS = (2, 3)

@@ -1,1 +1,1 @@
-"""A running network: a graph and batches come in, tops go out one at a time."""
+"""Run Caffe networks in numpy: plans with shared buffers, and what runs them."""

@@ -1,4 +1,4 @@
-"""A graph and input shapes to a `Plan`: steps in order, and buffers that blobs share by lifetime.
+"""Plan how a graph runs on inputs of given shapes: its steps, and the buffers that blobs share.
 
 A blob lives from the step that makes it to the last step that reads it; then its memory serves
 another blob. Views (Flatten, Split, ...) and in-place layers share the memory of their bottom.
@@ -21,33 +21,53 @@ from int8calib.caffe.network.shapes import infer_shapes, require_weights
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One layer to run, and the blobs that nothing reads after it.
+    """One layer to run.
 
-    `kind` is None for a data layer, whose tops are given; `kernel` is None where the type's
-    plain function makes fresh arrays, or a view.
+    Attributes
+    ----------
+    layer : Layer
+    kind : LayerType or None
+        None for a data layer, whose tops are given.
+    fast_path : FastPath or None
+        What writes the tops into the plan's buffers; None where the type's plain function makes
+        fresh arrays or a view.
+    dead : tuple of Blob
+        What nothing reads after this step.
     """
 
     layer: Layer
     kind: LayerType | None
-    kernel: FastPath | None
+    fast_path: FastPath | None
     dead: tuple[Blob, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a run needs: its steps, the array of every planned blob, and the blobs it keeps.
+    """What a run needs. Buffers belong to the plan, so one plan serves one thread at a time.
 
-    Buffers belong to the plan, so one plan serves one thread at a time.
+    Attributes
+    ----------
+    source : str
+        What messages call the network.
+    inputs : mapping of str to Shape
+        The inputs that are read.
+    kept : tuple of Blob
+        What a run returns.
+    steps : tuple of Step
+        In running order.
+    arrays : mapping of Blob to Array
+        The memory of each blob that a fast path writes, float32.
     """
 
+    source: str
     inputs: Mapping[str, Shape]
     kept: tuple[Blob, ...]
     steps: tuple[Step, ...]
     arrays: Mapping[Blob, Array]
 
 
-class _Scratch:
-    """Scratch memory that all kernels share, since only one runs at a time.
+class _ScratchBuffers:
+    """Scratch memory that all fast paths share, since only one runs at a time.
 
     The first round of planning only measures (`size`); the second hands out parts of one block.
     """
@@ -58,10 +78,11 @@ class _Scratch:
         self._used = 0
 
     def start(self) -> None:
-        """The kernel planned next may use the whole block."""
+        """Let the fast path that is planned next use the whole block."""
         self._used = 0
 
-    def take(self, shape: Shape) -> Array:
+    def buffer(self, shape: Shape) -> Array:
+        """Return a part of the block that this fast path has not got yet; content undefined."""
         count = -(-prod(shape) // 16) * 16
         begin, self._used = self._used, self._used + count
         self.size = max(self.size, self._used)
@@ -73,11 +94,31 @@ class _Scratch:
 def make_plan(
     graph: Graph, inputs: Mapping[str, Shape], wanted: Iterable[Blob], *, keep: bool = True
 ) -> Plan:
-    """The plan that makes `wanted` from inputs of the given shapes, running only what is needed.
+    """Plan the layers that the wanted blobs need.
 
-    With `keep` false the wanted blobs are only there to be listened to, and share memory as the
-    others do. Raises `UnsupportedLayerError` for a needed layer of an unknown type, `ShapeError`
-    where shapes do not fit, `WeightsError` where weights are missing.
+    Parameters
+    ----------
+    graph : Graph
+    inputs : mapping of str to Shape
+        The shape of each input.
+    wanted : iterable of Blob
+        What to make.
+    keep : bool
+        Whether the wanted blobs last to the end of a run. If not, they are only there to be
+        listened to, and share memory as the others do.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    UnsupportedLayerError
+        For a needed layer of an unknown type.
+    ShapeError
+        Where shapes do not fit.
+    WeightsError
+        Where weights are missing.
     """
     wanted = tuple(dict.fromkeys(wanted))
     kept = wanted if keep else ()
@@ -87,60 +128,73 @@ def make_plan(
     owners = _memory_owners(layers, kept)
     dead = _deaths(layers, kept, owners)
     arrays = _allocate(layers, shapes, owners, dead)
-    measure = _Scratch()
-    _kernels(layers, shapes, measure)
-    kernels = _kernels(layers, shapes, _Scratch(measure.size))
-    family: dict[Blob, list[Blob]] = {}
+    measure = _ScratchBuffers()
+    _fast_paths(layers, shapes, measure)
+    fast_paths = _fast_paths(layers, shapes, _ScratchBuffers(measure.size))
+    sharing: dict[Blob, list[Blob]] = {}
     for blob, owner in owners.items():
-        family.setdefault(owner, []).append(blob)
-    steps = tuple(
-        Step(layer, _kind(layer), kernel, tuple(b for owner in died for b in family[owner]))
-        for layer, kernel, died in zip(layers, kernels, dead, strict=True)
-    )
+        sharing.setdefault(owner, []).append(blob)
+    steps = []
+    for layer, fast_path, owners_died in zip(layers, fast_paths, dead, strict=True):
+        died = tuple(blob for owner in owners_died for blob in sharing[owner])
+        steps.append(Step(layer, _kind(layer), fast_path, died))
     needed = {top.name for step in steps if step.kind is None for top in step.layer.tops}
-    return Plan({n: s for n, s in inputs.items() if n in needed}, kept, steps, arrays)
+    read = {name: shape for name, shape in inputs.items() if name in needed}
+    return Plan(graph.source, read, kept, tuple(steps), arrays)
 
 
 def _kind(layer: Layer) -> LayerType | None:
     return None if layer.type in INPUT_TYPES else find_type(layer.type)
 
 
-def _kernels(
-    layers: Sequence[Layer], shapes: Mapping[Blob, Shape], scratch: _Scratch
+def _fast_paths(
+    layers: Sequence[Layer], shapes: Mapping[Blob, Shape], scratch: _ScratchBuffers
 ) -> list[FastPath | None]:
-    """A kernel for each layer whose type has a planner."""
-    kernels: list[FastPath | None] = []
+    """The fast path of each layer whose type has a planner."""
+    fast_paths: list[FastPath | None] = []
     for layer in layers:
         kind = _kind(layer)
         scratch.start()
         if kind is None or kind.plan is None:
-            kernels.append(None)
+            fast_paths.append(None)
         else:
             bottoms = [shapes[bottom] for bottom in layer.bottoms]
-            kernels.append(kind.plan(layer.params, layer.weights, bottoms, scratch.take))
-    return kernels
+            fast_paths.append(kind.plan(layer.params, layer.weights, bottoms, scratch.buffer))
+    return fast_paths
 
 
 def _memory_owners(layers: Sequence[Layer], kept: Sequence[Blob]) -> dict[Blob, Blob]:
-    """For each blob the blob whose memory it uses: itself, or what it views or overwrites."""
+    """For each blob the blob whose memory it uses: itself, or what it views or overwrites.
+
+    A layer may overwrite its first bottom if the memory is the plan's own (`writable`), no later
+    layer reads a blob that shares it (`unread`), and none of these blobs is kept.
+    """
     owners: dict[Blob, Blob] = {}
+    sharing: dict[Blob, list[Blob]] = {}
     writable: set[Blob] = set()
     last_read = {blob: i for i, layer in enumerate(layers) for blob in layer.bottoms}
     for i, layer in enumerate(layers):
         kind = _kind(layer)
-        owners.update({top: top for top in layer.tops})
-        if kind is None or not layer.bottoms:
-            continue
-        owner = owners[layer.bottoms[0]]
-        if kind.view:
-            owners.update(dict.fromkeys(layer.tops, owner))
-        elif kind.plan is not None:
-            family = {blob for blob, root in owners.items() if root == owner}
-            unread = all(last_read.get(blob, -1) <= i for blob in family)
-            if kind.inplace and owner in writable and unread and family.isdisjoint(kept):
-                owners[layer.tops[0]] = owner
+        made = {top: top for top in layer.tops}
+        if kind is not None and layer.bottoms:
+            owner = owners[layer.bottoms[0]]
+            unread = all(last_read.get(blob, -1) <= i for blob in sharing[owner])
+            if kind.view:
+                made = dict.fromkeys(layer.tops, owner)
+            elif kind.plan is None:
+                pass
+            elif (
+                kind.inplace
+                and owner in writable
+                and unread
+                and not any(blob in kept for blob in sharing[owner])
+            ):
+                made[layer.tops[0]] = owner
             else:
                 writable.update(layer.tops)
+        owners.update(made)
+        for top, owner in made.items():
+            sharing.setdefault(owner, []).append(top)
     return owners
 
 

@@ -1,7 +1,6 @@
-"""A running network: a plan and a batch in, tops out one at a time to whoever listens.
+"""Run a network: `Net`, which users hold, and `Runner`, which a worker thread holds.
 
-`Net` is what users hold. It keeps the last plan, so a second batch of the same shape costs no
-planning.
+Both keep their last plan, so that a second batch of the same shape costs no planning.
 """
 
 from __future__ import annotations
@@ -10,17 +9,17 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from int8calib.arrays import Array, Shape
-from int8calib.caffe.engine.plan import Plan, make_plan
+from int8calib.caffe.engine.plan import Plan, Step, make_plan
+from int8calib.caffe.layers.registry import LayerType
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.load import load_graph
 from int8calib.caffe.network.runnable import batch_statistics
-from int8calib.errors import OptionError, ShapeError
-from int8calib.workers import Batch
+from int8calib.errors import ModelError, OptionError, ShapeError
+from int8calib.workers import Batch, blas_threads, float_batch
 
 if TYPE_CHECKING:
     from int8calib.caffe.engine.executor import CaffeExecutor
@@ -30,22 +29,35 @@ Listener: TypeAlias = Callable[[Layer, Blob, Array], None]
 
 
 def run_plan(plan: Plan, inputs: Mapping[str, Array], listen: Listener) -> dict[Blob, Array]:
-    """Run one batch; `listen` hears of every top, inputs included, right after its layer ran.
+    """Run one batch.
 
-    Returns the blobs the plan keeps. All arrays, there and in `listen`, may be the plan's own
-    buffers: they hold until the next layer (in `listen`) or the next run (returned).
+    Parameters
+    ----------
+    plan : Plan
+    inputs : mapping of str to Array
+        Each input, of the shape that was planned.
+    listen : callable
+        Called as ``listen(layer, blob, top)`` for every top, inputs included, right after its
+        layer ran. `top` may be a buffer of the plan's and holds until `listen` returns.
+
+    Returns
+    -------
+    dict of Blob to Array
+        The blobs the plan keeps. They may be buffers of the plan's, which hold until its next run.
+
+    Raises
+    ------
+    ModelError
+        Where a layer cannot take the values that reach it, or a registered one fails; names it.
     """
     values: dict[Blob, Array] = {}
     for step in plan.steps:
         layer = step.layer
-        bottoms = [values[bottom] for bottom in layer.bottoms]
         if step.kind is None:
             tops = [inputs[top.name] for top in layer.tops]
-        elif step.kernel is None:
-            tops = list(step.kind.run(layer.params, layer.weights, bottoms))
         else:
-            tops = [plan.arrays[top] for top in layer.tops]
-            step.kernel(bottoms, tops)
+            bottoms = [values[bottom] for bottom in layer.bottoms]
+            tops = _run_layer(plan, step, step.kind, bottoms)
         for blob, top in zip(layer.tops, tops, strict=True):
             values[blob] = top
             listen(layer, blob, top)
@@ -54,12 +66,31 @@ def run_plan(plan: Plan, inputs: Mapping[str, Array], listen: Listener) -> dict[
     return {blob: values[blob] for blob in plan.kept}
 
 
+def _run_layer(plan: Plan, step: Step, kind: LayerType, bottoms: Sequence[Array]) -> list[Array]:
+    """The tops of one layer."""
+    layer = step.layer
+    if step.fast_path is not None:
+        tops = [plan.arrays[top] for top in layer.tops]
+        step.fast_path(bottoms, tops)
+        return tops
+    try:
+        return list(kind.run(layer.params, layer.weights, bottoms))
+    except ModelError as error:
+        raise type(error)(f"{plan.source}: {error}") from error.__cause__
+
+
 class Net:
     """A Caffe network that runs in numpy.
 
-    `graph` is its structure, `input_shapes` maps each input blob to its shape as declared. Not
-    safe to share between threads: copy it with `Net(net.graph, net.input_shapes)` (weights are
-    shared).
+    Not safe to share between threads: copy it with ``Net(net.graph, net.input_shapes)`` (weights
+    are shared).
+
+    Parameters
+    ----------
+    graph : Graph
+        Its structure, with weights.
+    input_shapes : mapping of str to Shape
+        The declared shape of each input.
     """
 
     def __init__(self, graph: Graph, input_shapes: Mapping[str, Shape]) -> None:
@@ -68,7 +99,7 @@ class Net:
         self._plan: Plan | None = None
 
     def plan(self, inputs: Mapping[str, Shape], wanted: Iterable[Blob]) -> Plan:
-        """The plan for these input shapes and wanted blobs; the last one is kept."""
+        """Return the plan for these input shapes and wanted blobs; the last one is kept."""
         wanted = tuple(dict.fromkeys(wanted))
         shapes = {name: tuple(inputs.get(name, shape)) for name, shape in self.input_shapes.items()}
         old = self._plan
@@ -89,18 +120,46 @@ class Net:
         inputs: Mapping[str, ArrayLike],
         on_top: OnTop | None = None,
         outputs: Iterable[str] | None = None,
+        *,
+        threads: int | None = 1,
     ) -> dict[str, Array]:
-        """Run one batch and return its outputs by blob name.
+        """Run one batch.
 
-        `inputs` maps input blob names to arrays (N, ...), any N, turned into float32; other axes
-        may differ from the prototxt where the layers allow it. `outputs` names the blobs to
-        return (by default those that no layer reads), and only what they need is run.
-        `on_top(layer_name, blob_name, array)` is called for every top right after its layer ran,
-        in order, inputs included; in-place results are as they are at that layer, and the array
-        must be copied to be kept. With `on_top` and no `outputs`, every layer runs.
+        Parameters
+        ----------
+        inputs : mapping of str to array_like
+            An array (N, ...) of floats or integers for each input; any N. Other axes may differ
+            from the prototxt where the layers allow it.
+        on_top : callable, optional
+            Called as ``on_top(layer_name, blob_name, array)`` for every top right after its layer
+            ran, in order, inputs included. In-place results are as they are at that layer. The
+            array must be copied to be kept.
+        outputs : iterable of str, optional
+            Names of the blobs to return, by default those that no layer reads. Only what they
+            need is run.
+        threads : int or None
+            How many threads BLAS may use for matrix products; None leaves it as it is set. More
+            than one is faster on an idle machine only: they wait for each other in busy loops,
+            and are several times slower than one where other programs run. With one, the values
+            are bit for bit those of a calibration without folding.
 
-        Raises `ShapeError` for inputs that are missing or do not fit, `UnsupportedLayerError`
-        for a needed layer of an unknown type, `ModelError` for an unknown output name.
+        Returns
+        -------
+        dict of str to float32 ndarray
+            The outputs by blob name.
+
+        Raises
+        ------
+        ShapeError
+            For inputs that are missing or do not fit.
+        UnsupportedLayerError
+            For a needed layer of an unknown type.
+        ModelError
+            For an unknown output name, and where a layer fails.
+        OptionError
+            For an array that is no input.
+        ImageError
+            For an array that holds no numbers.
         """
         arrays = self._check(inputs)
         wanted = self.graph.outputs
@@ -115,31 +174,36 @@ class Net:
             if on_top is not None:
                 on_top(layer.name, blob.name, top)
 
-        return {blob.name: top.copy() for blob, top in run_plan(plan, arrays, listen).items()}
+        with blas_threads(threads):
+            tops = run_plan(plan, arrays, listen)
+        return {blob.name: top.copy() for blob, top in tops.items()}
 
-    def _check(self, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
-        """The inputs as contiguous float32 arrays, checked for name and number of axes."""
-        arrays = {}
-        for name, value in inputs.items():
+    def _check(self, inputs: Mapping[str, ArrayLike]) -> Batch:
+        """The inputs as contiguous float32 arrays, checked for name, type and number of axes."""
+        for name in inputs:
             if name not in self.input_shapes:
                 raise OptionError(
                     f"{self.graph.source}: {name!r} is no input; "
                     f"the inputs are {', '.join(map(repr, self.input_shapes))}"
                 )
-            array = np.ascontiguousarray(value, dtype=np.float32)
+        batch = float_batch(inputs) if inputs else {}
+        for name, array in batch.items():
             if array.ndim != len(self.input_shapes[name]):
                 raise ShapeError(
                     f"{self.graph.source}: input {name!r} has shape {array.shape}; "
                     f"expected {len(self.input_shapes[name])} axes as {self.input_shapes[name]}"
                 )
-            arrays[name] = array
-        return arrays
+        return batch
 
 
 class Runner:
     """One worker's plan of a graph, made anew only when the input shapes change.
 
-    It runs what the wanted `blobs` need, and hands each of them to a listener when it is ready.
+    Parameters
+    ----------
+    graph : Graph
+    blobs : iterable of Blob
+        What to make; only what they need is run.
     """
 
     def __init__(self, graph: Graph, blobs: Iterable[Blob]) -> None:
@@ -150,6 +214,7 @@ class Runner:
 
     def run(self, batch: Batch, hear: Callable[[Blob, Array], None]) -> None:
         """Run one batch; `hear(blob, top)` gets each wanted top, valid until it returns."""
+        batch = float_batch(batch)
         shapes = {name: array.shape for name, array in batch.items()}
         if self._plan is None or shapes != self._shapes:
             self._plan = make_plan(self._graph, shapes, self._blobs, keep=False)

@@ -19,7 +19,13 @@ import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
-from int8calib.errors import ModelError, OptionError, ShapeError, UnsupportedLayerError
+from int8calib.errors import (
+    Int8CalibError,
+    ModelError,
+    OptionError,
+    ShapeError,
+    UnsupportedLayerError,
+)
 
 Run: TypeAlias = Callable[[LayerParameter, Sequence[Array], Sequence[Array]], Sequence[Array]]
 ShapeRule: TypeAlias = Callable[[LayerParameter, Sequence[Shape]], Sequence[Shape]]
@@ -138,7 +144,8 @@ def _naming(run: Run) -> Run:
         try:
             return run(params, weights, bottoms)
         except ModelError as error:
-            raise type(error)(f"layer {params.name!r} ({params.type}): {error}") from None
+            message = f"layer {params.name!r} ({params.type}): {error}"
+            raise type(error)(message) from error.__cause__
 
     return named
 
@@ -229,7 +236,14 @@ def _holding_to(shape: ShapeRule, run: Run) -> Run:
     def checked(
         params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
     ) -> Sequence[Array]:
-        tops = list(run(params, weights, [_read_only(bottom) for bottom in bottoms]))
+        try:
+            tops = list(run(params, weights, [_read_only(bottom) for bottom in bottoms]))
+        except Int8CalibError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the function registered for it failed: {type(error).__name__}: {error}"
+            ) from error
         wanted = list(shape(params, [bottom.shape for bottom in bottoms]))
         if len(tops) != len(wanted):
             raise ModelError(f"gives {len(tops)} tops; its shape rule announced {len(wanted)}")
@@ -241,8 +255,8 @@ def _holding_to(shape: ShapeRule, run: Run) -> Run:
                 raise ModelError(
                     f"top {i} has shape {top.shape}; its shape rule announced {tuple(size)}"
                 )
-            shared = any(np.may_share_memory(top, bottom) for bottom in bottoms)
-            tops[i] = top.copy() if shared else np.ascontiguousarray(top).reshape(top.shape)
+            # A copy: it may be a bottom, or an array that the function uses again.
+            tops[i] = np.array(top, order="C")
         return tops
 
     return checked

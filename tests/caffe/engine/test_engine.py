@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import int8calib
-from int8calib.errors import ModelError, OptionError, ShapeError, UnsupportedLayerError
+from int8calib.caffe.engine.run import Runner
+from int8calib.errors import ImageError, ModelError, OptionError, ShapeError
+from int8calib.workers import single_threaded_blas
 from tests.generated import make_model
 from tests.opencv import deviation, opencv_tops
 
@@ -144,50 +147,78 @@ def test_wrong_inputs_are_named(
         int8calib.load_caffe(*model).forward(inputs)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.uint8, np.int64])
+def test_floats_and_integers_of_all_sizes_are_inputs(
+    model: tuple[Path, Path], images: np.ndarray, dtype: type
+) -> None:
+    net = int8calib.load_caffe(*model)
+    given = np.clip(images, 0, 127).astype(dtype)
+    blobs = [net.graph.last_version("data"), net.graph.last_version("prob")]
+    heard = {}
+    Runner(net.graph, blobs).run({"data": given}, lambda b, top: heard.update({b.name: top.copy()}))
+    expected = net.forward({"data": given.astype(np.float32)})["prob"]
+    np.testing.assert_array_equal(net.forward({"data": given})["prob"], expected)
+    np.testing.assert_array_equal(net.forward({"data": given.tolist()})["prob"], expected)
+    np.testing.assert_array_equal(heard["prob"], expected)
+    assert heard["data"].dtype == np.float32
+
+
+@pytest.mark.parametrize("value", [1j, "1", None])
+def test_other_values_are_no_inputs(model: tuple[Path, Path], value: object) -> None:
+    net = int8calib.load_caffe(*model)
+    batch = {"data": np.full((1, 3, 37, 29), value)}
+    with pytest.raises(ImageError, match=f"'data': .* of type {batch['data'].dtype}"):
+        net.forward(batch)
+    with pytest.raises(ImageError, match=r"'data': .* expected an array of numbers"):
+        Runner(net.graph, net.graph.outputs).run(batch, lambda blob, top: None)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_so(tmp_path: Path, value: float) -> None:
+    proto = tmp_path / "net.prototxt"
+    proto.write_text(
+        """layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 } } }
+        layer { name: "split" type: "Split" bottom: "data" top: "split" }"""
+    )
+    given = np.array([[value, 1e-50]])
+    found = int8calib.load_caffe(proto, None).forward({"data": given})["split"]
+    np.testing.assert_array_equal(found, np.array([[value, 0]], np.float32))
+
+
+def test_forward_gives_what_a_worker_gives(model: tuple[Path, Path], images: np.ndarray) -> None:
+    net = int8calib.load_caffe(*model)
+    every = [top for layer in net.graph.layers for top in layer.tops]
+    alone: dict[str, np.ndarray] = {}
+    with single_threaded_blas():
+        Runner(net.graph, every).run(
+            {"data": images}, lambda blob, top: alone.update({blob.name: top.copy()})
+        )
+    tops = net.forward({"data": images}, outputs=[blob.name for blob in every])
+    assert tops.keys() == alone.keys()
+    for name, top in tops.items():
+        np.testing.assert_array_equal(top, alone[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (3, 3), (None, 2)])
+def test_forward_limits_blas_to_the_threads_asked_for(
+    model: tuple[Path, Path], images: np.ndarray, threads: int | None, expected: int
+) -> None:
+    def blas() -> set[int]:
+        return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+
+    net = int8calib.load_caffe(*model)
+    seen = set()
+    with threadpool_limits(limits=2, user_api="blas"):
+        if blas() != {2}:
+            pytest.skip("this BLAS cannot be told its number of threads")
+        net.forward({"data": images}, lambda *top: seen.update(blas()))
+        assert seen == {1}
+        seen.clear()
+        net.forward({"data": images}, lambda *top: seen.update(blas()), threads=threads)
+        assert seen == {expected}
+        assert blas() == {2}
+
+
 def test_unknown_output_is_named(model: tuple[Path, Path], images: np.ndarray) -> None:
     with pytest.raises(ModelError, match="no layer makes a blob named 'nothing'"):
         int8calib.load_caffe(*model).forward({"data": images}, outputs=["nothing"])
-
-
-STRANGE = """
-layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 3 dim: 5 } } }
-layer { name: "twice" type: "%s" bottom: "data" top: "twice" }
-layer { name: "relu" type: "ReLU" bottom: "twice" top: "out" }
-layer { name: "other" type: "ReLU" bottom: "data" top: "other" }
-"""
-
-
-def test_unknown_types_fail_only_where_needed(tmp_path: Path) -> None:
-    proto = tmp_path / "net.prototxt"
-    proto.write_text(STRANGE % "NobodyKnows")
-    net = int8calib.load_caffe(proto, None)
-    x = np.arange(30, dtype=np.float32).reshape(1, 2, 3, 5) - 15
-    np.testing.assert_array_equal(
-        net.forward({"data": x}, outputs=["other"])["other"], np.maximum(x, 0)
-    )
-    with pytest.raises(
-        UnsupportedLayerError,
-        match=r"layer 'twice' \(NobodyKnows\) is of a type that does not run.*register_layer",
-    ):
-        net.forward({"data": x}, outputs=["out"])
-
-
-def test_register_layer_adds_and_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from int8calib.caffe.layers import registry
-
-    registry.type_names()
-    monkeypatch.setattr(registry, "_types", dict(registry._types))
-    proto = tmp_path / "net.prototxt"
-    proto.write_text(STRANGE % "TimesTwo")
-    shape = lambda params, bottoms: [bottoms[0]]  # noqa: E731
-    int8calib.register_layer("TimesTwo", lambda params, weights, bottoms: [bottoms[0] * 2], shape)
-    net = int8calib.load_caffe(proto, None)
-    x = np.arange(30, dtype=np.float32).reshape(1, 2, 3, 5) - 15
-    np.testing.assert_array_equal(net.forward({"data": x})["out"], np.maximum(2 * x, 0))
-    with pytest.raises(OptionError, match="registered already"):
-        int8calib.register_layer("ReLU", lambda params, weights, bottoms: [bottoms[0]], shape)
-    int8calib.register_layer(
-        "ReLU", lambda params, weights, bottoms: [bottoms[0] + 1], shape, replace=True
-    )
-    fresh = int8calib.load_caffe(proto, None)
-    np.testing.assert_array_equal(fresh.forward({"data": x})["out"], 2 * x + 1)
