@@ -70,8 +70,7 @@ class ImageLoader:
     def _open(
         self, options: ImageOptions, net: Net, name: str, where: str
     ) -> tuple[ImageSource, Preprocess | tuple[int, ...]]:
-        from int8calib.images import Preprocess, open_source, read_mean
-        from int8calib.images.decode import quiet_opencv
+        from int8calib.images import open_source
 
         source = open_source(
             where, limit=options.limit, shuffle=options.shuffle, seed=options.seed, blob=name
@@ -79,23 +78,7 @@ class ImageLoader:
         shape = tuple(net.input_shapes[name][1:])
         if source.preprocessed:
             return source, (shape[0], -1, -1) if len(shape) == 3 else shape
-        quiet_opencv()
-        if len(shape) != 3:
-            raise ImageError(
-                f"{where}: images cannot fill input {name!r} of shape {(1, *shape)}; "
-                "give it a .npy file"
-            )
-        resize_to = options.resize_to
-        return source, Preprocess(
-            (shape[0], shape[1], shape[2]),
-            channel_order=options.channel_order,
-            resize=options.resize,
-            resize_to=None if resize_to is None else _one_or_pair(resize_to),
-            mean=read_mean(options.mean),
-            norm=options.norm,
-            reduced_jpeg=options.fast_jpeg,
-            transpose=options.transpose,
-        )
+        return source, preprocessing(options, shape, f"{where}: images cannot fill input {name!r}")
 
     def __call__(self) -> Iterator[Mapping[str, Array]]:
         """Start a pass: batches in order, decoded ahead."""
@@ -195,6 +178,31 @@ class ImageLoader:
             hidden = len(messages) > SKIPS_SHOWN and not console.verbose
             more = "; --verbose names them all" if hidden else ""
             console.say(f"{len(messages)} of {len(self)} images were skipped{more}")
+
+
+def preprocessing(options: ImageOptions, shape: tuple[int, ...], refusal: str) -> Preprocess:
+    """How images become an input blob of `shape`, the batch left out.
+
+    Raises `ImageError` that begins with `refusal` where the blob takes no images, and what
+    `Preprocess` raises.
+    """
+    from int8calib.images import Preprocess, read_mean
+    from int8calib.images.decode import quiet_opencv
+
+    quiet_opencv()
+    if len(shape) != 3:
+        raise ImageError(f"{refusal} of shape {(1, *shape)}; give it a .npy file")
+    resize_to = options.resize_to
+    return Preprocess(
+        (shape[0], shape[1], shape[2]),
+        channel_order=options.channel_order,
+        resize=options.resize,
+        resize_to=None if resize_to is None else _one_or_pair(resize_to),
+        mean=read_mean(options.mean),
+        norm=options.norm,
+        reduced_jpeg=options.fast_jpeg,
+        transpose=options.transpose,
+    )
 
 
 def _batch_size(options: ImageOptions, net: Net, blobs: Iterable[Blob]) -> int:

@@ -21,6 +21,7 @@ COMMANDS = {
     "convert": "write a Caffe model as an ncnn model",
     "calibrate": "write the calibration table of a Caffe model",
     "quantize": "write an INT8 ncnn model from a float one and its table",
+    "predict": "run ncnn models on images: classes, or boxes drawn on the pictures",
     "collect": "collect statistics of a model's activations in a file",
     "merge": "merge statistics of parts of the images",
     "thresholds": "write a table from collected statistics",

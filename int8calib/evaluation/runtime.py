@@ -166,13 +166,14 @@ def _as_caffe(
     compared: ComparedBlobs,
 ) -> dict[Blob, Array]:
     """ncnn's blobs in Caffe's shapes; detections with the image's number in front."""
-    tops = {}
+    tops: dict[Blob, Array] = {}
     for blob, name in wanted.items():
         array = found[name]
         if blob in compared.detections:
             rows = array.reshape(-1, _BOX - 1)
-            tops[blob] = np.zeros((1, 1, max(1, len(rows)), _BOX), np.float32)
-            tops[blob][..., 1:] = rows if len(rows) else -1
+            boxes = np.zeros((1, 1, max(1, len(rows)), _BOX), np.float32)
+            boxes[..., 1:] = rows if len(rows) else -1
+            tops[blob] = boxes
             continue
         if array.size != np.prod(shapes[blob]):
             raise ModelError(

@@ -37,7 +37,7 @@ class UnreadableImageError(ImageError):
     """One image cannot be used; the others can."""
 
 
-def _cv2() -> Any:
+def opencv() -> Any:
     """OpenCV's module; raises ImageError with advice where it cannot be imported."""
     try:
         import cv2
@@ -52,7 +52,7 @@ def _cv2() -> Any:
 def quiet_opencv() -> None:
     """Keep OpenCV's own log lines off the console: what goes wrong is said in our messages."""
     # Not every version of OpenCV has it.
-    logging = getattr(getattr(_cv2(), "utils", None), "logging", None)
+    logging = getattr(getattr(opencv(), "utils", None), "logging", None)
     if logging is not None:
         logging.setLogLevel(logging.LOG_LEVEL_SILENT)
 
@@ -95,7 +95,7 @@ def read_image(path: Path, *, gray: bool = False, reduction: Reduction | None = 
 
 def decode_image(data: bytes, *, gray: bool = False, reduction: Reduction | None = None) -> ImageU8:
     """Decode the bytes of one image file; as `read_image`, but the messages name no file."""
-    cv2 = _cv2()
+    cv2 = opencv()
     header = _checked_header(data)
     factor = 1
     if header is not None and header.format == "JPEG" and reduction is not None:
@@ -149,7 +149,7 @@ def resize_bilinear(image: ImageU8, height: int, width: int) -> ImageU8:
 
     Raises UnreadableImageError where OpenCV cannot make an image of that size.
     """
-    cv2 = _cv2()
+    cv2 = opencv()
     try:
         resized: ImageU8 = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     except cv2.error as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from int8calib.caffe.engine.run import load_caffe
 from int8calib.cli.main import main
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
+from int8calib.images import Preprocess, open_source
 from int8calib.ncnn.model import load_model
 from int8calib.simulation.build import simulate
 from int8calib.table import read_table
@@ -101,6 +103,51 @@ def test_evaluation_in_the_runtime_is_that_of_the_simulation(
     assert abs(simulated["agreement"]["hits"] - real["agreement"]["hits"]) <= 1
     pair = [result["blobs"][0]["sqnr"] for result in (simulated, real)]
     assert pair[0] == pytest.approx(pair[1], abs=1.5)
+
+
+def test_predictions_are_those_of_the_engine(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ncnn")
+    names = [f"class{i}" for i in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    words = ["--param", *(str(folder / f"{name}.param") for name in ("net", "i"))]
+    words += ["--bin", *(str(folder / f"{name}.bin") for name in ("net", "i"))]
+    words += ["--images", str(folder / "images"), "--mean", *map(str, MEAN), "--norm", str(NORM)]
+    words += ["--names", str(tmp_path / "names.txt"), "--limit", "4", "--topk", "3"]
+    assert main(["predict", *words]) == 0
+    shown = capsys.readouterr().out
+    net = load_caffe(PROTOTXT, CAFFEMODEL)
+    ((name, shape),) = net.input_shapes.items()
+    preprocess = Preprocess(shape[1:], mean=MEAN, norm=NORM)
+    source = open_source(folder / "images", limit=4)
+    for index in range(4):
+        (scores,) = net.forward({name: preprocess(source.load(index))[None]}).values()
+        best = int(scores.argmax())
+        assert f"{scores.max():.3f}" in shown
+        assert names[best] in shown
+    assert shown.count("class") == 4 * 3 * 2
+
+
+def test_detections_are_drawn(shared: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("ncnn")
+    model = shared / "models" / "yufacedet_v1"
+    files = [str(tmp_path / f"f.{end}") for end in ("param", "bin")]
+    given = ("--model", str(next(model.glob("*.caffemodel"))), "--quiet")
+    words = ["convert", "--proto", str(model / "alt_newer.prototxt"), *given, "--output", *files]
+    assert main(words) == 0
+    words = ["predict", "--param", files[0], "--bin", files[1], "--limit", "2"]
+    words += ["--images", str(shared / "images" / "faces"), "--output", str(tmp_path / "drawn")]
+    assert main([*words, "--mean", "104", "117", "123"]) == 0
+    assert "score" in capsys.readouterr().out
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    originals = open_source(shared / "images" / "faces", limit=2)
+    assert len(drawn) == 2
+    for index, path in enumerate(drawn):
+        picture, original = cv2.imread(str(path)), originals.load(index)
+        assert picture.shape[1] == original.shape[1]
+        below = picture[-original.shape[0] :]
+        assert 0 < (below != original).any(axis=2).mean() < 0.2
 
 
 def test_most_layers_are_int8(folder: Path) -> None:
