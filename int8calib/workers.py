@@ -64,8 +64,8 @@ def work_through(
 
     An error in one thread, or Ctrl-C, stops the others and is raised here once they have ended.
     """
-    if workers < 1:
-        raise OptionError(f"workers {workers}; expected 1 or more")
+    if type(workers) is not int or workers < 1:
+        raise OptionError(f"workers {workers}; expected a whole number of at least 1")
     source, done, count = iter(items), 0, 0
     taking, reporting = threading.Lock(), threading.Lock()
     stop = threading.Event()
@@ -96,7 +96,7 @@ def work_through(
 
 
 def float_batch(given: Mapping[str, ArrayLike]) -> Batch:
-    """Return a batch as contiguous float32 arrays, from arrays of any numbers.
+    """Return a batch as contiguous float32 arrays, from arrays of any real numbers.
 
     Parameters
     ----------
@@ -106,27 +106,29 @@ def float_batch(given: Mapping[str, ArrayLike]) -> Batch:
     Raises
     ------
     ImageError
-        For something else than a mapping of arrays of numbers with at least one axis.
+        For something else than a mapping of arrays of numbers with at least one image.
     """
-    if not isinstance(given, Mapping) or not given:
-        raise ImageError(f"a batch is {_kind(given)}; expected a mapping of input to array")
+    if not isinstance(given, Mapping):
+        raise ImageError(
+            f"a batch is of type {type(given).__name__}; expected a mapping of inputs to arrays"
+        )
+    if not given:
+        raise ImageError("a batch has no input; expected a mapping of inputs to arrays")
     return {name: _float_array(name, value) for name, value in given.items()}
 
 
 def _float_array(name: str, value: ArrayLike) -> Array:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub" or array.ndim == 0:
+    expected = "expected an array of numbers, images along its first axis"
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ImageError(f"input {name!r}: parts of different lengths; {expected}") from None
+    if array.dtype.kind not in "fiub" or array.size == 0 or array.ndim == 0:
         raise ImageError(
-            f"input {name!r}: {_kind(value)} of type {array.dtype} and shape {array.shape}; "
-            "expected an array of numbers, images along its first axis"
+            f"input {name!r}: an array of type {array.dtype} and shape {array.shape}; {expected}"
         )
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, np.float32)
-
-
-def _kind(value: object) -> str:
-    empty = isinstance(value, Mapping) and not value
-    return f"an empty {type(value).__name__}" if empty else f"a {type(value).__name__}"
 
 
 def batch_size(batch: Batch) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from int8calib.workers import blas_threads, work_through
+from int8calib.errors import ImageError, OptionError
+from int8calib.workers import blas_threads, float_batch, work_through
 
 
 def test_all_items_are_worked_through_once() -> None:
@@ -106,3 +110,47 @@ def test_overlapping_limits_end_with_the_last() -> None:
     assert set(blas()) == {1}
     second.__exit__(None, None, None)
     assert set(blas()) == {2}
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, None])
+def test_no_workers_are_refused_by_name(workers: Any) -> None:
+    with pytest.raises(OptionError, match=rf"workers {workers}; expected a whole number"):
+        work_through(
+            itertools.count(), lambda: None, lambda a, b: 1, workers=workers, progress=print
+        )
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint8, np.int64, np.bool_])
+def test_batches_of_any_numbers_become_float32(dtype: Any) -> None:
+    values = np.arange(2 * 3 * 5).reshape(3, 5, 2).astype(dtype)
+    batch = float_batch({"a": values.transpose(2, 0, 1), "b": values.tolist()})
+    for array in batch.values():
+        assert array.dtype == np.float32
+        assert array.flags.c_contiguous
+    np.testing.assert_array_equal(batch["a"], values.transpose(2, 0, 1))
+    np.testing.assert_array_equal(batch["b"], values)
+    assert float_batch({"a": np.array([1e300])})["a"][0] == np.inf
+
+
+def test_float32_batches_are_not_copied() -> None:
+    values = np.zeros((2, 3), np.float32)
+    assert float_batch({"a": values})["a"] is values
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((2, 3)), "a batch is of type ndarray; expected a mapping"),
+        (None, "a batch is of type NoneType"),
+        ({}, "a batch has no input"),
+        ({"x": "picture.png"}, "input 'x': an array of type <U11"),
+        ({"x": [[1, 2], [3]]}, "input 'x': parts of different lengths"),
+        ({"x": np.zeros((0, 3))}, r"input 'x': .* shape \(0, 3\)"),
+        ({"x": 3.5}, r"input 'x': .* shape \(\)"),
+        ({"x": np.array([1j])}, "input 'x': an array of type complex128"),
+        ({"x": [object()]}, "input 'x': an array of type object"),
+    ],
+)
+def test_what_is_no_batch_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        float_batch(given)

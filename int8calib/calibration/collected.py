@@ -199,10 +199,10 @@ def _layers(described: Any, arrays: Mapping[str, NDArray[Any]]) -> tuple[QuantLa
     return tuple(layers)
 
 
-def _check_fields(stored: Mapping[str, Any]) -> None:
+def _check_fields(stored: Any) -> None:
     """Refuse what does not describe a layer."""
-    if stored.keys() != _FIELDS.keys():
-        raise ValueError(f"a layer has the fields {', '.join(stored)}")
+    if not isinstance(stored, dict) or stored.keys() != _FIELDS.keys():
+        raise ValueError(f"a layer is {_short(stored)}")
     for field, value in stored.items():
         if type(value) is not _FIELDS[field]:
             raise ValueError(f"{field} of layer {stored['name']!r} is {_short(value)}")

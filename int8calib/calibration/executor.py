@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import numpy as np
 
 from int8calib.arrays import Array
 from int8calib.calibration.layers import QuantLayer
-from int8calib.errors import StatisticsError
+from int8calib.errors import ImageError, StatisticsError
 from int8calib.workers import Batch, single_threaded_blas
 
 Listener: TypeAlias = Callable[[str, Array], None]
@@ -83,6 +85,43 @@ def source_of(executor: Executor) -> str:
     return str(getattr(executor, "source", "the network"))
 
 
+def float_activations(top: Any, blob: str) -> Array:
+    """Return activations of any float type as float32; `StatisticsError` for anything else."""
+    if not isinstance(top, np.ndarray) or top.dtype.kind != "f":
+        kind = f"of type {top.dtype}" if isinstance(top, np.ndarray) else type(top).__name__
+        raise StatisticsError(f"blob {blob!r}: {kind}; expected a numpy array of float values")
+    with np.errstate(over="ignore"):
+        return top.astype(np.float32, copy=False)
+
+
+def needed_inputs(executor: Executor, blobs: Sequence[str]) -> tuple[str, ...]:
+    """Return the inputs that the blobs of these keys depend on, or all where it is not known."""
+    needed = getattr(executor, "needed_inputs", None)
+    return tuple(executor.inputs) if needed is None else needed(blobs)
+
+
+def input_check(executor: Executor, blobs: Sequence[str]) -> Callable[[Batch], None]:
+    """Return a check of batches.
+
+    It raises `ImageError` for a batch that lacks an input which `blobs` need, or has an unknown
+    one.
+    """
+    source, known, needed = source_of(executor), executor.inputs, needed_inputs(executor, blobs)
+
+    def check(batch: Batch) -> None:
+        for name in needed:
+            if name not in batch:
+                given = ", ".join(batch)
+                raise ImageError(f"{source}: input {name!r} is not given; the batch has {given}")
+        for name in batch:
+            if name not in known:
+                raise ImageError(
+                    f"{source}: {name!r} is no input; the inputs are {', '.join(known)}"
+                )
+
+    return check
+
+
 @contextmanager
 def runners(executor: Executor, blobs: Sequence[str]) -> Iterator[Callable[[], Runner]]:
     """Give a function that makes a `Runner` for each thread of a block.
@@ -98,12 +137,12 @@ def runners(executor: Executor, blobs: Sequence[str]) -> Iterator[Callable[[], R
 
     def run(batch: Batch, listener: Listener) -> None:
         with one_at_a_time:
-            found = executor.run(batch, blobs)
+            tops = executor.run(batch, blobs)
         for blob in blobs:
-            if blob not in found:
+            if blob not in tops:
                 raise StatisticsError(
-                    f"{source_of(executor)}: gave no blob {blob!r}; it gave {', '.join(found)}"
+                    f"{source_of(executor)}: gave no blob {blob!r}; it gave {', '.join(tops)}"
                 )
-            listener(blob, found[blob])
+            listener(blob, float_activations(tops[blob], blob))
 
     yield lambda: run

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Generic, overload
 
 from int8calib.calibration.assemble import Blobs, Calibration, assemble, select_layers
-from int8calib.calibration.executor import E, E_co, Executor, Network, source_of
+from int8calib.calibration.executor import E, E_co, Executor, Network, needed_inputs, source_of
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import Options
 from int8calib.calibration.selection import blocked_warnings
@@ -87,20 +87,18 @@ def prepare(network: Any, options: Options) -> Job[Any]:
     for layer in layers:
         if layer.weights is None and layer.known_clips is None:
             layer.weight_rows()  # says so before any image runs
-    inputs = tuple(executor.inputs)
-    named = Blobs(dict(getattr(executor, "blobs", {})), frozenset(inputs))
+    named = Blobs(dict(getattr(executor, "blobs", {})), frozenset(executor.inputs))
     wanted = [layer.blob for layer in layers]
     if options.all_blobs:
         if not named.keys:
             raise OptionError(f"{source}: does not say which blobs it has; leave all_blobs out")
         wanted += named.keys.values()
     blobs = tuple(dict.fromkeys(wanted))
-    needed = getattr(executor, "needed_inputs", None)
     return Job(
         executor,
         candidates,
         layers,
-        inputs if needed is None else needed(blobs),
+        needed_inputs(executor, blobs),
         blobs,
         named,
         blocked,

@@ -202,9 +202,9 @@ class CheckpointOptions:
         """Return the checkpoint for a run of this `fingerprint`, None where none is wanted."""
         from int8calib.calibration.statistics.checkpoint import Checkpoint
 
-        if self.checkpoint is None:
-            return None
-        return Checkpoint(self.checkpoint, fingerprint, self.checkpoint_every)
+        # Made in any case, so that a time that means nothing is refused in any case.
+        checkpoint = Checkpoint(self.checkpoint or "", fingerprint, self.checkpoint_every)
+        return None if self.checkpoint is None else checkpoint
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import caffe_proto
 import int8calib
 from int8calib import Options
 from int8calib.errors import ModelError
@@ -104,6 +105,25 @@ def test_a_dead_bottom_stays_in_float_with_a_warning(tmp_path: Path) -> None:
     done = int8calib.calibrate(net, random_loader(3, 13, 11))
     assert [row.name for row in done.table.layers] == ["a"]
     assert any("b: its bottom gone is 0" in warning for warning in done.warnings)
+
+
+def test_dead_weight_rows_are_one_warning(tmp_path: Path) -> None:
+    text = HEAD % "dim: 1 dim: 3 dim: 13 dim: 11" + "".join(
+        f'layer {{ name: "c{i}" type: "Convolution" bottom: "data" top: "c{i}" '
+        "convolution_param { num_output: 5 kernel_size: 1 } }\n"
+        for i in range(6)
+    )
+    proto, model = make_model(tmp_path, text)
+    weights = {name: list(parts) for name, parts in caffe_proto.read_weights(model).items()}
+    for i, dead in enumerate((0, 2, 1, 4, 0, 3)):
+        weights[f"c{i}"][0] = weights[f"c{i}"][0].copy()
+        weights[f"c{i}"][0][:dead] = 0
+    caffe_proto.write_caffemodel(model, caffe_proto.read_prototxt(proto), weights)
+    done = int8calib.calibrate(int8calib.load_caffe(proto, model), random_loader(3, 13, 11))
+    assert [line for line in done.warnings if "weight rows" in line] == [
+        "10 weight rows are dead (nothing in them counts) and get the scale 1: "
+        "c1 2 of 5, c2 1 of 5, c3 4 of 5 and 1 more"
+    ]
 
 
 def test_a_network_without_quantized_layers_is_an_error(tmp_path: Path) -> None:

@@ -125,13 +125,18 @@ class Checkpoint:
         self._due = time.monotonic() + every
         self._writing = threading.Lock()
 
-    def load(self) -> CollectionState | None:
+    def load(self, blobs: Iterable[str] | None = None) -> CollectionState | None:
         """Return what an earlier run left, None where there is nothing.
+
+        Parameters
+        ----------
+        blobs : iterable of str, optional
+            The blobs that the run observes.
 
         Raises
         ------
         StatisticsError
-            For a damaged file, or one that is no checkpoint.
+            For a damaged file, or one that is no checkpoint, or of other blobs.
         OptionError
             For the checkpoint of another job.
         """
@@ -150,6 +155,11 @@ class Checkpoint:
                     f"{self.path}: is the checkpoint of another job (its {key} differs); repeat "
                     "that job's options, or name another file"
                 )
+        found = set(stored.statistics.ranges)
+        if blobs is not None and found and found != set(blobs):
+            raise StatisticsError(
+                f"{self.path}: a checkpoint of other blobs; delete it to start anew"
+            )
         try:
             return _state(stored, ranges_known=meta["ranges_known"])
         except ValueError as error:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from int8calib.arrays import Array
-from int8calib.calibration.executor import Executor, Runner, runners
+from int8calib.calibration.executor import Executor, Runner, input_check, runners
 from int8calib.calibration.statistics.cache import ActivationCache, CachedValues
 from int8calib.calibration.statistics.checkpoint import (
     Checkpoint,
@@ -86,12 +86,19 @@ def collect_statistics(
         For fewer than one worker.
     """
     wanted = tuple(dict.fromkeys(blobs))
-    state = (checkpoint.load() if checkpoint else None) or CollectionState()
+    state = (checkpoint.load(wanted) if checkpoint else None) or CollectionState()
     if known is not None:
         state.ranges, state.ranges_known = _known_ranges(known, wanted), True
     report = progress or (lambda stage, done, of: None)
     with runners(executor, wanted) as runner:
-        collector = _Collector(runner, workers, state, checkpoint, known)
+        collector = _Collector(
+            runner,
+            input_check(executor, wanted),
+            workers,
+            state,
+            checkpoint,
+            known,
+        )
         if not state.ranges_known:
             cache_bytes = 0 if ranges_only else cache_bytes
             collector.measure(batches, cache_bytes, lambda done: report("ranges", done, total))
@@ -113,6 +120,7 @@ class _Collector:
     def __init__(
         self,
         runner: Callable[[], Runner],
+        check: Callable[[Batch], None],
         workers: int,
         state: CollectionState,
         checkpoint: Checkpoint | None,
@@ -120,6 +128,7 @@ class _Collector:
     ) -> None:
         self.state = state
         self._runner = runner
+        self._check = check
         self._workers = workers
         self._checkpoint = checkpoint
         self._known = None if known is None else known.checksums
@@ -134,7 +143,7 @@ class _Collector:
         self._cache = cache = ActivationCache(cache_bytes)
 
         def work(runner: Runner, item: tuple[int, Mapping[str, Any]]) -> int:
-            index, batch = item[0], float_batch(item[1])
+            index, batch = item[0], self._checked(item[1])
             checksums = image_checksums(batch)
             if index in before:
                 _check_same(before[index], checksums, index)
@@ -173,7 +182,7 @@ class _Collector:
         given: set[int] = set()
 
         def work(runner: Runner, item: tuple[int, Mapping[str, Any] | None]) -> int:
-            index, batch = item[0], None if item[1] is None else float_batch(item[1])
+            index, batch = item[0], None if item[1] is None else self._checked(item[1])
             kept = self._cache.take(index)
             checksums = () if batch is None else image_checksums(batch)
             if batch is not None:
@@ -200,6 +209,12 @@ class _Collector:
         self.state = counters.add_to(self.state)
         if self._checkpoint is not None:
             self._checkpoint.save(self.state)
+
+    def _checked(self, given: Mapping[str, Any]) -> Batch:
+        """A batch as float32 arrays, with the inputs that are needed."""
+        batch = float_batch(given)
+        self._check(batch)
+        return batch
 
     def _second_pass(self, batches: Loader) -> Iterator[tuple[int, Batch | None]]:
         """What to count: the batches again where some were not kept, else the kept ones alone."""

@@ -126,7 +126,10 @@ def load_statistics(path: str | os.PathLike[str]) -> StatisticsFile:
             arrays = _read_arrays(archive)
         head = json.loads(arrays["meta"].tobytes())
         _check_head(head, where)
-        content = _parse(head, arrays)
+        try:
+            content = _parse(head, arrays)
+        except StatisticsError as error:
+            raise ValueError(str(error)) from error
         if not np.array_equal(arrays.pop("digest"), _digest(arrays)):
             raise ValueError("its content was changed after it was written")
         return content
@@ -183,7 +186,11 @@ def _check_head(head: Any, where: Path) -> None:
     blobs = head["blobs"]
     if head.keys() != _HEAD or not isinstance(head["meta"], dict):
         raise ValueError(f"its head has the fields {', '.join(head)}")
-    if not all(isinstance(blob, str) for blob in blobs) or len(set(blobs)) < len(blobs):
+    if (
+        not isinstance(blobs, list)
+        or not all(isinstance(blob, str) for blob in blobs)
+        or len(set(blobs)) < len(blobs)
+    ):
         raise ValueError("its list of blobs holds something twice, or what is no name")
     if head["parts"] not in ([], ["all"], list(_PARTS)):
         raise ValueError(f"it has the parts {head['parts']}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import int8calib
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.quantized import quantized_layers
-from int8calib.calibration.statistics.checkpoint import CollectionState
+from int8calib.calibration.statistics.checkpoint import Checkpoint, CollectionState
 from int8calib.calibration.statistics.collect import Counters, collect_statistics
 from int8calib.calibration.statistics.histogram import Range
 from int8calib.calibration.statistics.store import Statistics
@@ -143,3 +144,75 @@ def test_images_go_to_their_half_and_other_tops_with_the_first() -> None:
     twice = counters.add_to(result)
     assert twice.histograms["x"].nonzero == 10
     assert result.histograms["x"].nonzero == 5
+
+
+class Changing:
+    """Two passes that are not the same: `changes` makes the second out of the first."""
+
+    def __init__(self, images: np.ndarray, changes: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.passes, self.images, self.changes = 0, images, changes
+
+    def __call__(self) -> Iterator[dict[str, np.ndarray]]:
+        self.passes += 1
+        images = self.images if self.passes == 1 else self.changes(self.images)
+        for start in range(0, len(images), 3):
+            yield {"data": images[start : start + 3]}
+
+
+def one_value(images: np.ndarray) -> np.ndarray:
+    """The images with one value of the eighth a little nearer to zero."""
+    changed = images.copy()
+    changed[7, 2, 5, 3] *= np.float32(0.999)
+    return changed
+
+
+CHANGES = {
+    "a value": (one_value, "image 2 of batch 3 is not the one that was measured"),
+    "another order": (lambda images: images[::-1], "image 1 of batch 1 is not the one"),
+    "an image deleted": (
+        lambda images: np.delete(images, 4, 0),
+        "image 2 of batch 2 is not the one",
+    ),
+    "the last image deleted": (lambda images: images[:-1], "batch 5 is gone"),
+    "images deleted in a batch": (lambda images: images[:11], "batch 4 has 2 images, and had 3"),
+    "images more": (
+        lambda images: np.concatenate([images, images[:3]]),
+        "batch 5 has 3 images, and had 1",
+    ),
+    "a batch more": (
+        lambda images: np.concatenate([images, images[:5]]),
+        "(batch 5 has 3 images, and had 1|batch 6 was not there in the first pass)",
+    ),
+    "all deleted": (lambda images: images[:0], "there are no images|batch 1 is gone"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize(("workers", "cache"), [(1, 0), (3, 60_000)])
+def test_images_that_change_between_the_passes_are_noticed(
+    net: Net, what: str, workers: int, cache: int
+) -> None:
+    change, message = CHANGES[what]
+    batches = Changing(IMAGES, change)
+    with pytest.raises(ImageError, match=message):
+        collect(net, batches, workers, cache)
+    assert batches.passes == 2
+
+
+def test_images_that_change_before_a_run_goes_on_are_noticed(net: Net, tmp_path: Path) -> None:
+    blobs = [layer.blob for layer in quantized_layers(net.graph)]
+    for what, (change, message) in CHANGES.items():
+        path = tmp_path / f"{what}.npz"
+
+        def stopped() -> Iterator[dict[str, np.ndarray]]:
+            yield from itertools.islice(Changing(IMAGES, lambda images: images)(), 5)
+            raise ValueError("stopped")
+
+        executor = net.executor(fold_bn=False)
+        with pytest.raises(ValueError, match="stopped"):
+            collect_statistics(executor, stopped, blobs, checkpoint=Checkpoint(path, {}, every=0))
+        if what in ("a batch more", "all deleted"):
+            continue
+        batches = Changing(change(IMAGES), lambda images: images)
+        with pytest.raises(ImageError, match=message):
+            collect_statistics(executor, batches, blobs, checkpoint=Checkpoint(path, {}, every=0))

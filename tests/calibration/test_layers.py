@@ -1,0 +1,90 @@
+"""Layers described without a framework: what follows from what, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from int8calib.calibration.layers import QuantLayer
+from int8calib.calibration.scales import WeightOptions, weight_scales
+from int8calib.errors import ModelError, WeightsError
+
+RNG = np.random.default_rng(37)
+SQUARE = RNG.normal(0, 1, (11, 7, 3, 3)).astype(np.float32)
+
+
+def test_rows_and_kernel_follow_from_the_weights() -> None:
+    layer = QuantLayer("c", "Convolution", "x", SQUARE[:, :, :, :2])
+    assert (layer.rows, layer.kernel, layer.winograd) == (11, (3, 2), False)
+    grouped = QuantLayer("d", "ConvolutionDepthWise", "x", SQUARE[:10, :1], group=5)
+    assert (grouped.rows, grouped.weight_rows().shape) == (5, (5, 2 * 9))
+    np.testing.assert_array_equal(grouped.weight_rows()[2], SQUARE[4:6, :1].reshape(-1))
+    dense = QuantLayer("f", "InnerProduct", "x", SQUARE.reshape(11, -1).astype(np.float64))
+    assert (dense.rows, dense.weight_rows().dtype) == (11, np.float32)
+
+
+def test_winograd_is_for_plain_3x3_convolutions() -> None:
+    assert QuantLayer("c", "Convolution", "x", SQUARE).winograd
+    for given in ({"stride": (2, 1)}, {"dilation": (1, 2)}, {"kernel": (3, 5)}):
+        assert not QuantLayer("c", "Convolution", "x", SQUARE, **given).winograd
+    depthwise = QuantLayer("d", "ConvolutionDepthWise", "x", SQUARE[:, :1], group=11)
+    assert not depthwise.winograd
+
+
+def test_weights_are_asked_for_only_where_they_are_needed() -> None:
+    asked = []
+
+    def weights() -> np.ndarray:
+        asked.append(1)
+        return SQUARE
+
+    layer = QuantLayer("c", "Convolution", "x", weights, rows=11, kernel=(3, 3))
+    assert layer.winograd
+    assert not asked
+    expected = 31 / np.abs(SQUARE).max(axis=(1, 2, 3))
+    np.testing.assert_allclose(weight_scales(layer), expected, 1e-6)
+    weight_scales(layer)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "Deconvolution"}, "layer 'c': kind 'Deconvolution'; expected one of Convolution"),
+        ({"group": 5}, "layer 'c': Convolution with group 5"),
+        ({"kind": "ConvolutionDepthWise", "group": 0}, "with group 0"),
+        ({"weights": None}, "needs its weights, or the number of its rows"),
+        ({"weights": None, "rows": 5}, "needs its kernel size"),
+        ({"weights": SQUARE.reshape(11, -1)}, "needs its kernel size"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        QuantLayer(**{"name": "c", "kind": "Convolution", "blob": "x", "weights": SQUARE, **given})
+
+
+def test_missing_weights_are_missed_where_they_are_needed() -> None:
+    layer = QuantLayer("c", "Convolution", "x", rows=11, kernel=(3, 3))
+    with pytest.raises(WeightsError, match="layer 'c': has no weights"):
+        weight_scales(layer)
+    layer = QuantLayer("c", "Convolution", "x", lambda: SQUARE[:7], rows=11, kernel=(3, 3))
+    with pytest.raises(WeightsError, match=r"weights of shape \(7, 7, 3, 3\) make no 11 rows"):
+        weight_scales(layer)
+
+
+@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 977.0])
+def test_six_bit_weights_stay_within_31_levels(granularity: str, scale: float) -> None:
+    # Many values of a normal distribution: the least squared error would clip some.
+    weights = (RNG.normal(0, scale, (11, 97, 3, 3))).astype(np.float32)
+    layer = QuantLayer("c", "Convolution", "x", weights)
+    for options in (
+        WeightOptions(granularity=granularity, method="mse"),
+        WeightOptions(granularity=granularity, method="mse", winograd=False, six_bit=("c",)),
+    ):
+        scales = weight_scales(layer, options).reshape(-1, 1, 1, 1)
+        # As ncnn rounds: half away from zero.
+        levels = np.floor(np.abs(weights.astype(np.float64)) * scales + 0.5)
+        assert levels.max() == 31
