@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from caffe_proto import caffe_pb2
 from int8calib.arrays import Shape
 from int8calib.caffe.layers.activation import relu_limits
 from int8calib.caffe.layers.convolution import groups
@@ -20,6 +21,8 @@ from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
 
 Ids = NDArray[np.intp]
 FIXED = 0
+KEEPS_FACTORS = (caffe_pb2.EltwiseParameter.SUM, caffe_pb2.EltwiseParameter.MAX)
+"""Eltwise operations whose top is scaled as their bottoms are."""
 SAME_CHANNELS = frozenset(("ReLU", "PReLU", "Pooling", "Dropout", "Split"))
 """Types that give f(s x) = s f(x) for each channel and s > 0, and keep the channels' order.
 
@@ -88,7 +91,7 @@ def _equal(layer: Layer, bottoms: list[Ids], tops: list[Ids]) -> list[tuple[Ids,
         pairs = [(bottoms[0], top) for top in tops]
     elif layer.type == "Concat" and layer.params.concat_param.axis == 1:
         pairs = [(np.concatenate(bottoms), tops[0])]
-    elif layer.type == "Eltwise" and layer.params.eltwise_param.operation in (1, 2):
+    elif layer.type == "Eltwise" and layer.params.eltwise_param.operation in KEEPS_FACTORS:
         pairs = [(bottom, tops[0]) for bottom in bottoms]
     fits = pairs and all(len(a) == len(b) for a, b in pairs)
     return pairs if fits else None

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from caffe_proto import caffe_pb2
 from int8calib.arrays import Shape
 from int8calib.caffe.layers.windows import pair
 from int8calib.caffe.network.graph import Blob, Graph, Layer
@@ -79,7 +80,7 @@ def _windows_share(layer: Layer, shapes: Mapping[Blob, Shape]) -> float:
 def _pooled(layer: Layer, shapes: Mapping[Blob, Shape]) -> float:
     """Pooling's share: a maximum passes one value of its window, a mean the 1/n of each."""
     bottom, top = (float(np.prod(shapes[b][2:])) for b in (layer.bottoms[0], layer.tops[0]))
-    if layer.params.pooling_param.pool == 0:
+    if layer.params.pooling_param.pool == caffe_pb2.PoolingParameter.MAX:
         return top / bottom
     param = layer.params.pooling_param
     if param.global_pooling:

@@ -14,6 +14,7 @@ from int8calib.caffe.network.graph import QUANTIZED_TYPES, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.caffe.network.runnable import batch_statistics
+from int8calib.caffe.network.shapes import Obstacle
 from int8calib.caffe.network.unread import way_out
 from int8calib.calibration.scales import DEAD_ABSMAX
 from int8calib.errors import ShapeError
@@ -76,23 +77,29 @@ def _unsupported(reading: Reading) -> Iterator[str]:
         if why.layer is not other and other.type in QUANTIZED_TYPES:
             waiting.setdefault(why.layer, []).append(other.name)
     for layer, obstacle in reading.blocked.items():
-        if obstacle.layer is not layer or isinstance(obstacle.error, ShapeError):
+        if obstacle.layer is not layer:
             continue
         before = next((makers[bottom] for bottom in layer.bottoms if bottom in makers), None)
-        yield f"{obstacle}; {_what_follows(layer, before, waiting.get(layer, []))}"
+        yield f"{obstacle}; {_what_follows(obstacle, before, waiting.get(layer, []))}"
 
 
-def _what_follows(layer: Layer, before: Layer | None, waiting: list[str]) -> str:
+def _what_follows(obstacle: Obstacle, before: Layer | None, waiting: list[str]) -> str:
     """What becomes of the quantized layers behind a layer that cannot run."""
+    layer = obstacle.layer
     needed = waiting or layer.type in QUANTIZED_TYPES
+    if isinstance(obstacle.error, ShapeError) and needed:
+        return "calibrate refuses this network"
     if layer.unread and needed:
         return f"calibrate refuses it; {way_out(layer.unread)}"
     if before is not None:
         return f"{before.label} before it does not run either"
     if not needed:
         return "no layer to quantize needs it, so calibration works"
-    stays = f"{listed(waiting)} behind it stay" if waiting else "it stays"
-    return f"{stays} in float, unless int8calib.register_layer() teaches the type"
+    stays = (
+        f"{listed(waiting)} behind it stay{'s' * (len(waiting) == 1)}" if waiting else "it stays"
+    )
+    teach = "" if obstacle.error else ", unless int8calib.register_layer() teaches the type"
+    return f"{stays} in float{teach}"
 
 
 def _batch_norm(reading: Reading, folded: Mapping[Layer, str]) -> Iterator[str]:

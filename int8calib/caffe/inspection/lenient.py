@@ -98,11 +98,6 @@ def load_lenient(
     reached = reach(graph, known)
     declared = {name: shape for name, shape in known.items() if name not in (given or {})}
     warnings += [message for _, message in small_inputs(graph, declared, reached.shapes)]
-    warnings += [
-        str(obstacle.error)
-        for layer, obstacle in reached.blocked.items()
-        if obstacle.layer is layer and isinstance(obstacle.error, ShapeError)
-    ]
     graph, weighed = _bound(graph, weights, reached, os.fspath(caffemodel or ""), warnings)
     graph = free_batch(graph, reached.shapes)
     reached = reach(graph, known)
