@@ -238,23 +238,36 @@ def test_impossible_shapes(name: str, options: str, bottoms: tuple, found: str) 
         find_type(name).shape(case.message(), bottoms)
 
 
-@pytest.mark.parametrize(("threshold", "count"), [(0.5, 2), (0.499, 1)])
-def test_boxes_that_overlap_by_the_threshold_itself_are_kept(threshold: float, count: int) -> None:
+@pytest.mark.parametrize("others", [0, 131])
+@pytest.mark.parametrize(("threshold", "share", "kept"), [
+    (0.5, 0.5, 2), (0.499, 0.5, 1), (0.75, 0.75, 2), (0.749, 0.75, 1),
+])  # fmt: skip
+def test_boxes_that_overlap_by_the_threshold_itself_are_kept(
+    threshold: float, share: float, kept: int, others: int
+) -> None:
+    """One box is a part of the other: what they share is exactly that part of what they cover.
+
+    `others` are small boxes of scores between, which overlap nothing.
+    """
+    count = 2 + others
     options = (
-        "num_classes: 2 share_location: true code_type: CORNER background_label_id: 0 keep_top_k: 5 "
-        f"confidence_threshold: 0.1 nms_param {{ nms_threshold: {threshold} top_k: 5 }}"
+        "num_classes: 2 share_location: true code_type: CORNER background_label_id: 0 "
+        f"keep_top_k: 200 confidence_threshold: 0.1 "
+        f"nms_param {{ nms_threshold: {threshold} top_k: 200 }}"
     )
     case = Case("DetectionOutput", f"detection_output_param {{ {options} }}",
-                ((1, 8), (1, 4), (1, 2, 8)))  # fmt: skip
-    # One box is half of the other: what they share is exactly half of what they cover.
-    corners = [0, 0, 0.5, 0.5, 0, 0, 0.5, 0.25]
+                ((1, 4 * count), (1, 2 * count), (1, 2, 4 * count)))  # fmt: skip
+    corner = 0.5 + np.arange(others) / 256
+    small = np.stack([corner, corner, corner + 1 / 512, corner + 1 / 512], axis=1)
+    boxes = np.concatenate([[[0, 0, 0.5, 0.5]], small, [[0, 0, 0.5, 0.5 * share]]])
+    scores = np.linspace(0.9, 0.8, count)
     bottoms = [
-        np.zeros((1, 8), np.float32),
-        np.array([[0.1, 0.9, 0.2, 0.8]], np.float32),
-        np.array([[corners, [0.1] * 8]], np.float32),
+        np.zeros((1, 4 * count), np.float32),
+        np.stack([1 - scores, scores], axis=1).reshape(1, -1).astype(np.float32),
+        np.stack([boxes.reshape(-1), np.full(4 * count, 0.1)])[None].astype(np.float32),
     ]
     rows = case.kind.run(case.message(), [], bottoms)[0]
-    assert rows.shape == (1, 1, count, 7)
+    assert rows.shape == (1, 1, kept + others, 7)
     np.testing.assert_array_equal(rows, sorted_opencv(case.message(), [], bottoms)[0])
 
 
