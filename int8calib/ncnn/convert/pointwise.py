@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caffe_proto import caffe_pb2
+from int8calib.caffe.layers.activation import dropout_factor, relu_limits
 from int8calib.ncnn.convert.context import Conversion, Converter, real, reals
 from int8calib.ncnn.param import Value
 
@@ -12,6 +15,8 @@ NEGATE = 1
 """Negation in UnaryOp."""
 ABSENT = -233
 _UNBOUNDED = 3.4e38
+MOST_SIZE = 2**15
+"""A window's side whose square is still a number of 31 bits."""
 
 
 def plain(kind: str) -> Converter:
@@ -26,14 +31,15 @@ def plain(kind: str) -> Converter:
 def relu(c: Conversion) -> None:
     """ReLU; a fork's limits as Clip."""
     param = c.params.relu_param
-    upper = 6.0 if param.relu6 else float(param.maximum)
-    if not (upper or param.minimum):
+    lower, upper = relu_limits(c.params)
+    if lower is upper is None:
         slope = param.negative_slope
         c.add("ReLU", {0: real(slope)} if param.HasField("negative_slope") else {})
         return
     if param.negative_slope:
         raise c.refused("negative_slope with a limit", "ncnn has no such activation")
-    c.add("Clip", {0: real(max(0.0, param.minimum)), 1: real(upper or _UNBOUNDED)})
+    low = max(0.0, lower or 0.0)
+    c.add("Clip", {0: real(low), 1: real(max(low, upper or _UNBOUNDED))})
 
 
 def relu6(c: Conversion) -> None:
@@ -45,6 +51,19 @@ def clip(c: Conversion) -> None:
     """Clip to a range."""
     param = c.params.clip_param
     c.add("Clip", {0: real(param.min), 1: real(param.max)})
+
+
+def selu(c: Conversion) -> None:
+    """SELU with the constants of its paper, which ncnn's tools put in place of others."""
+    if c.params.selu_param.ListFields():
+        raise c.refused("selu_param", "ncnn's tools drop its parameters")
+    c.add("SELU")
+
+
+def dropout(c: Conversion) -> None:
+    """Dropout, with the factor that a fork multiplies with where training did not scale."""
+    factor = dropout_factor(c.params)
+    c.add("Dropout", {} if factor == 1 else {0: real(factor)})
 
 
 def elu(c: Conversion) -> None:
@@ -113,6 +132,8 @@ def softmax(c: Conversion) -> None:
 def lrn(c: Conversion) -> None:
     """Local response normalization, across channels or within one."""
     param = c.params.lrn_param
+    if param.local_size > MOST_SIZE:
+        raise c.refused(f"local_size {param.local_size}", "ncnn counts in 31 bits")
     within = param.norm_region == type(param).WITHIN_CHANNEL
     params: dict[int, Value] = {
         0: int(within),
@@ -198,6 +219,31 @@ def detection_output(c: Conversion) -> None:
     )
 
 
+def yolo_detection_output(c: Conversion) -> None:
+    """Detections of YOLO v2, which ncnn computes alike."""
+    param = c.params.yolo_detection_output_param
+    c.top_axes = 2
+    c.add("YoloDetectionOutput", _yolo(param))
+
+
+def yolov3_detection_output(c: Conversion) -> None:
+    """Detections of YOLO v3, which ncnn computes alike."""
+    param = c.params.yolov3_detection_output_param
+    c.top_axes = 2
+    arrays: dict[int, Value] = {5: reals(param.mask), 6: reals(param.anchors_scale)}
+    c.add("Yolov3DetectionOutput", {**_yolo(param), **arrays})
+
+
+def _yolo(param: Any) -> dict[int, Value]:
+    return {
+        0: int(param.num_classes),
+        1: int(param.num_box),
+        2: real(param.confidence_threshold),
+        3: real(param.nms_threshold),
+        4: reals(param.biases),
+    }
+
+
 MOST_BOXES = 1_000_000
 """No limit, for counts that Caffe leaves open."""
 POINTWISE: dict[str, Converter] = {
@@ -210,7 +256,8 @@ POINTWISE: dict[str, Converter] = {
     "BNLL": plain("BNLL"),
     "AbsVal": plain("AbsVal"),
     "Mish": plain("Mish"),
-    "SeLu": plain("SELU"),
+    "SeLU": selu,
+    "SeLu": selu,
     "Swish": swish,
     "HardSwish": hard_swish,
     "CReLU": crelu,
@@ -221,8 +268,10 @@ POINTWISE: dict[str, Converter] = {
     "Softmax": softmax,
     "LRN": lrn,
     "MVN": mvn,
-    "Dropout": plain("Dropout"),
+    "Dropout": dropout,
     "PriorBox": prior_box,
     "DetectionOutput": detection_output,
+    "YoloDetectionOutput": yolo_detection_output,
+    "Yolov3DetectionOutput": yolov3_detection_output,
 }
 """Converters by Caffe type."""

@@ -60,6 +60,8 @@ def eltwise(c: Conversion) -> None:
 
 def sum_(c: Conversion) -> None:
     """Add: the sum of all bottoms."""
+    if len({c.shape(i) for i in range(len(c.layer.bottoms))}) > 1:
+        raise c.refused("bottoms of different shapes", "ncnn sums up equal shapes only")
     c.add("Eltwise", {0: _ELTWISE[_Eltwise.SUM], 1: ()}, bottoms=c.even_bottoms())
 
 

@@ -36,7 +36,7 @@ CASES = (
     Case("Add", bottoms=((2, 3, 5, 7), (2, 3, 5, 7)), oracle=added),
     Case("Add", bottoms=((2, 3, 5, 7),) * 3, oracle=added),
     Case("Add", bottoms=((2, 3, 5, 7), (1, 3, 1, 7), (5, 1)), oracle=added),
-    Case("Add", bottoms=((2, 3, 5), ()), oracle=added, label="a scalar"),
+    Case("Add", bottoms=((2, 3, 5), (1,)), oracle=added),
     *(Case("Eltwise", f"eltwise_param {{ operation: {operation} }}", (X,) * count)
       for operation in ("PROD", "SUM", "MAX") for count in (2, 3)),
     Case("Eltwise", "eltwise_param { coeff: 0.7 coeff: -1.3 }", (X, X)),
