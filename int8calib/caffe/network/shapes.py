@@ -278,11 +278,12 @@ def multiply_adds(graph: Graph, inputs: Mapping[str, Shape]) -> int:
     inputs
         The shape of each input.
     """
-    shapes = infer_shapes(graph, inputs)
+    found = reach(graph, inputs)
+    refuse_misfits(found)
     return sum(
-        layer_multiply_adds(layer, shapes)
+        layer_multiply_adds(layer, found.shapes)
         for layer in graph.layers
-        if layer.type not in INPUT_TYPES and all(blob in shapes for blob in layer.tops)
+        if layer.type not in INPUT_TYPES and layer not in found.blocked
     )
 
 

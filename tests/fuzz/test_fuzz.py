@@ -1,0 +1,67 @@
+"""A few thousand damaged files of every kind; `python -m tests.fuzz --cases 100000` runs more."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import run
+from tests.fuzz.run import cases_of, damaged, run_case, run_cases
+from tests.fuzz.seeds import Seeds, make_seeds
+from tests.fuzz.targets import TARGETS, Target
+
+CASES = 100  # of each kind; three times as many of those with the most code behind them
+LIMIT = 60.0  # seconds a case may take on a machine that is busy with other tests
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Seeds:
+    return make_seeds(tmp_path_factory.mktemp("seeds"))
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_damaged_files_end_in_a_result_or_in_our_own_error(
+    seeds: Seeds, tmp_path: Path, kind: str
+) -> None:
+    count = CASES * (3 if kind in run.KEPT else 1)
+    report = run_cases(seeds, cases_of([kind], count), tmp_path, limit=LIMIT)
+    assert not report.failures, report.table()
+    # Damage that nothing survives, or that nothing notices, would test little.
+    assert report.counts[kind, "success"] >= count // 50
+    assert report.counts[kind, "refused"] >= count // 50 or kind == "list"
+
+
+def test_sound_files_are_read(seeds: Seeds, tmp_path: Path) -> None:
+    for kind, files in seeds.files.items():
+        for data in files:
+            path = tmp_path / f"file{TARGETS[kind].suffix}"
+            path.write_bytes(data)
+            TARGETS[kind].read(path, seeds.folder, random.Random(1))
+
+
+def test_a_case_is_the_same_in_every_run(seeds: Seeds) -> None:
+    for kind in TARGETS:
+        assert damaged(seeds, kind, 7)[0] == damaged(seeds, kind, 7)[0]
+        assert len({damaged(seeds, kind, case)[0] for case in range(30)}) > 20
+
+
+@pytest.mark.parametrize(
+    ("does", "outcome"),
+    [
+        (lambda: 1 / 0, "error"),
+        (lambda: bytearray(1 << 36), "memory"),
+        (lambda: sum(0 for _ in iter(int, 1)), "slow"),
+    ],
+)
+def test_what_goes_wrong_is_told_apart(
+    seeds: Seeds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: object, outcome: str
+) -> None:
+    target = Target(TARGETS["labels"].damage, ".txt", lambda *_: does())
+    monkeypatch.setitem(TARGETS, "labels", target)
+    with run.limited_memory():
+        found, failure = run_case(seeds, "labels", 0, tmp_path, limit=0.5)
+    assert found == outcome
+    assert failure is not None
+    assert failure.outcome == outcome
