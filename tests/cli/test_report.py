@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from pathlib import Path
 
@@ -87,6 +89,100 @@ def test_statistics_of_another_network_are_refused(
     assert main(["report", *common(other), *options]) == 2
     assert "their caffemodel differs" in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()
+
+
+@pytest.fixture(scope="module")
+def known(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """JSON of `analyze` and `evaluate`: of this network, of one with other weights, of mse."""
+    folder = tmp_path_factory.mktemp("known")
+    proto, model = make_model(folder, NET, seed=2)
+    other = files | {"proto": proto, "model": model}
+    found = {}
+    for command, name in (("analyze", "analysis"), ("evaluate", "evaluation")):
+        for kind, given, table in (
+            ("own", files, "kl"),
+            ("other", other, "kl"),
+            ("mse", files, "mse"),
+        ):
+            text = io.StringIO()
+            with contextlib.redirect_stdout(text):
+                options = [f"--table={files[table]}", "--json", "--limit=2"]
+                assert main([command, *common(given), *options]) == 0
+            found[f"{name}-{kind}"] = folder / f"{name}-{kind}.json"
+            found[f"{name}-{kind}"].write_text(text.getvalue())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("analysis", "analysis-other", "belongs to another network"),
+        ("evaluation", "evaluation-other", "belongs to another network"),
+        ("analysis", "evaluation-own", "expected 'int8calib-analysis'"),
+        ("evaluation", "analysis-own", "expected 'int8calib-evaluation'"),
+    ],
+)
+def test_results_of_something_else_are_refused_before_the_work(
+    files: Files,
+    known: Files,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    name: str,
+    message: str,
+) -> None:
+    page = tmp_path / "p.html"
+    table = f"--table={files['kl']}"
+    command = ["report", *common(files), table, f"--output={page}", f"--{option}={known[name]}"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1, "nothing ran before"
+    assert not page.exists()
+
+
+def test_an_analysis_of_other_layers_is_refused(
+    files: Files, known: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = tmp_path / "fewer.table"
+    options = [f"--output={fewer}", "--exclude", "fc", "--quiet"]
+    assert main(["calibrate", *common(files), *options]) == 0
+    table, analysis = f"--table={fewer}", f"--analysis={known['analysis-own']}"
+    assert main(["report", *common(files), table, analysis, f"--output={tmp_path}/p.html"]) == 2
+    said = capsys.readouterr().err
+    assert "the table lacks the layer 'fc'" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"cost": ', '"cost": 1e999, "x": '),
+        ('"name": "', '"name": "\\ud83d'),
+        ('"layers": [', '"layers": [7, '),
+        ('"layers": ', '"layers": ' + "[" * 5000 + "]" * 5000 + ', "x": '),
+        ('"images": ', '"images": null, "x": '),
+    ],
+)
+def test_damaged_results_are_one_line(
+    files: Files,
+    known: Files,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    before: str,
+    after: str,
+) -> None:
+    text = known["analysis-own"].read_text()
+    assert before in text
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text(text.replace(before, after, 1))
+    options = [f"--table={files['kl']}", f"--analysis={damaged}", f"--output={tmp_path}/p.html"]
+    assert main(["report", *common(files), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"int8calib: error: {damaged}: ")
+    assert said.count("\n") == 1
+    assert len(said) < 400
+    said.encode("utf-8")
 
 
 @pytest.mark.parametrize(
