@@ -19,6 +19,8 @@ SCHEMA = 1
 class LayerError:
     """What INT8 does at one layer; SQNR in dB and cosines as in `BlobError`, of the layer's top.
 
+    Attributes
+    ----------
     isolated_sqnr, isolated_cosine
         the damage of this layer alone: its float bottom goes in, its float top is compared.
     accumulated_sqnr, accumulated_cosine
@@ -47,13 +49,19 @@ class LayerError:
 
 @dataclass(frozen=True)
 class Analysis:
-    """The error of every quantized layer over `images` images, the worst isolated SQNR first.
+    """The error of every quantized layer, the worst isolated SQNR first.
 
+    Attributes
+    ----------
+    images
+        The number of images.
     sensitivity_images
         how many of them the effects of single layers on the net's outputs come from.
     cost
         how many evaluations of one table over the same images the analysis equals, counted in
         runs of layers.
+    layers
+        The errors.
     outputs, notes
         the blobs in which effects on the outputs are measured, and why these, as in `Evaluation`.
     left_out
@@ -123,8 +131,8 @@ def read_analysis(path: str | os.PathLike[str]) -> Analysis:
         For a file that cannot be read or holds anything else; names the place in it.
     """
     root = read_result(path, "analyze", FORMAT, SCHEMA)
-    images = root["images"].count(least=1)
-    measured = root["sensitivity_images"].count(most=images)
+    images = root["images"].count(minimum=1)
+    measured = root["sensitivity_images"].count(maximum=images)
     layers = tuple(_layer(layer, bool(measured)) for layer in root["layers"].items())
     root["layers"].need_different([layer.name for layer in layers])
     return Analysis(

@@ -21,6 +21,8 @@ MARK = "\0"
 class LayerBlobs:
     """One quantized layer's blobs: its float bottom and top, and its top in INT8.
 
+    Attributes
+    ----------
     isolated
         the top of the INT8 layer on the float bottom.
     accumulated

@@ -1,1 +1,1 @@
-"""A network, its tables and images come in; what INT8 costs, as a whole and by layer, goes out."""
+"""How accurate a network is in INT8, beside float: accuracy, agreement, errors of the outputs."""

@@ -21,6 +21,8 @@ DETECTIONS = {"DetectionOutput": 2, "YoloDetectionOutput": None, "Yolov3Detectio
 class ComparedBlobs:
     """The blobs in which a float and an INT8 network are compared.
 
+    Attributes
+    ----------
     scores
         the blob with one score per class, or None.
     tensors

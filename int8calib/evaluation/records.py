@@ -32,6 +32,8 @@ MAX_CLASSES = 20
 class Record:
     """What one batch of N images gave.
 
+    Attributes
+    ----------
     best
         int64 (nets, N): each image's best class, the float net first; None without scores.
     ranks
@@ -41,7 +43,7 @@ class Record:
     classes
         how many scores an image has, 0 without.
     energies, boxes
-        per table, per watched tensor or detections blob.
+        per table, per compared tensor or detections blob.
     """
 
     images: int

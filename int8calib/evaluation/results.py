@@ -21,7 +21,14 @@ SCHEMA = 1
 class BlobError:
     """How far one blob of the INT8 net is from the float net's.
 
-    `sqnr` is in dB, over all images together; `cosine` is the mean of the images' cosines.
+    Attributes
+    ----------
+    blob
+        Its name, with its version behind a `#` where in-place layers rewrite it.
+    sqnr
+        The signal's energy over the error's in dB, over all images together.
+    cosine
+        The mean of the images' cosines.
     """
 
     blob: str
@@ -33,8 +40,13 @@ class BlobError:
 class Accuracy:
     """How one net does on the labels.
 
-    `topk` maps k to the share of images whose label is among the k best scores. `confusion` is
-    int64 (classes, classes), rows the labels, columns what the net said; None above 20 classes.
+    Attributes
+    ----------
+    topk
+        k to the share of images whose label is among the k best scores.
+    confusion
+        int64 (classes, classes): rows the labels, columns what the net said; None above 20
+        classes.
     """
 
     topk: Mapping[int, Share]
@@ -45,8 +57,18 @@ class Accuracy:
 class TableResult:
     """What the net does with one table, beside the float net.
 
-    `agreement` is the share of images with the float net's best class (None without class
-    scores), `accuracy` is None without labels, `boxes` None without detections.
+    Attributes
+    ----------
+    name
+        The table's.
+    accuracy
+        None without labels.
+    agreement
+        The share of images with the float net's best class; None without class scores.
+    blobs
+        The error of each compared blob.
+    boxes
+        How many detections are the same; None without detections.
     """
 
     name: str
@@ -58,8 +80,16 @@ class TableResult:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The float net and each table over the same `images` images.
+    """The float net and each table over the same images.
 
+    Attributes
+    ----------
+    images
+        Their number.
+    float_accuracy
+        The float net's; None without labels.
+    tables
+        What the net does with each table.
     outputs
         the blobs in which the nets are compared: the network's outputs, or the last blobs before
         them that can run.

@@ -115,9 +115,9 @@ def evaluate_runtime(
                 )
             tops, seconds = [], []
             for each in nets:
-                found = each.run(image, wanted.values())
+                blobs = each.run(image, wanted.values())
                 seconds.append(each.seconds)
-                tops.append(_as_caffe(found, wanted, shapes[key], compared))
+                tops.append(_as_caffe(blobs, wanted, shapes[key], compared))
             times.append(seconds)
             label = None if labels is None else [labels[index]]
             if label is not None and compared.scores is None:
@@ -160,7 +160,7 @@ def _load(
 
 
 def _as_caffe(
-    found: Mapping[str, Array],
+    blobs: Mapping[str, Array],
     wanted: Mapping[Blob, str],
     shapes: Mapping[Blob, Shape],
     compared: ComparedBlobs,
@@ -168,7 +168,7 @@ def _as_caffe(
     """ncnn's blobs in Caffe's shapes; detections with the image's number in front."""
     tops: dict[Blob, Array] = {}
     for blob, name in wanted.items():
-        array = found[name]
+        array = blobs[name]
         if blob in compared.detections:
             rows = array.reshape(-1, _BOX - 1)
             boxes = np.zeros((1, 1, max(1, len(rows)), _BOX), np.float32)

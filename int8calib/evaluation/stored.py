@@ -59,7 +59,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> Evaluation:
     tables = tuple(_table(table, ks) for table in root["tables"].items())
     root["tables"].need_different([table.name for table in tables])
     return Evaluation(
-        root["images"].count(least=1),
+        root["images"].count(minimum=1),
         float_accuracy,
         tables,
         tuple(name.text() for name in root["outputs"].items()),
@@ -127,18 +127,18 @@ class Place:
             raise self.wrong("a text without half a surrogate pair") from None
         return self.value
 
-    def count(self, least: int = 0, most: int = MAX_COUNT) -> int:
+    def count(self, minimum: int = 0, maximum: int = MAX_COUNT) -> int:
         """A whole number."""
         whole = isinstance(self.value, int) and not isinstance(self.value, bool)
-        if not whole or not least <= self.value <= most:
-            raise self.wrong(f"a whole number from {least} to {most}")
+        if not whole or not minimum <= self.value <= maximum:
+            raise self.wrong(f"a whole number from {minimum} to {maximum}")
         return int(self.value)
 
-    def number(self, least: float = -math.inf, most: float = math.inf) -> float:
+    def number(self, minimum: float = -math.inf, maximum: float = math.inf) -> float:
         """A finite number."""
         plain = isinstance(self.value, int | float) and not isinstance(self.value, bool)
-        if not plain or not abs(self.value) < 1e300 or not least <= self.value <= most:
-            limits = "" if math.isinf(least) else f" from {least:g} to {most:g}"
+        if not plain or not abs(self.value) < 1e300 or not minimum <= self.value <= maximum:
+            limits = "" if math.isinf(minimum) else f" from {minimum:g} to {maximum:g}"
             raise self.wrong(f"a number{limits}")
         return float(self.value)
 
@@ -157,7 +157,7 @@ class Place:
     def share(self) -> Share:
         """Hits out of a total."""
         total = self["total"].count()
-        return Share(self["hits"].count(most=total), total)
+        return Share(self["hits"].count(maximum=total), total)
 
     def fingerprint(self, key: str) -> str:
         """The fingerprint of a network."""
@@ -268,4 +268,4 @@ def _table(place: Place, ks: list[int] | None) -> TableResult:
 
 def _boxes(place: Place) -> BoxAgreement:
     counts = place["float"].count(), place["int8"].count()
-    return BoxAgreement(place["matched"].count(most=min(counts)), *counts)
+    return BoxAgreement(place["matched"].count(maximum=min(counts)), *counts)

@@ -105,8 +105,8 @@ def accuracy_plot(content: Content) -> Plot | None:
         low, high = share.interval
         y = len(shares) - 1 - i
         series.append(Interval(f"row{i}", y, 100 * low, 100 * share.value, 100 * high, color))
-    least, most = min(s.low for s in series), max(s.high for s in series)
-    room = max(1.0, 0.08 * (most - least))
+    lowest, highest = min(s.low for s in series), max(s.high for s in series)
+    room = max(1.0, 0.08 * (highest - lowest))
     return Plot(
         "accuracy",
         what[0].upper() + what[1:],
@@ -115,7 +115,7 @@ def accuracy_plot(content: Content) -> Plot | None:
         what,
         "",
         tuple(series),
-        (max(-1.0, least - room), min(101.0, most + room)),
+        (max(-1.0, lowest - room), min(101.0, highest + room)),
         (-0.7, len(shares) - 0.3),
         rows=tuple(content.short.get(name, name) for name, _, _ in reversed(shares)),
     )

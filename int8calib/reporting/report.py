@@ -32,13 +32,37 @@ _UNSAFE = re.compile(r"[^\w.-]+")
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A report that is ready to be drawn: `content` is what it says, `advice` its sentences."""
+    """A report that is ready to be drawn.
+
+    Attributes
+    ----------
+    content
+        What it shows.
+    advice
+        Its sentences on what to look at.
+    """
 
     content: Content
     advice: tuple[Advice, ...]
 
     def html(self, progress: Progress | None = None) -> str:
-        """The page: one file that loads nothing else. Raises `OutputError` without matplotlib."""
+        """Draw the page.
+
+        Parameters
+        ----------
+        progress
+            Called as `progress("pictures", pictures drawn, 0)`.
+
+        Returns
+        -------
+        str
+            HTML that loads nothing, neither from the network nor from other files.
+
+        Raises
+        ------
+        OutputError
+            Where matplotlib is missing.
+        """
         require_matplotlib()
         drawn = 0
 

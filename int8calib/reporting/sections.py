@@ -191,9 +191,9 @@ def tables_section(content: Content) -> str:
     for name, table_ in content.tables.items():
         rows = [
             (text(f"{key}: {inner}" if inner else key), text(value))
-            for key, found in table_.meta.items()
+            for key, entry in table_.meta.items()
             if key != "warnings"
-            for inner, value in _flat(found)
+            for inner, value in _flat(entry)
         ]
         body = pairs(rows) if rows else '<p class="soft">A table file without a report.</p>'
         parts.append(

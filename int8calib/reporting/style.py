@@ -113,8 +113,8 @@ button{font:inherit;font-size:.9rem;padding:6px 12px;border:1px solid var(--line
 SCRIPT = """
 const layers = document.querySelectorAll("details.layer");
 function openTarget() {
-  const found = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (found instanceof HTMLDetailsElement) { found.open = true; found.scrollIntoView(); }
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (target instanceof HTMLDetailsElement) { target.open = true; target.scrollIntoView(); }
 }
 addEventListener("hashchange", openTarget);
 openTarget();

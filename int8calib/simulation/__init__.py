@@ -1,1 +1,1 @@
-"""A network and its table come in, a network that runs in ncnn's INT8 arithmetic goes out."""
+"""A network as ncnn runs it with a table: its INT8 arithmetic, in numpy."""

@@ -31,6 +31,8 @@ PREFIX = "Int8"
 class Int8Weights:
     """The weights of an INT8 layer, in the order in which the graph holds them.
 
+    Attributes
+    ----------
     levels
         the weights as whole numbers within -127..127, in the shape of the Caffe weights.
     factors
