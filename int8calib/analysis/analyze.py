@@ -20,7 +20,6 @@ from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Layer
-from int8calib.caffe.network.runnable import listed
 from int8calib.errors import ModelError
 from int8calib.evaluation.evaluate import (
     Labelled,
@@ -34,6 +33,7 @@ from int8calib.evaluation.outputs import compared_blobs
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.simulation.layers import Int8Weights
 from int8calib.table.model import CalibrationTable
+from int8calib.words import listed
 from int8calib.workers import Batch, Progress, batch_size
 
 SENSITIVITY_IMAGES = 10

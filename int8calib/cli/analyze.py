@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Analyze and print."""
     from int8calib.analysis.analyze import analyze
-    from int8calib.caffe.network.runnable import listed
     from int8calib.table import read_table
+    from int8calib.words import listed
 
     console = Console(read_options(MessageOptions, args))
     table = read_table(args.table)

@@ -9,9 +9,10 @@ from int8calib.arrays import Shape
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.caffe.network.runnable import listed, named_outputs, runnable_outputs
+from int8calib.caffe.network.runnable import named_outputs, runnable_outputs
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.errors import ModelError, OptionError
+from int8calib.words import listed
 
 DETECTIONS = {"DetectionOutput": 2, "YoloDetectionOutput": None, "Yolov3DetectionOutput": None}
 """Types whose tops are lists of boxes, (..., 7), and how many of their bottoms they decode."""

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from int8calib.caffe.network.runnable import listed
 from int8calib.evaluation.results import Evaluation, TableResult
 from int8calib.reporting.content import Content, LayerView
 from int8calib.reporting.plot_data import SQUARED, cost_curve
+from int8calib.words import listed
 
 LEVELS = ("good", "note", "warn")
 """From fine to bad."""

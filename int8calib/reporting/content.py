@@ -12,7 +12,6 @@ from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Graph
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
-from int8calib.caffe.network.runnable import listed
 from int8calib.calibration.statistics.histogram import Histogram
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OptionError
@@ -21,6 +20,7 @@ from int8calib.levels import LEVELS, WINOGRAD_LEVELS
 from int8calib.reporting.plot_data import WeightRanges, weight_ranges
 from int8calib.reporting.plot_types import MARKS
 from int8calib.table.model import CalibrationTable, LayerScales
+from int8calib.words import listed
 
 SIX_BITS = WINOGRAD_LEVELS + 0.5
 """Weights whose largest level lies below this use 6 bits."""
