@@ -2,8 +2,8 @@
 
 Decoding is that of `cv2.imread`, which Caffe and ncnn2table use: BGR or gray, alpha dropped,
 16 bits reduced to 8, turned by the EXIF orientation, the first frame of several. Two differences
-are on purpose: a JPEG that breaks off in the middle is refused, where `cv2.imread` fills the rest
-with gray; and so is an image that declares more pixels than `MAX_PIXELS`, before it is decoded.
+are on purpose: a JPEG or PNG that breaks off in the middle is refused, where `cv2.imread` fills the
+rest of a JPEG with gray; and so is an image that declares more pixels than `MAX_PIXELS`, before it is decoded.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _checked_header(data: bytes) -> Header | None:
             "limit); make it smaller"
         )
     if not header.complete:
-        raise UnreadableImageError("the JPEG file is cut off, its end is missing")
+        raise UnreadableImageError(f"the {header.format} file is cut off, its end is missing")
     return header
 
 

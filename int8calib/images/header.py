@@ -15,7 +15,7 @@ from typing import NamedTuple
 class Header(NamedTuple):
     """What an image file says about itself, in pixels as stored (before any EXIF rotation).
 
-    `complete` is false for a JPEG file whose end is missing; other formats do not tell.
+    `complete` is false for a JPEG or PNG file whose end is missing; other formats do not tell.
     """
 
     format: str
@@ -51,6 +51,8 @@ def read_header(data: bytes) -> Header | None:
     """
     if data.startswith(_JPEG):
         return _read_jpeg(data)
+    if data.startswith(_PNG):
+        return _read_png(data)
     for signature, name, read in _FORMATS:
         if signature.match(data):
             try:
@@ -94,6 +96,24 @@ def _read_jpeg(data: bytes) -> Header:
     raise NoSizeError("JPEG")
 
 
+# --- PNG: W3C's specification, 5.3 and 11.2. A chunk is its big-endian length, four letters, as many
+# bytes, and a checksum; the first one holds the size, the last one is IEND.
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _read_png(data: bytes) -> Header:
+    if data[12:16] != b"IHDR" or len(data) < 33:
+        raise NoSizeError("PNG")
+    at = 8
+    for _ in range(_MOST_SEGMENTS):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        # OpenCV asks for as much memory as a chunk claims to hold.
+        if kind == b"IEND" or at + 12 + length > len(data):
+            break
+        at += 12 + length
+    return Header("PNG", _big(data, 20, 4), _big(data, 16, 4), kind == b"IEND")
+
+
 def _big(data: bytes, at: int, count: int) -> int:
     """A big-endian number of `count` bytes."""
     return _number(data, at, count, "big")
@@ -108,13 +128,6 @@ def _number(data: bytes, at: int, count: int, order: str) -> int:
     if len(part) < count:
         raise IndexError(at)
     return int.from_bytes(part, "big" if order == "big" else "little")
-
-
-def _png(data: bytes) -> Size:
-    """IHDR, the first chunk. Source: PNG specification, 11.2.2."""
-    if data[12:16] != b"IHDR":
-        raise ValueError("no IHDR")
-    return _big(data, 20, 4), _big(data, 16, 4)
 
 
 def _gif(data: bytes) -> Size:
@@ -234,7 +247,6 @@ def _exr(data: bytes) -> Size:
 _FORMATS: tuple[tuple[re.Pattern[bytes], str, Callable[[bytes], Size]], ...] = tuple(
     (re.compile(signature, re.DOTALL), name, read)
     for signature, name, read in (
-        (rb"\x89PNG\r\n\x1a\n", "PNG", _png),
         (rb"GIF8[79]a", "GIF", _gif),
         (rb"BM", "BMP", _bmp),
         (rb"RIFF....WEBP", "WebP", _webp),

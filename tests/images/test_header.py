@@ -205,3 +205,21 @@ def test_what_opencv_makes_of_it_must_be_what_was_asked_for() -> None:
         UnreadableImageError, match=r"uint8 of shape \(7, 11, 3\).*expected .*\(H, W\)"
     ):
         decode_image(pfm, gray=True)
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.6, 0.99])
+def test_a_png_that_is_cut_off_or_claims_more_than_there_is(
+    cut: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    png = written(".png")
+    assert png[-8:-4] == b"IEND"
+    monkeypatch.setattr(cv2, "imdecode", None)
+    # OpenCV would take 4 GB for the second one.
+    claim = png.index(b"IDAT") - 4
+    for content in (
+        png[: int(len(png) * cut)],
+        png[:claim] + b"\xff\xff\xff\xf0" + png[claim + 4 :],
+        png[:-12],
+    ):
+        with pytest.raises(UnreadableImageError, match="the PNG file is cut off"):
+            decode_image(content)
