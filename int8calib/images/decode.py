@@ -2,8 +2,9 @@
 
 Decoding is that of `cv2.imread`, which Caffe and ncnn2table use: BGR or gray, alpha dropped,
 16 bits reduced to 8, turned by the EXIF orientation, the first frame of several. Two differences
-are on purpose: a JPEG or PNG that breaks off in the middle is refused, where `cv2.imread` fills the
-rest of a JPEG with gray; and so is an image that declares more pixels than `MAX_PIXELS`, before it is decoded.
+are on purpose: a JPEG or PNG that breaks off in the middle is refused, where `cv2.imread` fills
+the rest of a JPEG with gray; and so is an image that declares more pixels than `MAX_PIXELS`,
+before it is decoded.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def _read_jpeg(data: bytes) -> Header:
     raise NoSizeError("JPEG")
 
 
-# --- PNG: W3C's specification, 5.3 and 11.2. A chunk is its big-endian length, four letters, as many
+# --- PNG: W3C's specification, 5.3 and 11.2. A chunk is a big-endian length, four letters, as many
 # bytes, and a checksum; the first one holds the size, the last one is IEND.
 _PNG = b"\x89PNG\r\n\x1a\n"
 
