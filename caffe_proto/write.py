@@ -41,7 +41,12 @@ def write_prototxt(path: Path, net: NetParameter) -> None:
     OSError
         The file cannot be written; an older file of that name stays as it was.
     """
-    _write(path, [net_text(_without_blobs(net)).encode("utf-8")])
+    _write(path, [prototxt_bytes(net)])
+
+
+def prototxt_bytes(net: NetParameter) -> bytes:
+    """Encode what `write_prototxt` writes."""
+    return net_text(_without_blobs(net)).encode("utf-8")
 
 
 def write_caffemodel(
@@ -68,13 +73,20 @@ def write_caffemodel(
     OSError
         The file cannot be written; an older file of that name stays as it was.
     """
+    _write(path, caffemodel_parts(net, weights))
+
+
+def caffemodel_parts(
+    net: NetParameter, weights: Mapping[str, Sequence[NDArray[Any]]]
+) -> Iterator[bytes | memoryview]:
+    """Encode what `write_caffemodel` writes, part by part; raises the same ValueError at once."""
     if net.layers:
         raise ValueError("the net holds layers of an older form; read it with read_prototxt")
     absent = weights.keys() - {layer.name for layer in net.layer}
     if absent:
         names = one_line(", ".join(sorted(absent)))
         raise ValueError(f"weights for layers that the net lacks: {names}")
-    _write(path, _caffemodel(_without_blobs(net), weights))
+    return _caffemodel(_without_blobs(net), weights)
 
 
 def write_blob(path: Path, array: ArrayLike) -> None:

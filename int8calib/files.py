@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import BinaryIO
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from typing import BinaryIO, TypeAlias
 
 from caffe_proto import files
 from caffe_proto.files import file_mode, open_regular, read_bounded
 from int8calib.errors import OutputError
 
 __all__ = [
+    "Contents",
     "check_target",
     "file_mode",
     "open_atomic",
     "open_regular",
     "read_bounded",
+    "write_all",
     "write_atomic",
 ]
 
@@ -36,13 +39,38 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
     OutputError
         The file cannot be written, or the text is no UTF-8.
     """
-    if isinstance(data, str):
-        try:
-            data = data.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise OutputError(f"{os.fspath(path)}: cannot be written as UTF-8: {error}") from error
+    content = _encoded(path, data)
     with open_atomic(path) as file:
-        file.write(data)
+        file.write(content)
+
+
+Contents: TypeAlias = Mapping[str, str | bytes | Iterable[bytes | memoryview]]
+"""What to write to which file: text, bytes, or parts of bytes."""
+
+
+def write_all(contents: Contents) -> None:
+    """Write several files, all of them or none.
+
+    Parameters
+    ----------
+    contents
+        The files. They take their names one after the other, the first one last, when all have
+        been written to the disk.
+
+    Raises
+    ------
+    OutputError
+        A file cannot be written; older files stay as they are.
+    """
+    with contextlib.ExitStack() as stack:
+        for path, content in contents.items():
+            parts = [_encoded(path, content)] if isinstance(content, str | bytes) else content
+            file = stack.enter_context(open_atomic(path))
+            with _told(path):
+                file.writelines(parts)
+                file.flush()
+                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -84,6 +112,15 @@ def check_target(path: str | os.PathLike[str]) -> None:
     """
     with _told(path):
         files.check_target(path)
+
+
+def _encoded(path: str | os.PathLike[str], data: str | bytes) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    try:
+        return data.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{os.fspath(path)}: cannot be written as UTF-8: {error}") from error
 
 
 @contextlib.contextmanager

@@ -7,20 +7,21 @@ read the files as any other model's.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import caffe_proto
+from caffe_proto.write import caffemodel_parts, prototxt_bytes
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.graph import Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.errors import OutputError
+from int8calib.files import write_all
 
 
 def write_model(
     net: Net, prototxt: str | os.PathLike[str], caffemodel: str | os.PathLike[str]
 ) -> None:
-    """Write a network as a Caffe model.
+    """Write a network as a Caffe model, both files or none.
 
     Parameters
     ----------
@@ -35,12 +36,14 @@ def write_model(
     OutputError
         Where a file cannot be written.
     """
+    structure, weights = encode_model(net)
+    write_all({os.fspath(prototxt): structure, os.fspath(caffemodel): weights})
+
+
+def encode_model(net: Net) -> tuple[bytes, Iterable[bytes | memoryview]]:
+    """Encode `net` as `write_model` writes it: the prototxt, and the parts of the caffemodel."""
     proto, weights = to_caffe(net)
-    try:
-        caffe_proto.write_caffemodel(caffemodel, proto, weights)
-        caffe_proto.write_prototxt(prototxt, proto)
-    except OSError as error:
-        raise OutputError(f"{error.filename}: cannot be written ({error.strerror})") from None
+    return prototxt_bytes(proto), caffemodel_parts(proto, weights)
 
 
 def to_caffe(net: Net) -> tuple[caffe_proto.NetParameter, dict[str, tuple[Array, ...]]]:

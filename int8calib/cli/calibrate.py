@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from int8calib.cli.config import add_config_argument, write_config
+from int8calib.cli.config import add_config_argument, config_text
 from int8calib.cli.console import Console
 from int8calib.cli.fingerprint import job_fingerprint
 from int8calib.cli.image_options import add_image_arguments, image_options
@@ -33,11 +33,11 @@ from int8calib.cli.options import (
 )
 from int8calib.cli.outputs import (
     NcnnFiles,
+    TableFiles,
     add_ncnn_argument,
-    beside,
-    check_output,
+    calibration_texts,
+    is_stdout,
     show_calibration,
-    write_calibration,
 )
 from int8calib.cli.table_options import TableOptions, add_table_arguments
 
@@ -63,23 +63,20 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.calibration.pipeline import prepare, run_job
 
     started = time.perf_counter()
-    console = Console(read_options(MessageOptions, args))
+    console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
     model = read_options(ModelOptions, args)
     machine = read_options(RunOptions, args)
     long_run = read_options(CheckpointOptions, args)
-    output: str = args.output
+    files = TableFiles(args.output, ".json", ".toml")
     if args.gpu:
         console.say("--gpu: this build runs on the CPU; going on")
-    check_output(output)
-    models = NcnnFiles(args.ncnn) if args.ncnn else None
-    if long_run.checkpoint is not None:
-        check_output(long_run.checkpoint)
+    models = NcnnFiles(args.ncnn)
+    files.check(*models.paths, long_run.checkpoint, inputs=(model.proto, model.model))
     options = read_options(TableOptions, args).calibration(
         fold_bn=args.fold_bn, workers=machine.worker_count, cache_bytes=machine.cache_bytes
     )
     net = model.load()
-    if models is not None:
-        models.check(net)
+    models.check(net)
     job = prepare(net, options)
     if net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
@@ -104,18 +101,19 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=checkpoint,
         )
     batches.tell(console)
-    write_calibration(output, args.format, done, job.candidates, options)
-    write_config(beside(output, ".toml"), "calibrate", vars(args), add_arguments)
+    contents, notes = models.contents(net, done.table, fold_bn=args.fold_bn)
+    table, report = calibration_texts(args.format, done, job.candidates, options)
+    config = config_text("calibrate", vars(args), add_arguments)
+    files.write(table, {".json": report, ".toml": config}, contents)
     if checkpoint is not None:
         checkpoint.remove()
     show_calibration(console, done)
     images, seconds = done.statistics.images, time.perf_counter() - started
     console.say(
-        f"{output}: {len(done.table.layers)} layers from {images} images in {seconds:.1f} s; "
-        f"report in {beside(output, '.json')}, options in {beside(output, '.toml')}"
+        f"{args.output}: {len(done.table.layers)} layers from {images} images in {seconds:.1f} s"
+        f"{files.told({'.json': 'report', '.toml': 'options'})}"
     )
-    if models is not None:
-        models.write(net, done.table, fold_bn=args.fold_bn, console=console)
+    models.tell(console, notes)
     return 0
 
 

@@ -31,7 +31,7 @@ from int8calib.cli.options import (
     add_run_arguments,
     read_options,
 )
-from int8calib.cli.outputs import check_output
+from int8calib.cli.outputs import check_outputs
 from int8calib.cli.table_options import add_fold_arguments
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ def run(args: argparse.Namespace) -> int:
     model = read_options(ModelOptions, args)
     machine = read_options(RunOptions, args)
     long_run = read_options(CheckpointOptions, args)
-    check_output(args.output)
-    if long_run.checkpoint is not None:
-        check_output(long_run.checkpoint)
+    outputs = [path for path in (args.output, long_run.checkpoint) if path is not None]
+    check_outputs(outputs, inputs=(model.proto, model.model, args.ranges))
     net = model.load()
     job = prepare(net, Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs))
     batches = ImageLoader(

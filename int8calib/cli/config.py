@@ -17,7 +17,6 @@ from typing import Any
 
 from int8calib.cli.process import Parser
 from int8calib.errors import OptionError
-from int8calib.files import write_atomic
 
 OPTION = "--config"
 _NOT_KEPT = frozenset(("help", "config", "quiet", "verbose", "debug", "gpu"))
@@ -86,13 +85,12 @@ def read_config(path: str) -> dict[str, Any]:
         raise OptionError(f"{path}: no TOML file: {error}") from None
 
 
-def write_config(
-    path: str | Path,
+def config_text(
     command: str,
     values: Mapping[str, Any],
     add_arguments: Callable[[argparse.ArgumentParser], None],
-) -> None:
-    """Write every option of `command` that has a value, in the command's own order of options."""
+) -> str:
+    """Return a TOML file with every option of `command` that has a value, in their own order."""
     parser = ConfigParser()
     add_arguments(parser)
     rows = [f"# Options of `int8calib {command}`; to repeat the run: --config with this file."]
@@ -100,7 +98,7 @@ def write_config(
         value = values[action.dest]
         if value is not None and value != []:
             rows.append(f"{key} = {_toml(value)}")
-    write_atomic(path, "\n".join([*rows, ""]))
+    return "\n".join([*rows, ""])
 
 
 def _kept(parser: ConfigParser) -> list[tuple[str, argparse.Action]]:

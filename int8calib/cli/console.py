@@ -49,6 +49,11 @@ def write_stdout(text: str) -> None:
         raise OutputError(f"standard output: cannot be written: {reason}") from None
 
 
+def _write_lines_to_stderr(text: str) -> None:
+    for line in text.split("\n"):
+        write_stderr(line)
+
+
 def discard(stream: TextIO) -> None:
     """Let what waits in the buffer of a stream go nowhere, so that the exit does not stumble."""
     with suppress(OSError, ValueError):
@@ -63,9 +68,11 @@ class Console:
     Every line is printable: control characters in names of files and layers are escaped.
     """
 
-    def __init__(self, options: MessageOptions) -> None:
+    def __init__(self, options: MessageOptions, *, stdout_taken: bool = False) -> None:
+        """`stdout_taken`: a file goes to stdout, so that results go to stderr."""
         self.quiet = options.quiet
         self.verbose = options.verbose
+        self._write = _write_lines_to_stderr if stdout_taken else write_stdout
         self._tables = 0
 
     def say(self, message: str) -> None:
@@ -81,12 +88,12 @@ class Console:
     def result(self, *lines: str) -> None:
         """Print lines of what the command was asked for."""
         if not self.quiet:
-            write_stdout("\n".join(one_line(line, MAX_LINE) for line in lines))
+            self._write("\n".join(one_line(line, MAX_LINE) for line in lines))
 
     def result_json(self, value: object) -> None:
         """Print what the command was asked for as JSON, in ASCII whatever the encoding."""
         if not self.quiet:
-            write_stdout(json.dumps(value, indent=1))
+            self._write(json.dumps(value, indent=1))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table on stdout; columns of numbers stand at the right."""
@@ -104,9 +111,9 @@ class Console:
         for row in rows:
             table.add_row(*(Text(one_line(cell)) for cell in row))
         if self._tables:
-            write_stdout("")
+            self._write("")
         self._tables += 1
-        write_stdout(_rendered(table))
+        self._write(_rendered(table))
 
     @contextmanager
     def progress(self, what: str = "images") -> Iterator[Progress]:

@@ -13,7 +13,7 @@ import argparse
 
 from int8calib.cli.console import Console
 from int8calib.cli.options import MessageOptions, ModelOptions, add_model_arguments, read_options
-from int8calib.cli.outputs import check_output
+from int8calib.cli.outputs import check_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(read_options(MessageOptions, args))
     param, weights = args.output
-    for output in args.output:
-        check_output(output)
-    model = convert_network(read_options(ModelOptions, args).load())
+    caffe = read_options(ModelOptions, args)
+    check_outputs(args.output, inputs=(caffe.proto, caffe.model))
+    model = convert_network(caffe.load())
     for note in model.notes:
         console.say(f"note: {note}")
     if args.no_optimize:

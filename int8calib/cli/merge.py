@@ -9,7 +9,7 @@ import argparse
 
 from int8calib.cli.console import Console
 from int8calib.cli.options import MessageOptions, read_options
-from int8calib.cli.outputs import check_output
+from int8calib.cli.outputs import check_outputs
 from int8calib.errors import OptionError
 
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.calibration.statistics.store import common_images
 
     console = Console(read_options(MessageOptions, args))
-    check_output(args.output)
+    check_outputs([args.output])
     if len(set(args.files)) < len(args.files):
         raise OptionError("a file is named twice; its images would count twice")
     parts = {name: load_collected(name) for name in args.files}

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from int8calib.errors import OutputError
+from int8calib.files import check_target, file_mode, write_all
 
 if TYPE_CHECKING:
     from int8calib.caffe.engine.run import Net
@@ -11,35 +18,97 @@ if TYPE_CHECKING:
     from int8calib.calibration.layers import QuantLayer
     from int8calib.calibration.options import Options
     from int8calib.cli.console import Console
-    from int8calib.table.model import CalibrationTable
+    from int8calib.files import Contents
+    from int8calib.table import CalibrationTable
+
+_OWN_STREAMS = ("/dev/std", "/dev/fd/", "/proc/self/fd/")
 
 
-def check_output(output: str) -> None:
-    """Raise `OutputError` for an output that cannot be written, before the work begins."""
-    from int8calib.files import check_target
+class TableFiles:
+    """The file of a table, and what is written beside it under its name with another ending.
 
-    check_target(output)
+    A device, a pipe or `/dev/stdout` has nothing beside it.
+    """
+
+    def __init__(self, output: str, *endings: str) -> None:
+        self.output = output
+        self.beside = {} if is_stream(output) else {end: f"{output}{end}" for end in endings}
+
+    def check(self, *others: str | None, inputs: Iterable[str | None] = ()) -> None:
+        """Raise `OutputError` where a file, or one of `others`, cannot be written."""
+        named = [path for path in others if path is not None]
+        check_outputs([self.output, *self.beside.values(), *named], inputs)
+
+    def write(
+        self, table: str, texts: Mapping[str, str], others: Contents = MappingProxyType({})
+    ) -> None:
+        """Write the table, `others`, and what `texts` holds for each ending, all or none."""
+        beside = {path: texts[end] for end, path in self.beside.items()}
+        write_all({self.output: table, **beside, **others})
+
+    def told(self, names: Mapping[str, str]) -> str:
+        """Return where what belongs to the table stands, as `; report in net.table.json`."""
+        told = [f"{names[end]} in {path}" for end, path in self.beside.items() if end in names]
+        return f"; {', '.join(told)}" if told else ""
 
 
-def beside(output: str, suffix: str) -> Path:
-    """Return where what belongs to a table goes: beside it, with `suffix` added."""
-    path = Path(output)
-    return path.with_name(path.name + suffix)
+def check_outputs(outputs: Iterable[str], inputs: Iterable[str | None] = ()) -> None:
+    """Check that files can be written, before the work begins.
+
+    Raises `OutputError` for one that cannot, that is named twice, or that is one of `inputs`.
+    """
+    taken = {_place(path): path for path in inputs if path is not None and not is_stream(path)}
+    for path in outputs:
+        check_target(path)
+        if is_stream(path):
+            continue
+        place = _place(path)
+        if place in taken:
+            other = "" if taken[place] == path else f" (as {taken[place]})"
+            raise OutputError(
+                f"{path}: would be overwritten, it is named twice{other}; name another file"
+            )
+        taken[place] = path
 
 
-def write_calibration(
-    output: str,
-    format: str,
-    done: Calibration,
-    layers: tuple[QuantLayer, ...],
-    options: Options,
-) -> None:
-    """Write the table in its format, and the report with everything."""
+def is_stream(path: str) -> bool:
+    """Whether `path` is a device, a pipe or one of the program's own streams."""
+    if path.startswith(_OWN_STREAMS):
+        return True
+    try:
+        mode = file_mode(path)
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def is_stdout(path: str) -> bool:
+    """Whether what is written to `path` arrives where stdout goes."""
+    if path in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        return True
+    try:
+        return is_stream(path) and os.path.samestat(os.fstat(1), Path(path).stat())
+    except (OSError, ValueError):
+        return False
+
+
+def _place(path: str) -> str:
+    """What two names of one file have in common."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return path
+
+
+def calibration_texts(
+    format: str, done: Calibration, layers: Sequence[QuantLayer], options: Options
+) -> tuple[str, str]:
+    """Return the table in its format, and the report with everything, as texts."""
     from int8calib.cli.table_options import laid_out
-    from int8calib.table import write_table
+    from int8calib.table import get_format
 
-    write_table(output, laid_out(done.table, layers, options, format), format)
-    write_table(beside(output, ".json"), done.table, "json")
+    table = laid_out(done.table, layers, options, format)
+    return get_format(format).write(table), get_format("json").write(done.table)
 
 
 def show_calibration(console: Console, done: Calibration) -> None:
@@ -74,32 +143,38 @@ def show_calibration(console: Console, done: Calibration) -> None:
 
 
 class NcnnFiles:
-    """The four files of `--ncnn PREFIX`: a float ncnn model, and the INT8 one."""
+    """The four files of `--ncnn PREFIX`, a float ncnn model and the INT8 one; none without it."""
 
-    def __init__(self, prefix: str) -> None:
-        """Raise `OutputError` for a file that cannot be written."""
-        self.float_files = (f"{prefix}.param", f"{prefix}.bin")
-        self.int8_files = (f"{prefix}-int8.param", f"{prefix}-int8.bin")
-        for path in (*self.float_files, *self.int8_files):
-            check_output(path)
+    def __init__(self, prefix: str | None) -> None:
+        stems = () if prefix is None else (prefix, f"{prefix}-int8")
+        self.paths = tuple(f"{stem}{end}" for stem in stems for end in (".param", ".bin"))
 
     def check(self, net: Net) -> None:
         """Raise `ModelError` for a network that ncnn cannot express, before the work begins."""
         from int8calib.ncnn.convert.network import convert_network
 
-        convert_network(net)
+        if self.paths:
+            convert_network(net)
 
-    def write(self, net: Net, table: CalibrationTable, *, fold_bn: bool, console: Console) -> None:
-        """Write all files of a network and its table, and say so."""
+    def contents(
+        self, net: Net, table: CalibrationTable, *, fold_bn: bool
+    ) -> tuple[Contents, tuple[str, ...]]:
+        """Return what to write to each file for a network and its table, and notes on it."""
         from int8calib.ncnn.convert.deploy import ncnn_pair
-        from int8calib.ncnn.model import save_model
+        from int8calib.ncnn.model import encode_model
 
+        if not self.paths:
+            return {}, ()
         pair = ncnn_pair(net, table, fold_bn=fold_bn)
-        save_model(pair.float_model.layers, *self.float_files)
-        save_model(pair.int8_model.layers, *self.int8_files)
-        for note in pair.float_model.notes:
+        encoded = (*encode_model(pair.float_model.layers), *encode_model(pair.int8_model.layers))
+        return dict(zip(self.paths, encoded, strict=True)), pair.float_model.notes
+
+    def tell(self, console: Console, notes: tuple[str, ...]) -> None:
+        """Say what was written."""
+        for note in notes:
             console.say(f"note: {note}")
-        console.say(f"ncnn models: {self.float_files[0]} in float, {self.int8_files[0]} in INT8")
+        if self.paths:
+            console.say(f"ncnn models: {self.paths[0]} in float, {self.paths[2]} in INT8")
 
 
 def add_ncnn_argument(group: Any) -> None:

@@ -190,7 +190,7 @@ def _mend_streams() -> None:
 def _warnings_as_lines(*, quiet: bool) -> Iterator[None]:
     """Print the warnings of this package as one line each, and no others."""
 
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    def show(message: Warning | str, *rest: Any, **more: Any) -> None:
         if not quiet:
             write_stderr(f"int8calib: warning: {message}")
 

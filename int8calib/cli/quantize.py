@@ -13,7 +13,7 @@ import argparse
 
 from int8calib.cli.console import Console
 from int8calib.cli.options import MessageOptions, read_options
-from int8calib.cli.outputs import check_output
+from int8calib.cli.outputs import check_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(read_options(MessageOptions, args))
     param, weights = args.output
-    for output in args.output:
-        check_output(output)
+    check_outputs(args.output, inputs=(args.param, args.bin, args.table))
     model = load_model(args.param, args.bin)
     rows = read_rows(read_text(args.table), args.table)
     layers = quantize_model(model.layers, rows, args.table, fp32=args.fp32)

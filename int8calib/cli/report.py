@@ -39,7 +39,7 @@ from int8calib.cli.options import (
     add_run_arguments,
     read_options,
 )
-from int8calib.cli.outputs import check_output
+from int8calib.cli.outputs import check_outputs
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(read_options(MessageOptions, args))
     model = read_options(ModelOptions, args)
     options = read_options(_ReportOptions, args)
-    check_output(args.output)
+    check_outputs([args.output], inputs=(model.proto, model.model, *args.table))
     require_matplotlib()
     tables = read_tables(args.table)
     first = next(iter(tables.values()))

@@ -10,7 +10,7 @@ import argparse
 
 from int8calib.cli.console import Console
 from int8calib.cli.options import MessageOptions, read_options
-from int8calib.cli.outputs import beside, check_output, show_calibration, write_calibration
+from int8calib.cli.outputs import TableFiles, calibration_texts, is_stdout, show_calibration
 from int8calib.cli.table_options import BY_BLOB, TableOptions, add_choice_arguments
 from int8calib.errors import StatisticsError
 
@@ -28,8 +28,9 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.calibration.assemble import assemble
     from int8calib.calibration.collected import load_collected
 
-    console = Console(read_options(MessageOptions, args))
-    check_output(args.output)
+    console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
+    files = TableFiles(args.output, ".json")
+    files.check(inputs=(args.statistics,))
     stored = load_collected(args.statistics)
     statistics = stored.statistics
     if not statistics.histograms:
@@ -47,10 +48,11 @@ def run(args: argparse.Namespace) -> int:
     done = assemble(
         stored.layers, statistics, options, source=stored.source, blobs=stored.blobs, meta=meta
     )
-    write_calibration(args.output, args.format, done, stored.layers, options)
+    table, report = calibration_texts(args.format, done, stored.layers, options)
+    files.write(table, {".json": report})
     show_calibration(console, done)
     console.say(
-        f"{args.output}: {len(done.table.layers)} layers from {statistics.images} images; "
-        f"report in {beside(args.output, '.json')}"
+        f"{args.output}: {len(done.table.layers)} layers from {statistics.images} images"
+        f"{files.told({'.json': 'report'})}"
     )
     return 0

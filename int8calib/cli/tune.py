@@ -23,7 +23,7 @@ from int8calib.cli.comparison import (
     add_scores_argument,
     comparison_images,
 )
-from int8calib.cli.config import add_config_argument, write_config
+from int8calib.cli.config import add_config_argument, config_text
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.labels import LabelledImages
@@ -35,14 +35,15 @@ from int8calib.cli.options import (
     add_run_arguments,
     read_options,
 )
-from int8calib.cli.outputs import NcnnFiles, add_ncnn_argument, beside, check_output
+from int8calib.cli.outputs import NcnnFiles, TableFiles, add_ncnn_argument, is_stdout
 from int8calib.cli.table_options import add_fold_arguments, add_layer_arguments
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from int8calib.calibration.options import Options
+    from int8calib.files import Contents
     from int8calib.tuning.results import TuneOptions, Tuning
 
 
@@ -153,20 +154,22 @@ def _add_budget_arguments(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune and write what was found."""
+    from int8calib.table import get_format
     from int8calib.tuning.search import tune
 
     started = time.perf_counter()
-    console = Console(read_options(MessageOptions, args))
+    console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
+    model = read_options(ModelOptions, args)
     options = read_options(_TuneOptions, args)
-    for path in (options.output, *(options.write_model or ())):
-        check_output(path)
+    files = TableFiles(options.output, ".json", ".toml", ".txt")
+    models = NcnnFiles(args.ncnn)
+    others = (*models.paths, *(options.write_model or ()))
+    files.check(*others, inputs=(model.proto, model.model))
     machine = read_options(RunOptions, args)
     calibration = options.calibration(machine)
     tuning = options.tuning()
-    models = NcnnFiles(args.ncnn) if args.ncnn else None
-    net = read_options(ModelOptions, args).load()
-    if models is not None:
-        models.check(net)
+    net = model.load()
+    models.check(net)
     images = comparison_images(
         image_options(args), net, args.scores, args.outputs, workers=machine.worker_count
     )
@@ -174,16 +177,25 @@ def run(args: argparse.Namespace) -> int:
     with console.progress() as progress:
         found = tune(net, batches, calibration, tuning, progress=progress)
     images.tell(console)
-    _write(options, found, vars(args))
-    if models is not None:
-        fold = options.fold_bn or found.changed
-        models.write(found.net, found.table, fold_bn=fold, console=console)
+    fold = options.fold_bn or found.changed
+    contents, notes = models.contents(found.net, found.table, fold_bn=fold)
+    texts = {
+        ".json": _report(found),
+        ".toml": config_text("tune", vars(args), add_arguments),
+        ".txt": "\n".join([*_explained(options, found), ""]),
+    }
+    files.write(
+        get_format("ncnn").write(found.table),
+        texts,
+        {**contents, **_model_contents(options, found)},
+    )
     _show(console, found)
     seconds = time.perf_counter() - started
     console.say(
         f"{options.output}: {len(found.table.layers)} layers in INT8, tuned on {found.images} "
-        f"images in {seconds:.1f} s; the choices are explained in {beside(options.output, '.txt')}"
+        f"images in {seconds:.1f} s{files.told({'.txt': 'the choices explained'})}"
     )
+    models.tell(console, notes)
     return 0
 
 
@@ -268,21 +280,23 @@ class _TuneOptions:
         return self.more_work / 100
 
 
-def _write(options: _TuneOptions, found: Tuning, arguments: Mapping[str, Any]) -> None:
-    """Model first, then what belongs to it: a table never stands there without its model."""
-    from int8calib.caffe.export import write_model
-    from int8calib.files import write_atomic
-    from int8calib.table import write_table
+def _report(found: Tuning) -> str:
+    """The table's report with what the tuning settled."""
+    from int8calib.table import get_format
 
-    output = options.output
-    if options.write_model:
-        caffemodel, prototxt = options.write_model
-        write_model(found.net, prototxt, caffemodel)
-    write_table(output, found.table)
-    report = replace(found.table, meta={**found.table.meta, "tuning": found.as_dict()})
-    write_table(beside(output, ".json"), report, "json")
-    write_config(beside(output, ".toml"), "tune", arguments, add_arguments)
-    write_atomic(beside(output, ".txt"), "\n".join([*_explained(options, found), ""]))
+    meta = {**found.table.meta, "tuning": found.as_dict()}
+    return get_format("json").write(replace(found.table, meta=meta))
+
+
+def _model_contents(options: _TuneOptions, found: Tuning) -> Contents:
+    """What `--write-model` writes: a table never stands there without its model."""
+    from int8calib.caffe.export import encode_model
+
+    if options.write_model is None:
+        return {}
+    caffemodel, prototxt = options.write_model
+    structure, weights = encode_model(found.net)
+    return {caffemodel: weights, prototxt: structure}
 
 
 def _explained(options: _TuneOptions, found: Tuning) -> list[str]:

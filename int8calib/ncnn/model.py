@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from int8calib.errors import ModelFileError
-from int8calib.files import open_atomic, write_atomic
+from int8calib.files import write_all
 from int8calib.ncnn.param import NcnnLayer, format_param, parse_param
 from int8calib.ncnn.weights import read_weights, write_weights
 
@@ -74,16 +74,12 @@ def save_model(
     *,
     width: int = 24,
 ) -> None:
-    """Write both files of a model; raises `OutputError`, and leaves old files alone then."""
+    """Write both files of a model or none; raises `OutputError`."""
+    structure, data = encode_model(layers, width=width)
+    write_all({os.fspath(param): structure, os.fspath(weights): data})
+
+
+def encode_model(layers: Iterable[NcnnLayer], *, width: int = 24) -> tuple[str, bytes]:
+    """Encode a model as the content of its `.param` and `.bin`."""
     layers = tuple(layers)
-    write_pair(format_param(layers, width=width), write_weights(layers), param, weights)
-
-
-def write_pair(
-    text: str, data: bytes, param: str | os.PathLike[str], weights: str | os.PathLike[str]
-) -> None:
-    """Write a structure file and its weights, both or none; raises `OutputError`."""
-    with open_atomic(weights) as file:
-        file.write(data)
-        # The weights take their name only after the structure has been written.
-        write_atomic(param, text)
+    return format_param(layers, width=width), write_weights(layers)

@@ -162,7 +162,7 @@ def test_every_error_is_one_line_and_exit_2(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(merge, "check_output", fail)
+    monkeypatch.setattr(merge, "check_outputs", fail)
     words = ["merge", "a", "--output", str(tmp_path / "m.npz")]
     assert main(words) == 2
     said = capsys.readouterr().err
