@@ -1,1 +1,1 @@
-"""Options, statistics and weights come in, calibration tables with their evidence go out."""
+"""Calibration of any network that an executor runs: statistics, thresholds, scales, tables."""

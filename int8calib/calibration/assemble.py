@@ -1,4 +1,4 @@
-"""Described layers and statistics come in, a calibration table with its evidence goes out.
+"""Assembly of a calibration table, with its evidence, from layers and statistics.
 
 Nothing here needs the network: the same code serves a calibration and statistics from a file.
 """
@@ -22,15 +22,28 @@ from int8calib.calibration.thresholds import find_thresholds
 from int8calib.errors import OptionError, StatisticsError
 from int8calib.levels import LEVELS
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
+from int8calib.words import listed
 
 FEW_IMAGES = 50
+"""Fewer images than this are warned of."""
 FAR_BELOW = 0.1
+"""A threshold below this share of the absmax is warned of."""
 _SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What a calibration gives: the table, the statistics behind it, and what to look at."""
+    """What a calibration gives.
+
+    Attributes
+    ----------
+    table : CalibrationTable
+        The table, with its evidence.
+    statistics : Statistics
+        What it was made from.
+    warnings : tuple of str
+        What to look at, a line each.
+    """
 
     table: CalibrationTable
     statistics: Statistics
@@ -39,7 +52,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Blobs:
-    """The blobs of a network by name: the key of each one's last version, and the inputs."""
+    """The blobs of a network.
+
+    Attributes
+    ----------
+    keys : mapping of str to str
+        Every blob by name, with the key of its last version.
+    inputs : frozenset of str
+        The keys of those that are inputs.
+    """
 
     keys: Mapping[str, str]
     inputs: frozenset[str]
@@ -50,10 +71,22 @@ def select_layers(
     options: Options,
     blocked: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[QuantLayer, ...]:
-    """The layers that `options` want in INT8; raises `OptionError` for a pattern without a layer.
+    """Return the layers that the options want in INT8.
 
     The methods of layers and their 6-bit weights are checked here too, before any image runs.
-    `blocked` names layers that stay in float, with what stands in their way.
+
+    Parameters
+    ----------
+    layers : sequence of QuantLayer
+        All that can be INT8.
+    options : Options
+    blocked : mapping of str to str
+        Layers that stay in float, with what stands in their way.
+
+    Raises
+    ------
+    OptionError
+        For a pattern without a layer, and where no layer is left.
     """
     chosen = chosen_layers(layers, options, blocked)
     blob_methods(layers, chosen, options)
@@ -74,12 +107,35 @@ def assemble(
     blocked: Mapping[str, str] = MappingProxyType({}),
     warnings: Sequence[str] = (),
 ) -> Calibration:
-    """The table of `layers` (all of the network's) from statistics; `source` names the network.
+    """Return the table of a network from the statistics of its blobs.
 
     Consumers of a blob share its scale. A layer whose bottom is always zero is left out (ncnn
-    then runs it in float), with a warning. With `options.all_blobs`, `blobs` says what they are.
-    `blocked` names layers that stay in float, with what stands in their way; `warnings` are those
-    of the network, which come first.
+    then runs it in float), with a warning.
+
+    Parameters
+    ----------
+    layers : sequence of QuantLayer
+        All that can be INT8.
+    statistics : Statistics
+        Of the blobs that they read, with histograms.
+    options : Options
+    source : str
+        What messages call the network.
+    blobs : Blobs, optional
+        All blobs, for `options.all_blobs`.
+    meta : mapping
+        JSON values for the report.
+    blocked : mapping of str to str
+        Layers that stay in float, with what stands in their way.
+    warnings : sequence of str
+        Those of the network, which come first.
+
+    Raises
+    ------
+    StatisticsError
+        Where statistics are missing, or every bottom is zero.
+    OptionError
+        For a pattern without a layer, and where no layer is left.
     """
     chosen = select_layers(layers, options, blocked)
     methods, notes = blob_methods(layers, [layer.name for layer in chosen], options)
@@ -87,20 +143,20 @@ def assemble(
     if options.all_blobs and blobs is not None:
         for key in blobs.keys.values():
             wanted.setdefault(key, default_method(key in blobs.inputs, options))
-    found = _evidence(statistics, wanted, options)
-    rows, of_layers = _rows(chosen, found, options)
+    evidence = _evidence(statistics, wanted, options)
+    rows, of_layers = _rows(chosen, evidence, options)
     if not rows:
         raise StatisticsError(f"{source}: every quantized layer has a bottom of zeros")
-    warnings = [*warnings, *_run_warnings(statistics, found, methods), *notes, *of_layers]
+    warnings = [*warnings, *_run_warnings(statistics, evidence, methods), *notes, *of_layers]
     table = CalibrationTable(
         tuple(rows),
-        _blob_scales(blobs, found) if options.all_blobs and blobs is not None else {},
+        _blob_scales(blobs, evidence) if options.all_blobs and blobs is not None else {},
         {
             "int8calib": int8calib.__version__,
             "images": statistics.images,
             "options": asdict(options),
             **meta,
-            "stability": summary({blob: found[blob].spread for blob in methods}),
+            "stability": summary({blob: evidence[blob].spread for blob in methods}),
             "warnings": warnings,
         },
     )
@@ -141,13 +197,13 @@ def _clipped(histogram: Histogram, threshold: float) -> float:
 
 
 def _rows(
-    layers: Iterable[QuantLayer], found: Mapping[str, BottomEvidence], options: Options
+    layers: Iterable[QuantLayer], of_blobs: Mapping[str, BottomEvidence], options: Options
 ) -> tuple[list[LayerScales], list[str]]:
     """The rows of every layer with a living bottom, and what there is to say."""
     rows, warnings = [], []
     weights = options.weight_options()
     for layer in layers:
-        evidence = found[layer.blob]
+        evidence = of_blobs[layer.blob]
         if evidence.threshold <= 0:
             warnings.append(
                 f"{layer.name}: its bottom {evidence.blob} is 0 in every image; left in float"
@@ -164,29 +220,28 @@ def _rows(
     return rows, [*warnings, *_dead_warnings(rows)]
 
 
-def _blob_scales(blobs: Blobs, found: Mapping[str, BottomEvidence]) -> dict[str, float]:
+def _blob_scales(blobs: Blobs, evidence: Mapping[str, BottomEvidence]) -> dict[str, float]:
     """127 over threshold by blob name, last version each; a blob of zeros has none."""
     return {
-        name: LEVELS / found[key].threshold
+        name: LEVELS / evidence[key].threshold
         for name, key in blobs.keys.items()
-        if found[key].threshold > 0
+        if evidence[key].threshold > 0
     }
 
 
 def _run_warnings(
-    statistics: Statistics, found: Mapping[str, BottomEvidence], bottoms: Iterable[str]
+    statistics: Statistics, evidence: Mapping[str, BottomEvidence], bottoms: Iterable[str]
 ) -> list[str]:
     warnings = []
     if statistics.images < FEW_IMAGES:
         warnings.append(
             f"few images: {statistics.images}; thresholds settle from about {FEW_IMAGES} on"
         )
-    spreads = {blob: found[blob].spread or 0.0 for blob in bottoms}
+    spreads = {blob: evidence[blob].spread or 0.0 for blob in bottoms}
     moving = sorted((b for b in spreads if spreads[b] > UNSTEADY), key=lambda b: -spreads[b])
     if moving:
-        shown = ", ".join(f"{blob} by {100 * spreads[blob]:.0f} %" for blob in moving[:_SHOWN])
-        more = f" and {len(moving) - _SHOWN} more" if len(moving) > _SHOWN else ""
-        warnings.append(f"more images would still move the thresholds of {shown}{more}")
+        shown = listed((f"{blob} by {100 * spreads[blob]:.0f} %" for blob in moving), _SHOWN)
+        warnings.append(f"more images would still move the thresholds of {shown}")
     return warnings
 
 
@@ -195,20 +250,21 @@ def _dead_warnings(rows: Sequence[LayerScales]) -> list[str]:
     dead = [row for row in rows if row.dead_channels]
     if not dead:
         return []
-    shown = ", ".join(
-        f"{row.name} {len(row.dead_channels)} of {len(row.weight_scales)}" for row in dead[:_SHOWN]
-    )
-    more = f" and {len(dead) - _SHOWN} more" if len(dead) > _SHOWN else ""
+    counts = (f"{row.name} {len(row.dead_channels)} of {len(row.weight_scales)}" for row in dead)
     total = sum(len(row.dead_channels) for row in dead)
     return [
-        f"{total} weight rows are dead (nothing in them counts) and get the scale 1: {shown}{more}"
+        f"{total} weight rows are dead (nothing in them counts) and get the scale 1: "
+        f"{listed(counts, _SHOWN)}"
     ]
 
 
 def tool_rows(table: CalibrationTable) -> CalibrationTable:
-    """`table` with one weight scale a layer, as the reference tool has it with `--group 0`.
+    """Return a table with one weight scale a layer, as the reference tool's with `--group 0`.
 
-    Raises `OptionError` for a layer whose scales differ: it was made with another granularity.
+    Raises
+    ------
+    OptionError
+        For a layer whose scales differ: it was made with another granularity.
     """
     rows = []
     for layer in table.layers:
@@ -222,7 +278,7 @@ def tool_rows(table: CalibrationTable) -> CalibrationTable:
 
 
 def tool_v1_rows(table: CalibrationTable, layers: Sequence[QuantLayer]) -> CalibrationTable:
-    """`table` as the reference tool's first version has it: rows of its kind of layers alone.
+    """Return a table as the reference tool's first version has it.
 
     That is one weight scale for each ungrouped or grouped convolution of a 1x1 or 3x3 window.
     """

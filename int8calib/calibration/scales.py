@@ -1,4 +1,4 @@
-"""Weights to weight scales: one scale per row of a quantized layer's weights.
+"""Weight scales: one for each row of a quantized layer's weights.
 
 A scale is levels / threshold, with 127 levels for 8-bit weights and 31 for 6-bit ones. Bottom
 scales are the same division, done where thresholds become table rows.
@@ -32,7 +32,12 @@ DEAD_ABSMAX = 1e-20
 class Grid:
     """The whole numbers that the weights of a row may become.
 
-    They lie within -`qmax`..`qmax`, and their absolute values add up to at most `row_sum`.
+    Attributes
+    ----------
+    qmax : int
+        They lie within -qmax..qmax.
+    row_sum : float
+        What their absolute values may add up to.
     """
 
     qmax: int
@@ -43,20 +48,28 @@ class Grid:
 class WeightOptions:
     """How weight scales are found.
 
-    granularity
-        `per-channel`: a scale per output channel (per group in grouped layers, as ncnn has it);
-        `per-group`: a scale per group, so one value for all channels of an ungrouped layer;
-        `per-tensor`: one value for the whole layer. ncnn reads the same number of scales in
-        each case; equal ones are repeated.
-    method
-        how the threshold of a row is found: `absmax`, `aciq` or `mse`. None: `absmax`, but in a
-        calibration by `aciq` also `aciq`, as ncnn2table does.
-    winograd
-        whether layers that ncnn may run by int8 winograd get 6-bit weights (31 levels).
-    six_bit
-        names or patterns of layers that get 6-bit weights in any case.
-    dead
-        rows whose largest |w| is below this have no weights and get the scale 1.
+    Attributes
+    ----------
+    granularity : str
+        ``per-channel``: a scale for each output channel (for each group in grouped layers, as
+        ncnn has it); ``per-group``: a scale for each group, so one value for all channels of an
+        ungrouped layer; ``per-tensor``: one value for the whole layer. ncnn reads the same
+        number of scales in each case; equal ones are repeated.
+    method : str or None
+        How the clip of a row is found: ``absmax``, ``aciq`` or ``mse``. None: ``absmax``, but in
+        a calibration by ``aciq`` also ``aciq``, as ncnn2table does.
+    winograd : bool
+        Whether layers that ncnn may run by int8 winograd get 6-bit weights. Their levels stay
+        within -31..31 by ``absmax`` and ``mse``; ``aciq`` goes beyond, as ncnn2table does.
+    six_bit : tuple of str
+        Names or patterns of layers that get 6-bit weights in any case.
+    dead : float
+        Rows whose largest |w| is below this have no weights and get the scale 1.
+
+    Raises
+    ------
+    OptionError
+        For values that mean nothing.
     """
 
     granularity: str = "per-channel"
@@ -79,12 +92,12 @@ class WeightOptions:
             raise OptionError(f"dead weights below {self.dead}; expected at least {DEAD_ABSMAX}")
 
     def levels(self, layer: QuantLayer) -> int:
-        """The quantization levels on each side of zero for the weights of `layer`."""
+        """Return the levels on each side of zero for the weights of a layer."""
         six = self._named_six_bit(layer) or (self.winograd and layer.winograd)
         return WINOGRAD_LEVELS if six else LEVELS
 
     def grid(self, layer: QuantLayer) -> Grid:
-        """What the levels of `layer` may be where they are chosen for each row by itself.
+        """Return what the levels of a layer may be, chosen for each row by itself.
 
         31 levels are what keeps int8 winograd safe whatever the weights. Where the weights are
         known, their sum tells how large an output can become, and 127 levels are mostly safe too.
@@ -99,7 +112,7 @@ class WeightOptions:
         return any(p == layer.name or fnmatchcase(layer.name, p) for p in self.six_bit)
 
     def whole(self, layer: QuantLayer) -> bool:
-        """Whether one threshold serves all weights of `layer`."""
+        """Return whether one clip serves all weights of a layer."""
         grouped = layer.kind == "ConvolutionDepthWise"
         return self.granularity == "per-tensor" or (self.granularity == "per-group" and not grouped)
 

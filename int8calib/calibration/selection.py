@@ -1,4 +1,4 @@
-"""Names and patterns come in; which layers are quantized, and by which method, goes out.
+"""Which layers are quantized, and by which method, from names and patterns.
 
 A pattern is a layer's name, or a glob of names (`fire*/expand*`). One that matches nothing is a
 mistake and never passed over.
@@ -26,17 +26,30 @@ REPLICAS = frozenset(("kl-tool", "kl-tool-v1", "aciq"))
 
 
 def matching(names: Sequence[str], pattern: str, option: str) -> tuple[str, ...]:
-    """The names that `pattern` means; raises `OptionError` with near names where none.
+    """Return the names that a pattern means.
 
-    A name that is written out means that layer alone, whatever glob characters it holds.
+    Parameters
+    ----------
+    names : sequence of str
+        Those of all layers.
+    pattern : str
+        A glob, or a name: written out it means that layer alone, whatever glob characters it
+        holds.
+    option : str
+        The option that holds the pattern, for the message.
+
+    Raises
+    ------
+    OptionError
+        With near names, for a pattern that matches none.
     """
     if pattern in names:
         return (pattern,)
-    found = tuple(name for name in names if fnmatchcase(name, pattern))
-    if not found:
+    matched = tuple(name for name in names if fnmatchcase(name, pattern))
+    if not matched:
         near = get_close_matches(pattern, names, n=3, cutoff=0.5) or list(names[:3])
         raise OptionError(f"{option} {pattern}: matches no layer; near names are {', '.join(near)}")
-    return found
+    return matched
 
 
 def chosen_layers(
@@ -105,11 +118,31 @@ def _means(patterns: Iterable[str], name: str) -> bool:
 def blob_methods(
     layers: Sequence[QuantLayer], chosen: Iterable[str], options: Options
 ) -> tuple[dict[str, str], list[str]]:
-    """The method of each bottom of the `chosen` layers, and notes on what followed from what.
+    """Return the method of each blob that the chosen layers read.
 
     A blob has one threshold for all its consumers, since ncnn requantizes it by one scale. So a
-    method given to one consumer holds for all of them (a note says so), and two different
-    methods given to consumers of one blob are an `OptionError` that names both layers.
+    method given to one consumer holds for all of them.
+
+    Parameters
+    ----------
+    layers : sequence of QuantLayer
+        All that can be quantized.
+    chosen : iterable of str
+        The names of those that will be.
+    options : Options
+        The methods.
+
+    Returns
+    -------
+    methods : dict of str to str
+        By blob.
+    notes : list of str
+        What followed from what.
+
+    Raises
+    ------
+    OptionError
+        Names two layers that read one blob and were given different methods.
     """
     wanted = set(chosen)
     given = _given_methods(layers, options.layer_methods)
@@ -153,7 +186,7 @@ def _given_methods(
 
 
 def default_method(is_input: bool, options: Options) -> str:
-    """The method of a blob that no layer-method names; `is_input`: whether it is an input."""
+    """Return the method of a blob, an input or not, that no layer-method names."""
     if not is_input or options.input_method == SAME:
         return options.method
     if options.input_method == AUTO:

@@ -1,4 +1,4 @@
-"""Histograms of all images and of half of them come in; how far thresholds still move goes out."""
+"""How far thresholds still move with more images, told from those of half of the images."""
 
 from __future__ import annotations
 
@@ -23,30 +23,47 @@ def threshold_spreads(
     *,
     percentile: float,
 ) -> dict[str, float]:
-    """How uncertain each blob's threshold is, as a share of it: 0.02 is plus or minus 2 %.
+    """Estimate how uncertain each blob's threshold is.
 
     Both halves of the images get a threshold of their own. Where these are independent and each
     scatters by sigma, their difference scatters by sqrt(2) sigma and the threshold of all images
-    by sigma / sqrt(2), so half of the difference is an estimate of its standard error. Blobs with
-    too few images for two halves are left out.
+    by sigma / sqrt(2), so half of the difference is an estimate of its standard error.
+
+    Parameters
+    ----------
+    histograms, halves : mapping of str to Histogram
+        Of all images, and of about half of them, by blob.
+    methods : mapping of str to str
+        The method of each blob.
+    percentile : float
+        As in `MethodOptions`.
+
+    Returns
+    -------
+    dict of str to float
+        The standard error as a share of the threshold: 0.02 is plus or minus 2 %. Blobs with too
+        few images for two halves are left out.
     """
     first = {blob: half for blob, half in halves.items() if half.nonzero and blob in methods}
     second = {blob: _rest(histograms[blob], half) for blob, half in first.items()}
     blobs = [blob for blob, rest in second.items() if rest.nonzero]
     chosen = {blob: methods[blob] for blob in blobs}
-    found = [
+    thresholds = [
         find_thresholds({blob: half[blob] for blob in blobs}, chosen, percentile=percentile)
         for half in (first, second)
     ]
     spreads = {}
     for blob in blobs:
-        a, b = (_value(half[blob], t[blob]) for half, t in zip((first, second), found, strict=True))
+        a, b = (
+            _value(half[blob], threshold[blob])
+            for half, threshold in zip((first, second), thresholds, strict=True)
+        )
         spreads[blob] = abs(a - b) / (a + b)
     return spreads
 
 
 def summary(spreads: Mapping[str, float | None]) -> dict[str, Any] | None:
-    """The median and the worst of all spreads, and the blob that has it; None without any."""
+    """Return the median and the worst of all spreads, and its blob; None without any."""
     known = {blob: spread for blob, spread in spreads.items() if spread is not None}
     if not known:
         return None

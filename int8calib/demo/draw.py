@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from int8calib.demo.shapes import SHAPES, Array, box, disc
+from int8calib.demo.shapes import SHAPES, Doubles, box, disc
 
 __all__ = ["LABELS", "SIZE", "Image", "draw_images", "encode_png", "write_images"]
 
@@ -100,18 +100,18 @@ def _picture(rng: np.random.Generator, label: str) -> Image:
     if rng.random() < 0.4:
         canvas = _blurred(canvas)
     # Three uniform numbers added up are near enough to a normal one, of deviation 0.5.
-    noise: Array = rng.random((3, SIZE, SIZE, 3)).sum(axis=0) - 1.5
+    noise: Doubles = rng.random((3, SIZE, SIZE, 3)).sum(axis=0) - 1.5
     canvas += noise * 2.0 * _between(rng, 2.0, 28.0)
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
-def _background(rng: np.random.Generator) -> Array:
+def _background(rng: np.random.Generator) -> Doubles:
     """A (SIZE, SIZE, 3) ramp between two colors, with a wave or a grid of patches on it."""
     first, second = _color(rng), _color(rng)
     second = first + (second - first) * 0.45
     angle = _between(rng, 0.0, 2 * np.pi)
-    along: Array = (_COLUMNS * np.cos(angle) + _ROWS * np.sin(angle)) / SIZE
-    texture: Array = np.zeros((SIZE, SIZE))
+    along: Doubles = (_COLUMNS * np.cos(angle) + _ROWS * np.sin(angle)) / SIZE
+    texture: Doubles = np.zeros((SIZE, SIZE))
     kind = _pick(rng, 3)
     if kind == 1:
         waves = _between(rng, 4.0, 40.0)
@@ -121,11 +121,11 @@ def _background(rng: np.random.Generator) -> Array:
         patches = rng.random((SIZE // cell, SIZE // cell)) * 2.0 - 1.0
         texture = patches.repeat(cell, axis=0).repeat(cell, axis=1)
     strength = _between(rng, 4.0, 28.0)
-    ramp: Array = first + along[..., None] * (second - first)
+    ramp: Doubles = first + along[..., None] * (second - first)
     return ramp + strength * texture[..., None]
 
 
-def _mark(canvas: Array, rng: np.random.Generator) -> None:
+def _mark(canvas: Doubles, rng: np.random.Generator) -> None:
     """Paint a dot, a speck or a line of any color somewhere: smaller than every shape."""
     center = rng.random(2) * SIZE
     x, y = _local(rng, center, 1.0, squeeze=1.0)
@@ -140,8 +140,8 @@ def _mark(canvas: Array, rng: np.random.Generator) -> None:
 
 
 def _local(
-    rng: np.random.Generator, center: Array, radius: float, squeeze: float
-) -> tuple[Array, Array]:
+    rng: np.random.Generator, center: Doubles, radius: float, squeeze: float
+) -> tuple[Doubles, Doubles]:
     """Pixel centers in the turned frame of a shape at `center`, where `radius` pixels are 1."""
     angle = _between(rng, 0.0, 2 * np.pi)
     x, y = (_COLUMNS - center[0]) / radius, (_ROWS - center[1]) / radius
@@ -149,19 +149,19 @@ def _local(
     return x * cos + y * sin, (y * cos - x * sin) / squeeze
 
 
-def _paint(canvas: Array, distance: Array, color: Array) -> None:
+def _paint(canvas: Doubles, distance: Doubles, color: Doubles) -> None:
     """Put `color` where `distance` (pixels) is negative; the edge is one pixel soft."""
     cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
     canvas += cover * (color - canvas)
 
 
-def _blurred(canvas: Array) -> Array:
+def _blurred(canvas: Doubles) -> Doubles:
     """Mean of each pixel and its right and lower neighbors; the last row and column repeat."""
     padded = np.pad(canvas, ((0, 1), (0, 1), (0, 0)), mode="edge")
     return (padded[:-1, :-1] + padded[1:, :-1] + padded[:-1, 1:] + padded[1:, 1:]) / 4.0
 
 
-def _color_away_from(rng: np.random.Generator, other: Array) -> Array:
+def _color_away_from(rng: np.random.Generator, other: Doubles) -> Doubles:
     """A random color whose Euclidean distance to `other` is at least 60 levels."""
     while True:
         color = _color(rng)
@@ -169,7 +169,7 @@ def _color_away_from(rng: np.random.Generator, other: Array) -> Array:
             return color
 
 
-def _color(rng: np.random.Generator) -> Array:
+def _color(rng: np.random.Generator) -> Doubles:
     return rng.random(3) * 255.0
 
 

@@ -23,15 +23,15 @@ KL_CURVES = {
 SQUARED = "mse"
 _FLOOR = 1e-12
 
-Array = NDArray[np.float64]
+Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
     """The cost that a method gives each threshold it tries: float64, both of the same length."""
 
-    thresholds: Array
-    costs: Array
+    thresholds: Doubles
+    costs: Doubles
 
     @property
     def smallest(self) -> float:
@@ -73,27 +73,27 @@ def cost_curve(histogram: Histogram, method: str) -> Curve | None:
         return None
     width = histogram.absmax / BINS
     if method == SQUARED:
-        costs: Array = error_kernels.mse_curve(counts.astype(np.float64), LEVELS)
+        costs: Doubles = error_kernels.mse_curve(counts.astype(np.float64), LEVELS)
         first = 1.0
     else:
         costs = getattr(kernels, KL_CURVES[method])(counts.astype(np.float64))
         first = kernels.LEVELS + 0.5
-    places: Array = first + np.arange(len(costs), dtype=np.float64)
+    places: Doubles = first + np.arange(len(costs), dtype=np.float64)
     finite = np.isfinite(costs)
     if not finite.any():
         return None
     return Curve(places[finite] * width, np.maximum(costs[finite], 0.0))
 
 
-def bucket_counts(histogram: Histogram) -> tuple[Array, Array]:
+def bucket_counts(histogram: Histogram) -> tuple[Doubles, Doubles]:
     """Edges (BUCKETS + 1,) and counts (BUCKETS,) of |x|, the bins taken together."""
     counts = histogram.counts.reshape(BUCKETS, -1).sum(axis=1).astype(np.float64)
     return np.linspace(0.0, histogram.absmax, BUCKETS + 1), counts
 
 
 def split_steps(
-    edges: Array, heights: Array, at: float
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    edges: Doubles, heights: Doubles, at: float
+) -> tuple[tuple[Doubles, Doubles], tuple[Doubles, Doubles]]:
     """A staircase cut at `at`: edges and heights of what lies below, and of what lies beyond.
 
     The step that is cut appears on both sides. A side without anything is empty.
@@ -113,11 +113,11 @@ def split_steps(
 class WeightRanges:
     """The smallest and the largest weight of each row of a layer: float64 (rows,)."""
 
-    low: Array
-    high: Array
+    low: Doubles
+    high: Doubles
 
     @property
-    def absmax(self) -> Array:
+    def absmax(self) -> Doubles:
         """The largest |w| of each row."""
         return np.maximum(np.abs(self.low), np.abs(self.high)).astype(np.float64)
 
@@ -128,7 +128,7 @@ def weight_ranges(layer: QuantizedLayer) -> WeightRanges:
     return WeightRanges(rows.min(axis=1), rows.max(axis=1))
 
 
-def envelope(low: Array, high: Array) -> tuple[Array, Array, Array]:
+def envelope(low: Doubles, high: Doubles) -> tuple[Doubles, Doubles, Doubles]:
     """Edges, lows and highs of at most BUCKETS groups of neighbors: the extremes of each group."""
     count = len(low)
     edges = np.unique(np.linspace(0, count, min(count, BUCKETS) + 1).round().astype(np.int64))
@@ -144,13 +144,13 @@ def envelope(low: Array, high: Array) -> tuple[Array, Array, Array]:
 class ErrorBand:
     """How an error spreads over the value it happens to: places, 5 %, 50 % and 95 % quantiles."""
 
-    places: Array
-    low: Array
-    middle: Array
-    high: Array
+    places: Doubles
+    low: Doubles
+    middle: Doubles
+    high: Doubles
 
 
-def error_band(values: Array, errors: Array, parts: int = 24) -> ErrorBand | None:
+def error_band(values: Doubles, errors: Doubles, parts: int = 24) -> ErrorBand | None:
     """The quantiles of `errors` in `parts` groups of equally many neighboring `values`.
 
     None for fewer than 20 values.
@@ -167,7 +167,7 @@ def error_band(values: Array, errors: Array, parts: int = 24) -> ErrorBand | Non
     return ErrorBand(places, low, middle, high)
 
 
-def spread_indices(values: Array, count: int) -> NDArray[np.int64]:
+def spread_indices(values: Doubles, count: int) -> NDArray[np.int64]:
     """Indices of at most `count` values that cover the range: evenly in order of size."""
     order = np.argsort(values, kind="stable")
     places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(np.int64)

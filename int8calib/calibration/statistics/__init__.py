@@ -1,1 +1,1 @@
-"""Activations come in, ranges and histograms that can be merged go out."""
+"""Statistics of activations: ranges and histograms, counted, merged, and kept in files."""

@@ -146,17 +146,17 @@ class Checkpoint:
         meta = stored.statistics.meta.get("checkpoint")
         if not isinstance(meta, dict) or meta.keys() != {"fingerprint", "ranges_known"}:
             raise StatisticsError(f"{self.path}: statistics, but no checkpoint of a run")
-        theirs = meta["fingerprint"]
-        if not isinstance(theirs, dict) or not isinstance(meta["ranges_known"], bool):
+        fingerprint = meta["fingerprint"]
+        if not isinstance(fingerprint, dict) or not isinstance(meta["ranges_known"], bool):
             raise StatisticsError(f"{self.path}: a damaged checkpoint; delete it to start anew")
-        for key in sorted(theirs.keys() | self._fingerprint.keys()):
-            if theirs.get(key) != self._fingerprint.get(key):
+        for key in sorted(fingerprint.keys() | self._fingerprint.keys()):
+            if fingerprint.get(key) != self._fingerprint.get(key):
                 raise OptionError(
                     f"{self.path}: is the checkpoint of another job (its {key} differs); repeat "
                     "that job's options, or name another file"
                 )
-        found = set(stored.statistics.ranges)
-        if blobs is not None and found and found != set(blobs):
+        theirs = set(stored.statistics.ranges)
+        if blobs is not None and theirs and theirs != set(blobs):
             raise StatisticsError(
                 f"{self.path}: a checkpoint of other blobs; delete it to start anew"
             )

@@ -1,4 +1,4 @@
-"""An absmax and a number of values in, the clip of a normal distribution out (method `aciq`)."""
+"""Method `aciq`: the clip of a normal distribution, from the absmax and the number of values."""
 
 from __future__ import annotations
 
@@ -24,14 +24,32 @@ _ALPHA = {
 
 
 def aciq_clip(absmax: float, count: int, bits: int = 8) -> float:
-    """Return where to clip `count` normally distributed values whose largest |x| is `absmax`.
+    """Return where to clip normally distributed values.
 
     alpha[bits] * std, with std = 2 absmax 0.175 (1 + sqrt(pi ln 4)) / sqrt(2 ln count) estimated
-    from the range. The result lies beyond the absmax where there are fewer than about 8000 values
-    of 8 bits, as ncnn2table's does. For fewer than 2 values, where the estimate has no meaning, it
-    is the absmax. Source: compute_aciq_gaussian_clip in ncnn's tools/quantize/ncnn2table.cpp;
+    from the range. Source: compute_aciq_gaussian_clip in ncnn's tools/quantize/ncnn2table.cpp;
     R. Banner et al., "Post training 4-bit quantization of convolutional networks for
-    rapid-deployment", 2019. Raises OptionError for bits other than 2 to 8.
+    rapid-deployment", 2019.
+
+    Parameters
+    ----------
+    absmax : float
+        The largest |x|.
+    count : int
+        How many values there are.
+    bits : int
+        Of the quantized values, sign included.
+
+    Returns
+    -------
+    float
+        Beyond the absmax where there are fewer than about 8000 values of 8 bits, as
+        ncnn2table's; the absmax for fewer than 2 values, where the estimate has no meaning.
+
+    Raises
+    ------
+    OptionError
+        For bits other than 2 to 8.
     """
     if bits not in _ALPHA:
         raise OptionError(f"bits {bits}, expected a whole number from 2 to 8")

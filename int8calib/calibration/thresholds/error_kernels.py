@@ -1,4 +1,4 @@
-"""Compiled loops that search the clip of least squared error: counts or weights in, costs out.
+"""Compiled loops that search the clip of least squared error, of activations or of weights.
 
 As in `kernels`, numpy makes running sums over the bins and the kernel takes differences of them;
 entry k of a running sum is the sum of the bins before bin k.
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from int8calib.calibration.thresholds.kernels import Array, running
+from int8calib.calibration.thresholds.kernels import Doubles, running
 from int8calib.compiled import kernel
 
 
-def mse_curve(counts: Array, levels: int) -> Array:
+def mse_curve(counts: Doubles, levels: int) -> Doubles:
     """Return the summed squared error, in bin widths squared, for each threshold t = 1 .. bins.
 
     `levels`: the largest level, 127 for 8 bits. Formula: see `mse.py`.

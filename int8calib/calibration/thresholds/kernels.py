@@ -1,4 +1,4 @@
-"""Compiled loops of the KL methods: one blob's bin counts in, the divergence of each cut out.
+"""Compiled loops of the KL methods: the divergence of each candidate threshold of a blob.
 
 A `..._curve` function takes the counts, float64 (bins,), and returns one float64 cost per
 candidate, the first candidate first. It makes running sums over the bins with numpy; the kernel
@@ -25,21 +25,21 @@ _LN_2 = math.log(2)
 _SQRT_HALF = np.int64(np.sqrt(0.5).view(np.int64))
 """The bits of sqrt(1/2) as a float64."""
 
-Array = NDArray[np.float64]
+Doubles = NDArray[np.float64]
 _SUMS = "float64[:], float64[:], float64[:]"
 
 
-def running(terms: Array) -> Array:
+def running(terms: Doubles) -> Doubles:
     """Return the running sum of `terms`: entry k sums those before k, so there is one more."""
     return np.concatenate([[0.0], np.cumsum(terms)])
 
 
-def _information(counts: Array) -> Array:
+def _information(counts: Doubles) -> Doubles:
     """Running sum of c ln c, for whole numbers c; 0 where c is 0."""
     return running(counts * np.log(np.maximum(counts, 1.0)))
 
 
-def kl_curve(counts: Array) -> Array:
+def kl_curve(counts: Doubles) -> Doubles:
     """Return ncnn2table's divergence for each threshold t = LEVELS .. bins - 1; not all counts 0.
 
     Formula: see `int8calib.calibration.thresholds.kl.kl`.
@@ -108,7 +108,7 @@ def kl_costs(
         curve[place] = information[t - 1] + last * math.log(last) - cross
 
 
-def kl_tool_curve(counts: Array) -> Array:
+def kl_tool_curve(counts: Doubles) -> Doubles:
     """Return the latest reference tool's divergence for each threshold t = LEVELS .. bins - 1.
 
     Formula: see `int8calib.calibration.thresholds.kl.kl_tool`.
@@ -149,7 +149,7 @@ def kl_tool_costs(count: Any, filled: Any, information: Any, curve: Any) -> None
         curve[t - LEVELS] = cross / p_sum + math.log(q_sum / p_sum)
 
 
-def kl_tool_v1_curve(counts: Array) -> Array:
+def kl_tool_v1_curve(counts: Doubles) -> Doubles:
     """Return the first reference tool's divergence for each threshold t = LEVELS .. bins - 1.
 
     Infinite where bin t - 1 is empty below a tail; not all counts 0. Formula: see
@@ -200,7 +200,7 @@ def kl_tool_v1_costs(count: Any, filled: Any, information: Any, curve: Any) -> N
         curve[t - LEVELS] = divergence
 
 
-def kl_tensorrt_curve(counts: Array) -> Array:
+def kl_tensorrt_curve(counts: Doubles) -> Doubles:
     """Return the divergence of TensorRT's slides for each threshold t = LEVELS .. bins - 1.
 
     Infinite where bin t - 1 is empty below a tail; not all counts 0. Formula: see

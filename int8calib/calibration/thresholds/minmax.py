@@ -1,4 +1,4 @@
-"""A blob's histogram in, its absmax out (method `minmax`)."""
+"""Method `minmax`: the absmax, so that nothing is clipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A blob's histogram in, the threshold of the smallest squared error out (method `mse`)."""
+"""Method `mse`: the smallest expected squared error of clipping and rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A blob's histogram in, a percentile of |x| out (method `percentile`)."""
+"""Method `percentile`: a percentile of the non-zero |x|."""
 
 from __future__ import annotations
 
