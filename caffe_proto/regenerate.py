@@ -1,4 +1,4 @@
-"""Beside the flow: caffe.proto comes in; caffe_pb2.py and caffe_pb2.pyi go out.
+"""The protobuf bindings, caffe_pb2.py and caffe_pb2.pyi, made anew from caffe.proto.
 
 Run ``python -m caffe_proto.regenerate``. It needs the extra ``proto``,
 whose grpcio-tools is pinned: another protoc words its output differently, and a test compares the
@@ -29,11 +29,17 @@ _RUNTIME_CHECK = re.compile(
 
 
 def generate() -> dict[str, str]:
-    """Compile caffe.proto and return the text of each binding, by file name.
+    """Compile caffe.proto.
 
-    Raises:
-        RuntimeError: protoc is missing, failed, or words its version check in another way.
+    Returns
+    -------
+    dict of str to str
+        The text of each binding, by file name.
 
+    Raises
+    ------
+    RuntimeError
+        protoc is missing, failed, or words its version check in another way.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PACKAGE.parent}"]

@@ -18,7 +18,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 import caffe_proto
-from caffe_proto import caffe_pb2, regenerate
+from caffe_proto import caffe_pb2, limits, regenerate
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = FileDescriptorProto.FromString(caffe_pb2.DESCRIPTOR.serialized_pb)
@@ -174,3 +174,17 @@ def test_public_names_are_listed() -> None:
     visible = {n for n in vars(caffe_proto) if not n.startswith("_")} - modules
     visible -= {"annotations", "Any", "TYPE_CHECKING"}
     assert visible <= set(caffe_proto.__all__)
+
+
+def test_limits_are_those_of_the_guide() -> None:
+    guide = (ROOT / "docs" / "guide" / "calibrate.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| ([a-z][^|]*) \| (\d[^|]*) \|$", guide, re.MULTILINE))
+    assert rows["bytes of a prototxt"] == f"{limits.MAX_TEXT_BYTES >> 20} MiB"
+    assert rows["layers of a network"].replace(" ", "") == str(limits.MAX_LAYERS)
+    assert rows["fields of a prototxt that are not known"].replace(" ", "").startswith(
+        f"{limits.MAX_UNREAD},{limits.MAX_DEPTH}messages"
+    )
+    assert limits.MAX_MODEL_BYTES == 2**31 - 1
+    assert rows["blobs of a layer"] == str(limits.MAX_BLOBS)
+    assert rows["axes of a blob"].startswith(f"{limits.MAX_AXES},")
+    assert limits.MAX_VALUES == 2**31 - 1
