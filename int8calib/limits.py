@@ -22,6 +22,9 @@ MAX_ARCHIVE_BYTES = 1 << 31
 MAX_LIST_BYTES = 1 << 28
 """Bytes of a list of images or a file of labels: 256 MiB."""
 
+MAX_CONFIG_BYTES = 1 << 20
+"""Bytes of a file of options: 1 MiB."""
+
 MAX_INPUTS = 10_000_000
 """Inputs in one array file."""
 

@@ -12,11 +12,12 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from int8calib.cli.process import Parser
 from int8calib.errors import OptionError
+from int8calib.files import read_bounded
+from int8calib.limits import MAX_CONFIG_BYTES
 
 OPTION = "--config"
 _NOT_KEPT = frozenset(("help", "config", "quiet", "verbose", "debug", "gpu"))
@@ -77,11 +78,12 @@ def read_config(path: str) -> dict[str, Any]:
         import tomli as tomllib
 
     try:
-        text = Path(path).read_bytes().decode("utf-8")
-        return tomllib.loads(text)
+        return tomllib.loads(read_bounded(path, MAX_CONFIG_BYTES, pipes=True).decode("utf-8"))
     except OSError as error:
         raise OptionError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise OptionError(f"{path}: no TOML file: its values are nested too deeply") from None
+    except ValueError as error:  # no UTF-8, no TOML, or a number of thousands of digits
         raise OptionError(f"{path}: no TOML file: {error}") from None
 
 

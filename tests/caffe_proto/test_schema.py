@@ -181,8 +181,10 @@ def test_limits_are_those_of_the_guide() -> None:
     rows = dict(re.findall(r"^\| ([a-z][^|]*) \| (\d[^|]*) \|$", guide, re.MULTILINE))
     assert rows["bytes of a prototxt"] == f"{limits.MAX_TEXT_BYTES >> 20} MiB"
     assert rows["layers of a network"].replace(" ", "") == str(limits.MAX_LAYERS)
-    assert rows["fields of a prototxt that are not known"].replace(" ", "").startswith(
-        f"{limits.MAX_UNREAD},{limits.MAX_DEPTH}messages"
+    assert (
+        rows["fields of a prototxt that are not known"]
+        .replace(" ", "")
+        .startswith(f"{limits.MAX_UNREAD},{limits.MAX_DEPTH}messages")
     )
     assert limits.MAX_MODEL_BYTES == 2**31 - 1
     assert rows["blobs of a layer"] == str(limits.MAX_BLOBS)
