@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 
-from caffe_proto.limits import MAX_AXES, MAX_VALUES
+import caffe_proto.limits
 from int8calib.errors import ShapeError
+
+MAX_AXES = caffe_proto.limits.MAX_AXES
+"""Axes of a blob. Source: kMaxBlobAxes in Caffe's include/caffe/blob.hpp."""
+
+MAX_VALUES = caffe_proto.limits.MAX_VALUES
+"""Values of a blob or weight (8 GiB of float32). Source: Blob::Reshape of Caffe's
+src/caffe/blob.cpp, which refuses a count above INT_MAX."""
 
 MAX_PIXELS = 1 << 27
 """Pixels of one image, as its file declares them and after resizing: 134 million."""
@@ -58,6 +66,37 @@ def check_shape(shape: Sequence[int], what: str) -> None:
         raise ShapeError(
             f"{what} of shape {_text(shape)} has more than {MAX_VALUES} values (the limit)"
         )
+
+
+def check_memory(values: int, what: str) -> None:
+    """Refuse arrays that are larger than the machine, before memory is asked for them.
+
+    Parameters
+    ----------
+    values
+        How many float32 values they have together.
+    what
+        What they are, for the message, in the plural.
+
+    Raises
+    ------
+    ShapeError
+        Where they take more than the physical memory.
+    """
+    there = physical_memory()
+    if 4 * values > there:
+        raise ShapeError(
+            f"{what} take {4 * values / 2**30:.1f} GiB, but this machine has {there / 2**30:.1f} "
+            "GiB; give a smaller --input-shape, or fewer images to a --batch"
+        )
+
+
+def physical_memory() -> int:
+    """Bytes of memory that the machine has; 64 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 64 << 30
 
 
 def value_count(shape: Iterable[int]) -> int:

@@ -107,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=checkpoint,
         )
     batches.tell(console)
+    for warning in job.warnings:
+        console.say(f"warning: {warning}")
     collected = Collected(statistics, job.candidates, job.named, model.proto, fingerprint)
     save_collected(args.output, collected)
     if checkpoint is not None:

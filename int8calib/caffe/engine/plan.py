@@ -17,6 +17,7 @@ from int8calib.caffe.layers.registry import FastPath, LayerType, find_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.shapes import infer_shapes, require_weights
+from int8calib.limits import check_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,7 @@ class _ScratchBuffers:
         count = -(-prod(shape) // 16) * 16
         begin, self._used = self._used, self._used + count
         self.size = max(self.size, self._used)
+        check_memory(self.size, "the scratch buffers of a layer")
         if self._block is None:
             return np.empty(shape, np.float32)
         return self._block[begin : begin + prod(shape)].reshape(shape)
@@ -116,7 +118,7 @@ def make_plan(
     UnsupportedLayerError
         For a needed layer of an unknown type.
     ShapeError
-        Where shapes do not fit.
+        Where shapes do not fit, or the blobs are larger than the machine's memory.
     WeightsError
         Where weights are missing.
     """
@@ -231,6 +233,7 @@ def _allocate(
                 if owners[top] == top:
                     block_of[top] = _take_block(prod(shapes[top]), sizes, free)
         free.extend(block_of[blob] for blob in died if blob in block_of)
+    check_memory(sum(sizes), "the blobs of one batch")
     blocks = [np.empty(size, np.float32) for size in sizes]
     return {
         blob: blocks[block_of[owner]][: prod(shapes[blob])].reshape(shapes[blob])

@@ -11,8 +11,10 @@ import pytest
 
 import caffe_proto
 import int8calib
+from int8calib import limits
 from int8calib.cli.main import main
 from int8calib.errors import Int8CalibError, ModelError, ShapeError, WeightsError
+from tests.generated import make_model
 from tests.network_styles import conv, data, layer, pool
 
 PADDED = "num_output: 5 kernel_size: 3 pad: 1"
@@ -186,6 +188,22 @@ def test_sizes_beyond_the_limits_take_neither_memory_nor_time(name: str, tmp_pat
     assert len(str(caught.value)) < 700
     assert "\n" not in str(caught.value)
     assert found.warnings
+
+
+def test_blobs_larger_than_the_machine_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three blobs of 4096 bytes besides the input: both readers, and their sum."""
+    text = data(1, 1, 32, 32) + conv("a", "data", "num_output: 1 kernel_size: 1", relu=False)
+    text += conv("b", "data", "num_output: 1 kernel_size: 1", relu=False)
+    proto, model = make_model(tmp_path, text + layer("Eltwise", "sum", "a b"))
+    net = int8calib.load_caffe(proto, model)
+    images = np.ones((1, 1, 32, 32), np.float32)
+    monkeypatch.setattr(limits, "physical_memory", lambda: 4 * 4096)
+    assert net.forward({"data": images})["sum"].shape == images.shape
+    monkeypatch.setattr(limits, "physical_memory", lambda: 2 * 4096)
+    with pytest.raises(ShapeError, match=r"the blobs of one batch take .* this machine has"):
+        int8calib.load_caffe(proto, model).forward({"data": images})
 
 
 def test_limits_are_those_of_caffe(tmp_path: Path) -> None:
