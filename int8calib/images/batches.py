@@ -231,11 +231,13 @@ class _Items:
         """Every index with its item, None where that cannot be used."""
         to_do = iter(range(self._start, len(self._names)))
         waiting: deque[tuple[int, Future[_Item | UnreadableImageError]]] = deque()
-        largest, given, skipped, reason = 1, 0, 0, ""
+        largest, given, skipped, reason = 0, 0, 0, ""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="int8calib-images")
         try:
             while True:
-                room = max(1, min(self._ahead, MAX_AHEAD_BYTES // largest))
+                # Before the first one is there, nobody knows how large they are.
+                fitting = MAX_AHEAD_BYTES // largest if largest else self._threads
+                room = max(1, min(self._ahead, fitting))
                 while len(waiting) < room and (index := next(to_do, None)) is not None:
                     waiting.append((index, pool.submit(_load, self._inputs, index)))
                 if not waiting:
