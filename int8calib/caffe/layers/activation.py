@@ -17,10 +17,23 @@ from int8calib.caffe.layers.shapes import axis_index, same_shape
 
 
 def relu_limits(params: LayerParameter) -> tuple[float | None, float | None]:
-    """The values that a ReLU keeps its top above and below, None where it has no such limit.
+    """Read the limits of a fork's ReLU.
 
+    Parameters
+    ----------
+    params
+        The ReLU layer.
+
+    Returns
+    -------
+    tuple
+        The lower and the upper limit of its top, None where there is none. The lower one is
+        applied last.
+
+    Notes
+    -----
     Source: ReLULayer of the Synopsys fork, where 0 stands for no limit: `relu6` and `maximum` are
-    upper limits (of `maximum`, values above 0), `minimum` is a lower one that comes last.
+    upper limits (of `maximum`, values above 0), `minimum` is a lower one.
     """
     param = params.relu_param
     upper = [6.0] if param.relu6 else []
@@ -126,8 +139,20 @@ def clip(params: LayerParameter, x: Array, out: Array) -> None:
 
 
 def dropout_factor(params: LayerParameter) -> float:
-    """What Dropout multiplies with when it does not drop: 1 - ratio where training did not scale.
+    """Read what a Dropout multiplies with when it does not drop.
 
+    Parameters
+    ----------
+    params
+        The Dropout layer.
+
+    Returns
+    -------
+    float
+        1, or 1 - ratio with `scale_train: false`, where training did not scale.
+
+    Notes
+    -----
     Source: DropoutLayer of the SSD fork; `scale_train` is true by default, as in Caffe.
     """
     param = params.dropout_param

@@ -15,7 +15,22 @@ from int8calib.errors import ShapeError
 
 
 def along(values: Array, axis: int, ndim: int) -> Array:
-    """`values` (any shape) with ones appended, so that they broadcast from `axis` on."""
+    """Append axes of size 1 to values, so that they broadcast from an axis on.
+
+    Parameters
+    ----------
+    values
+        float32, any shape.
+    axis
+        The axis of the larger array that the first axis of `values` belongs to.
+    ndim
+        How many axes the larger array has.
+
+    Returns
+    -------
+    float32 array
+        The same values, with `ndim` - `axis` axes.
+    """
     return values.reshape(*values.shape, *(1,) * (ndim - axis - values.ndim))
 
 

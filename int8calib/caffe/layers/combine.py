@@ -109,7 +109,20 @@ def add(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Arra
 
 
 def concat_axis(params: LayerParameter, ndim: int) -> int:
-    """The axis to join along; the older `concat_dim` counts if it is the one given."""
+    """Read the axis that a Concat joins along.
+
+    Parameters
+    ----------
+    params
+        The Concat layer; its older `concat_dim` counts if that is given.
+    ndim
+        How many axes its bottoms have.
+
+    Returns
+    -------
+    int
+        The axis, counted from the front.
+    """
     param = params.concat_param
     return axis_index(param.concat_dim if param.HasField("concat_dim") else param.axis, ndim)
 

@@ -32,7 +32,18 @@ COLUMNS = 1 << 20
 
 
 def groups(params: LayerParameter) -> int:
-    """The group count; the depthwise types of forks have one group per output channel."""
+    """Count the groups of a convolution.
+
+    Parameters
+    ----------
+    params
+        A Convolution, or one of `DEPTHWISE_TYPES`, which have one group per output channel.
+
+    Returns
+    -------
+    int
+        The number of groups.
+    """
     param = params.convolution_param
     return int(param.num_output if params.type in DEPTHWISE_TYPES else param.group)
 

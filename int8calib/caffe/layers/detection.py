@@ -12,12 +12,10 @@ from caffe_proto import LayerParameter, caffe_pb2
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import layer
 from int8calib.caffe.layers.shapes import need_count
+from int8calib.caffe.layers.suppression import suppress
 from int8calib.errors import ShapeError
 
 _CORNER, _CENTER_SIZE = caffe_pb2.PriorBoxParameter.CORNER, caffe_pb2.PriorBoxParameter.CENTER_SIZE
-
-SUPPRESSED_AT_A_TIME = 64
-"""Boxes whose overlaps are worked out at once."""
 
 
 def _aspect_ratios(params: LayerParameter) -> list[float]:
@@ -132,8 +130,24 @@ def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
 
 
 def decode_boxes(params: LayerParameter, offsets: Array, priors: Array) -> Array:
-    """Boxes (P, ..., 4) from offsets of that shape and priors (2, P, 4); by `code_type`.
+    """Move default boxes by the offsets that a network gives, in the way of `code_type`.
 
+    Parameters
+    ----------
+    params
+        The DetectionOutput layer.
+    offsets
+        float32 (P, ..., 4).
+    priors
+        float32 (2, P, 4): the default boxes x1, y1, x2, y2, and their variances.
+
+    Returns
+    -------
+    float32 array
+        Boxes of the shape of `offsets`.
+
+    Notes
+    -----
     Source: DecodeBBox of the SSD fork's bbox_util.
     """
     param = params.detection_output_param
@@ -152,86 +166,6 @@ def decode_boxes(params: LayerParameter, offsets: Array, priors: Array) -> Array
     return moved
 
 
-def overlaps(boxes: Array, others: Array) -> Array:
-    """Intersection over union of each of (K, 4) boxes with each of (M, 4) others: (K, M)."""
-    sides = []
-    for low, high in ((0, 2), (1, 3)):
-        side = np.minimum(boxes[:, None, high], others[:, high])
-        side -= np.maximum(boxes[:, None, low], others[:, low])
-        sides.append(np.maximum(side, 0, out=side))
-    shared: Array = np.multiply(*sides, out=sides[0])
-    areas = [np.prod(np.maximum(b[:, 2:] - b[:, :2], 0), axis=1) for b in (boxes, others)]
-    union = np.add(areas[0][:, None], areas[1], out=sides[1])
-    union -= shared
-    # Two boxes without an area share nothing: 0 of something.
-    shared /= np.maximum(union, np.finfo(np.float32).tiny, out=union)
-    return shared
-
-
-def suppress(boxes: Array, threshold: float, eta: float = 1.0) -> NDArray[np.int64]:
-    """Greedy non-maximum suppression of boxes (K, 4) that stand from the best score down.
-
-    Parameters
-    ----------
-    boxes
-        float32 (K, 4): x1, y1, x2, y2.
-    threshold
-        A box is kept if no better box that is kept overlaps it by more than this.
-    eta
-        The threshold is multiplied with it after each kept box, while it is above 0.5.
-
-    Returns
-    -------
-    int64 array
-        The places of the boxes kept, ascending.
-
-    Notes
-    -----
-    Some boxes at a time are compared with all that are left, then those that the kept ones rule
-    out are dropped. Source: ApplyNMSFast of the SSD fork's bbox_util.
-    """
-    left = np.arange(len(boxes))
-    largest = np.zeros(len(boxes), np.float32)
-    kept: list[int] = []
-    while left.size:
-        block = left[:SUPPRESSED_AT_A_TIME]
-        shared = overlaps(boxes[block], boxes[left])
-        rows, threshold = _suppress_block(shared[:, : block.size], largest, threshold, eta)
-        kept += block[rows].tolist()
-        left, largest = left[block.size :], largest[block.size :]
-        largest = np.maximum(largest, shared[rows, block.size :].max(axis=0, initial=0))
-        alive = largest <= np.float32(threshold)
-        left, largest = left[alive], largest[alive]
-    return np.array(kept, np.int64)
-
-
-def _suppress_block(
-    shared: Array, largest: Array, threshold: float, eta: float
-) -> tuple[list[int], float]:
-    """Which boxes of a block are kept, and the threshold after it.
-
-    `shared` holds their overlaps (B, B), `largest` begins with what each has in common with kept
-    boxes of earlier blocks.
-    """
-    # Overlaps up to here rule nothing out, so only boxes with larger ones need to be looked at.
-    harmless = min(threshold, 0.5 * eta) if threshold > 0.5 else threshold
-    matters = np.triu(shared > np.float32(harmless), 1).any(axis=1).tolist()
-    own = largest[: len(shared)].copy()
-    limit, values = float(np.float32(threshold)), own.tolist()
-    rows = []
-    for i, matter in enumerate(matters):
-        if values[i] > limit:
-            continue
-        rows.append(i)
-        if matter:
-            np.maximum(own, shared[i], out=own)
-            values = own.tolist()
-        if threshold > 0.5:
-            threshold *= eta
-            limit = float(np.float32(threshold))
-    return rows, threshold
-
-
 def _candidates(params: LayerParameter, scores: Array) -> NDArray[np.int64]:
     """The boxes of one class that compete, best first, of equal scores the earlier one."""
     param = params.detection_output_param
@@ -240,9 +174,9 @@ def _candidates(params: LayerParameter, scores: Array) -> NDArray[np.int64]:
         order = np.flatnonzero(scores > np.float32(param.confidence_threshold))
     top_k = param.nms_param.top_k if param.nms_param.HasField("top_k") else -1
     if -1 < top_k < len(order):
-        found = scores[order]
-        lowest = np.partition(found, len(found) - top_k)[len(found) - top_k :].min(initial=np.inf)
-        order = order[found >= lowest]
+        rest = len(order) - top_k
+        lowest = np.partition(scores[order], rest)[rest:].min(initial=np.inf)
+        order = order[scores[order] >= lowest]
     order = order[np.argsort(-scores[order], kind="stable")]
     return order[:top_k] if top_k > -1 else order
 
@@ -272,9 +206,18 @@ def _detect(params: LayerParameter, offsets: Array, scores: Array, priors: Array
 
 
 def listed(images: Sequence[Array]) -> Array:
-    """The detections of all images as one top (1, 1, rows, 7), the image's number first.
+    """Join the detections of all images in one top.
 
-    `images` holds (rows, 6) for each. Where nothing is found each image has one row of -1.
+    Parameters
+    ----------
+    images
+        float32 (rows, 6) for each image.
+
+    Returns
+    -------
+    float32 array
+        (1, 1, rows, 7), the image's number first. Without any detection each image has one row
+        of -1.
     """
     numbers = np.repeat(np.arange(len(images)), [len(rows) for rows in images])
     if numbers.size:

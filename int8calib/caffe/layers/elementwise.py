@@ -18,10 +18,20 @@ Formula: TypeAlias = Callable[[LayerParameter, Array, Array], None]
 def elementwise(
     *names: str, check: Callable[[LayerParameter], object] | None = None
 ) -> Callable[[Formula], Formula]:
-    """Register `formula(params, x, out)`, which writes into `out` (float32, shaped as `x`).
+    """Register a formula as the layer types `names`.
 
-    `out` may be `x` itself, so the formula must not read an entry of `x` after it has written it.
-    `check(params)` raises `ShapeError` for options that have no meaning.
+    Parameters
+    ----------
+    names
+        The Caffe types.
+    check
+        `check(params)` raises `ShapeError` for options that have no meaning.
+
+    Returns
+    -------
+    callable
+        The decorator of `formula(params, x, out)`, which writes into `out` (float32, shaped as
+        `x`). `out` may be `x` itself, so it must not read an entry of `x` that it has written.
     """
 
     def shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:

@@ -11,8 +11,6 @@ from int8calib.caffe.layers import (  # noqa: F401
     deconvolution,
     detection,
     inner_product,
-    learned,
-    lrn,
     normalization,
     pooling,
     pyramid,

@@ -1,4 +1,4 @@
-"""InnerProduct: every bottom flattened from an axis on, times a weight matrix."""
+"""Learned matrices: products with them (InnerProduct), rows of them (Embed), or all of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
-from int8calib.caffe.layers.shapes import axis_index, flat_from
+from int8calib.caffe.layers.shapes import axis_index, flat_from, indices_of
 from int8calib.errors import ShapeError
 
 
@@ -70,3 +70,42 @@ def inner_product(
     if len(weights) > 1:
         top += weights[1].reshape(-1)
     return [top.reshape(*bottoms[0].shape[:axis], -1)]
+
+
+def _parameter_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    return [tuple(int(dim) for dim in params.parameter_param.shape.dim)]
+
+
+@layer("Parameter", shape=_parameter_shape, weights=_parameter_shape)
+def parameter(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """The learned blob itself, of `shape`. Source: Caffe's ParameterLayer."""
+    return [weights[0]]
+
+
+def _embed_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    if params.embed_param.num_output < 1:
+        raise ShapeError("embed_param gives no num_output")
+    return [(*bottoms[0], int(params.embed_param.num_output))]
+
+
+def _embed_weights(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
+    param = params.embed_param
+    weight = (int(param.input_dim), int(param.num_output))
+    return [weight, weight[1:]] if param.bias_term else [weight]
+
+
+@layer("Embed", shape=_embed_shape, weights=_embed_weights)
+def embed(
+    params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
+) -> list[Array]:
+    """weight[index] (+ bias) for every index of the bottom, as a new last axis.
+
+    Source: Caffe's EmbedLayer. Weight (input_dim, num_output), bias (num_output,). Raises
+    `ModelError` for an index outside the weight.
+    """
+    top = weights[0][indices_of(bottoms[0], len(weights[0]), "the indices")]
+    if len(weights) > 1:
+        top += weights[1]
+    return [top]

@@ -36,7 +36,25 @@ def _given(param: Any, name: str) -> list[int]:
 
 
 def pooling_windows(params: LayerParameter, height: int, width: int) -> Windows:
-    """The windows over an image of that size; `global_pooling` makes one window of it."""
+    """Read the geometry of a Pooling layer.
+
+    Parameters
+    ----------
+    params
+        The layer.
+    height, width
+        The size of its bottom, of which `global_pooling` makes one window.
+
+    Returns
+    -------
+    Windows
+        As the layer gives them.
+
+    Raises
+    ------
+    ShapeError
+        For sizes of no meaning, and for a method other than `METHODS`.
+    """
     param = params.pooling_param
     if param.pool not in METHODS:
         names = ", ".join(_Pooling.PoolMethod.Name(method) for method in METHODS)
@@ -63,7 +81,28 @@ def pooling_windows(params: LayerParameter, height: int, width: int) -> Windows:
 def pooled_size(
     windows: Windows, height: int, width: int, *, floor: bool = False
 ) -> tuple[int, int]:
-    """Rounded up unless `floor`, less a last window that would start in the far padding."""
+    """Count the windows over an image.
+
+    Parameters
+    ----------
+    windows
+        The geometry.
+    height, width
+        The size of the image.
+    floor
+        Whether to round down; Caffe rounds up, but leaves out a last window that would start in
+        the far padding.
+
+    Returns
+    -------
+    tuple of int
+        (out_h, out_w).
+
+    Raises
+    ------
+    ShapeError
+        Where not one window fits.
+    """
     sizes = []
     for length, padded, begin, kernel, stride in zip(
         (height, width),
@@ -124,10 +163,24 @@ def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
 def window_counts(
     windows: Windows, size: tuple[int, int], height: int, width: int, *, inside: bool = False
 ) -> Array:
-    """What a sum over each window is divided by: (out_h, out_w).
+    """Count the pixels that the sum over each window is divided by.
 
-    AVE counts the pixels of the window clipped to the padded image, AVE_EXC_PAD (`inside`) those
-    of the image only.
+    Parameters
+    ----------
+    windows
+        The geometry.
+    size
+        How many windows there are, (out_h, out_w).
+    height, width
+        The size of the image.
+    inside
+        Count the pixels of the image only, as AVE_EXC_PAD; otherwise those of the padded image,
+        as AVE.
+
+    Returns
+    -------
+    float32 array
+        (out_h, out_w).
     """
     counts = []
     for count, length, kernel, stride, begin, end in zip(

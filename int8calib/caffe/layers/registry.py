@@ -89,7 +89,20 @@ def layer(
     view: bool = False,
     macs: Macs | None = None,
 ) -> Callable[[Run], Run]:
-    """Register the decorated function under one or several Caffe types (see `LayerType`)."""
+    """Register a function as one or several layer types of this package.
+
+    Parameters
+    ----------
+    names
+        The Caffe types.
+    shape, weights, plan, inplace, view, macs
+        See `LayerType`.
+
+    Returns
+    -------
+    callable
+        The decorator of `run(params, weights, bottoms)`, which returns the tops.
+    """
 
     def add(run: Run) -> Run:
         for name in names:
@@ -100,7 +113,20 @@ def layer(
 
 
 def copying_fast_path(run: Run, params: LayerParameter, weights: Sequence[Array]) -> FastPath:
-    """Make a fast path of the plain function, for cases without a faster form: tops are copied."""
+    """Make a fast path of the plain function, for cases without a faster form.
+
+    Parameters
+    ----------
+    run
+        The plain function.
+    params, weights
+        Those of the layer.
+
+    Returns
+    -------
+    callable
+        `fast_path(bottoms, tops)`, which copies what `run` returns.
+    """
 
     def copy(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
         for top, value in zip(tops, run(params, weights, bottoms), strict=True):

@@ -19,7 +19,25 @@ def same_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
 
 
 def axis_index(axis: int, ndim: int) -> int:
-    """`axis` counted from the front, as Caffe's CanonicalAxisIndex; raises `ShapeError`."""
+    """Count an axis from the front, as Caffe's CanonicalAxisIndex.
+
+    Parameters
+    ----------
+    axis
+        Its number; negative ones count from behind.
+    ndim
+        How many axes there are.
+
+    Returns
+    -------
+    int
+        0 to `ndim` - 1.
+
+    Raises
+    ------
+    ShapeError
+        Where there is no such axis.
+    """
     if not -ndim <= axis < ndim:
         raise ShapeError(f"axis {axis} is out of range for a {ndim}-d bottom")
     return axis % ndim
@@ -43,7 +61,27 @@ def flat_from(shape: Shape, axis: int) -> int:
 
 
 def indices_of(values: Array, count: int, what: str) -> NDArray[np.int64]:
-    """`values` cut to whole numbers; raises `ModelError` for one outside 0 to `count` - 1."""
+    """Take the values of a blob as indices, as Caffe does by cutting them to whole numbers.
+
+    Parameters
+    ----------
+    values
+        float32, any shape.
+    count
+        How many things they point to.
+    what
+        What they are, for the message, such as "the indices".
+
+    Returns
+    -------
+    int64 array
+        Of the shape of `values`.
+
+    Raises
+    ------
+    ModelError
+        For a value that is NaN or outside 0 to `count` - 1.
+    """
     # NaN fails the comparison too.
     if not ((values > -1) & (values < count)).all():
         low, high = values.min(), values.max()

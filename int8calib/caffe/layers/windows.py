@@ -58,7 +58,23 @@ class Windows:
         )
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Windows that fit, rounded down as Caffe's convolution does; raises `ShapeError`."""
+        """Count the windows that fit, rounded down as Caffe's convolution does.
+
+        Parameters
+        ----------
+        height, width
+            The size of an image without its padding.
+
+        Returns
+        -------
+        tuple of int
+            Height and width of the top.
+
+        Raises
+        ------
+        ShapeError
+            Where not one window fits.
+        """
         size = tuple(
             (length - extent) // stride + 1
             for length, extent, stride in zip(
@@ -76,9 +92,30 @@ class Windows:
 def pair(
     name: str, values: Sequence[int], vertical: int, horizontal: int, default: int
 ) -> tuple[int, int]:
-    """Caffe's three ways to give a size: one value, two values, or a `_h` and `_w` field.
+    """Read a size in one of Caffe's three ways: one value, two values, or `_h` and `_w` fields.
 
-    Raises `ShapeError` for more values and for values that contradict the fields.
+    Parameters
+    ----------
+    name
+        The field, for messages.
+    values
+        What it holds: the vertical and the horizontal size, or one for both.
+    vertical, horizontal
+        What the `_h` and `_w` fields hold, 0 where they are not given.
+    default
+        The size where nothing is given.
+
+    Returns
+    -------
+    tuple of int
+        (vertical, horizontal).
+
+    Raises
+    ------
+    UnsupportedLayerError
+        For three values and more.
+    ShapeError
+        For values that contradict the fields.
     """
     if len(values) > 2:
         raise UnsupportedLayerError(
@@ -96,11 +133,29 @@ def pair(
 
 
 def padding(param: Any, pad: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The padding before and behind an image: each side's own, or `pad` on both sides.
+    """Read the padding before and behind an image: each side's own, or the same on both sides.
 
-    `param` is a ConvolutionParameter or PoolingParameter; with `pad_l`, `pad_r`, `pad_t` or
-    `pad_b` those are the padding. Source: BaseConvolutionLayer and PoolingLayer of the Synopsys
-    fork. Raises `ShapeError` where both ways are used.
+    Parameters
+    ----------
+    param
+        A ConvolutionParameter or PoolingParameter; its `pad_l`, `pad_r`, `pad_t` and `pad_b` are
+        the padding where one of them is not 0.
+    pad
+        The padding otherwise, (vertical, horizontal).
+
+    Returns
+    -------
+    tuple
+        What is above and left, and what is below and right, each (vertical, horizontal).
+
+    Raises
+    ------
+    ShapeError
+        Where both ways are used.
+
+    Notes
+    -----
+    Source: BaseConvolutionLayer and PoolingLayer of the Synopsys fork.
     """
     sides = (param.pad_t, param.pad_l), (param.pad_b, param.pad_r)
     if not any((*sides[0], *sides[1])):
@@ -114,7 +169,25 @@ def padding(param: Any, pad: tuple[int, int]) -> tuple[tuple[int, int], tuple[in
 
 
 def convolution_windows(param: Any) -> Windows:
-    """The geometry of a `ConvolutionParameter`; raises `ShapeError` for sizes of no meaning."""
+    """Read the geometry of a ConvolutionParameter.
+
+    Parameters
+    ----------
+    param
+        The message, of a Convolution, ConvolutionDepthwise or Deconvolution.
+
+    Returns
+    -------
+    Windows
+        Its windows over an image of any size.
+
+    Raises
+    ------
+    ShapeError
+        For sizes of no meaning.
+    UnsupportedLayerError
+        For more than two axes of places.
+    """
     begin, end = padding(param, pair("pad", param.pad, param.pad_h, param.pad_w, 0))
     windows = Windows(
         kernel=pair("kernel_size", param.kernel_size, param.kernel_h, param.kernel_w, 0),
@@ -132,7 +205,20 @@ def convolution_windows(param: Any) -> Windows:
 
 
 def pad_images(images: Array, windows: Windows) -> Array:
-    """`images` (N, C, H, W) with zeros around each plane."""
+    """Put zeros around each plane.
+
+    Parameters
+    ----------
+    images
+        float32 (N, C, H, W).
+    windows
+        Whose padding it is.
+
+    Returns
+    -------
+    float32 array
+        (N, C, H + vertical padding, W + horizontal padding); `images` itself without padding.
+    """
     if not windows.padded:
         return images
     (above, left), (below, right) = windows.pad_begin, windows.pad_end
@@ -140,7 +226,22 @@ def pad_images(images: Array, windows: Windows) -> Array:
 
 
 def window_view(padded: Array, windows: Windows, size: tuple[int, int]) -> Array:
-    """A view (N, C, kernel_h, kernel_w, out_h, out_w) of padded images (N, C, H, W); no copy."""
+    """View padded images as their windows, without a copy.
+
+    Parameters
+    ----------
+    padded
+        float32 (N, C, H, W), padding included.
+    windows
+        Kernel, stride and dilation.
+    size
+        How many windows there are, (out_h, out_w).
+
+    Returns
+    -------
+    float32 array
+        A read-only view (N, C, kernel_h, kernel_w, out_h, out_w).
+    """
     n, c, _, _ = padded.shape
     batch, channel, row, column = padded.strides
     return np.lib.stride_tricks.as_strided(

@@ -10,9 +10,10 @@ import numpy as np
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.activation import sigmoid_of
-from int8calib.caffe.layers.detection import listed, suppress
+from int8calib.caffe.layers.detection import listed
 from int8calib.caffe.layers.registry import layer
 from int8calib.caffe.layers.shapes import need_ndim
+from int8calib.caffe.layers.suppression import suppress
 from int8calib.errors import ShapeError
 
 # What stands before the scores of the classes: x, y, width, height and the score of the box.
@@ -88,7 +89,7 @@ def yolo_detection_output(
     """
     param = params.yolo_detection_output_param
     anchors = np.array(param.biases, np.float32)[: 2 * param.num_box].reshape(-1, 2)
-    found = []
+    detections = []
     for image in range(len(bottoms[0])):
         parts = []
         for bottom in bottoms:
@@ -101,8 +102,10 @@ def yolo_detection_output(
             boxes = _boxes(values, anchors, (width, height))
             parts.append((boxes.reshape(-1, 4), classes.argmax(axis=1).ravel(), scores.ravel()))
         boxes, labels, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-        found.append(_kept(boxes, labels, scores, param.confidence_threshold, param.nms_threshold))
-    return [listed(found)]
+        detections.append(
+            _kept(boxes, labels, scores, param.confidence_threshold, param.nms_threshold)
+        )
+    return [listed(detections)]
 
 
 def _v3_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -135,7 +138,7 @@ def yolov3_detection_output(
     param = params.yolov3_detection_output_param
     pairs = np.array(param.biases, np.float32)[: len(param.biases) // 2 * 2].reshape(-1, 2)
     mask = np.array(param.mask, np.int64)
-    found = []
+    detections = []
     for image in range(len(bottoms[0])):
         parts = []
         for number, (bottom, scale) in enumerate(zip(bottoms, param.anchors_scale, strict=False)):
@@ -149,5 +152,7 @@ def yolov3_detection_output(
             boxes = _boxes(values, anchors, (scale * width, scale * height))
             parts.append((boxes.reshape(-1, 4), classes.argmax(axis=1).ravel(), scores.ravel()))
         boxes, labels, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-        found.append(_kept(boxes, labels, scores, param.confidence_threshold, param.nms_threshold))
-    return [listed(found)]
+        detections.append(
+            _kept(boxes, labels, scores, param.confidence_threshold, param.nms_threshold)
+        )
+    return [listed(detections)]
