@@ -40,4 +40,4 @@ def test_inspect_lists_every_type_without_a_network(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     listed = [name for line in lines for name in line.split(": ")[1].split(", ")]
     assert sorted(listed, key=str.lower) == registry.type_names()
-    assert "InnerProduct: InnerProduct" in lines
+    assert "Learned matrices: Embed, InnerProduct, Parameter" in lines

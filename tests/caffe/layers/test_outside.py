@@ -125,7 +125,7 @@ def test_a_function_cannot_write_its_bottoms(tmp_path: Path) -> None:
         return [bottoms[0]]
 
     int8calib.register_layer("Odd", spoil, same)
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ModelError, match=r"layer 'odd' \(Odd\): .*read-only"):
         load(tmp_path).forward({"data": images()})
 
 
