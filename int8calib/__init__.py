@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from int8calib.caffe.inspection.inspect import inspect
     from int8calib.caffe.inspection.results import Inspection
     from int8calib.caffe.layers.registry import register_layer
+    from int8calib.calibration.executor import Executor
+    from int8calib.calibration.layers import QuantLayer
     from int8calib.calibration.pipeline import Calibration, Options, calibrate
     from int8calib.calibration.scales import WeightOptions
+    from int8calib.calibration.statistics.checkpoint import Checkpoint
     from int8calib.calibration.statistics.histogram import Histogram
     from int8calib.calibration.statistics.store import Statistics
     from int8calib.errors import (
@@ -45,7 +48,9 @@ __all__ = [
     "Analysis",
     "Calibration",
     "CalibrationTable",
+    "Checkpoint",
     "Evaluation",
+    "Executor",
     "Histogram",
     "ImageError",
     "Inspection",
@@ -58,6 +63,7 @@ __all__ = [
     "OptionError",
     "Options",
     "OutputError",
+    "QuantLayer",
     "ShapeError",
     "Statistics",
     "StatisticsError",
@@ -86,7 +92,9 @@ _HOMES = {
     "Analysis": "int8calib.analysis.results",
     "Calibration": "int8calib.calibration.pipeline",
     "CalibrationTable": "int8calib.table.model",
+    "Checkpoint": "int8calib.calibration.statistics.checkpoint",
     "Evaluation": "int8calib.evaluation.results",
+    "Executor": "int8calib.calibration.executor",
     "Histogram": "int8calib.calibration.statistics.histogram",
     "ImageError": "int8calib.errors",
     "Inspection": "int8calib.caffe.inspection.results",
@@ -99,6 +107,7 @@ _HOMES = {
     "OptionError": "int8calib.errors",
     "Options": "int8calib.calibration.pipeline",
     "OutputError": "int8calib.errors",
+    "QuantLayer": "int8calib.calibration.layers",
     "ShapeError": "int8calib.errors",
     "Statistics": "int8calib.calibration.statistics.store",
     "StatisticsError": "int8calib.errors",

@@ -39,6 +39,8 @@ def work_through(
 ) -> int:
     """Do the same work on every item, several at a time in threads.
 
+    An error in one thread, or Ctrl-C, stops the others and is raised here once they have ended.
+
     Parameters
     ----------
     items : iterable
@@ -61,8 +63,6 @@ def work_through(
     ------
     OptionError
         For fewer than one worker.
-
-    An error in one thread, or Ctrl-C, stops the others and is raised here once they have ended.
     """
     if type(workers) is not int or workers < 1:
         raise OptionError(f"workers {workers}; expected a whole number of at least 1")

@@ -23,23 +23,30 @@ Runner: TypeAlias = Callable[[Batch, Listener], None]
 class Executor(Protocol):
     """A network that somebody runs: its layers, its inputs, and its blobs for a batch.
 
-    These may be there besides:
+    An executor has at least `layers`, `inputs` and `run`.
 
-    ``source`` : str
+    Attributes
+    ----------
+    layers : sequence of QuantLayer
+        The layers that can be INT8, in running order.
+    inputs : collection of str
+        The names of the inputs, which are the keys of their blobs too.
+    source : str, optional
         What messages call the network, the name of its file for example.
-    ``blobs`` : mapping of str to str
+    blobs : mapping of str to str, optional
         Every blob by name, with its key. They differ where layers work in place: then the key is
         that of the blob as it is in the end. For the table formats that go by blob.
-    ``blocked`` : mapping of str to str
+    blocked : mapping of str to str, optional
         Layers that could be INT8, but something stands in their way: name to what, in words. They
         stay in float.
-    ``warnings`` : sequence of str
+    warnings : sequence of str, optional
         What to mind of the network, for the report.
-    ``needed_inputs(blobs)`` : tuple of str
-        The inputs that these blobs depend on; all inputs otherwise.
-    ``facts`` : mapping of str to JSON values
+    needed_inputs : callable, optional
+        ``needed_inputs(blobs)`` gives the inputs that these blobs depend on, a tuple of str; all
+        inputs otherwise.
+    facts : mapping of str to JSON values, optional
         What the report of a table shall say of the network.
-    ``runner(blobs)`` : Runner
+    runner : callable, optional
         As in `StreamingExecutor`.
     """
 
@@ -52,9 +59,19 @@ class Executor(Protocol):
         """The names of the inputs, which are the keys of their blobs too."""
 
     def run(self, inputs: Batch, blobs: Sequence[str], /) -> Mapping[str, Array]:
-        """Run one batch and return `blobs` by key, images along the first axis.
+        """Run one batch; called by one thread at a time.
 
-        `inputs` holds a float32 array (N, ...) for each input. Called by one thread at a time.
+        Parameters
+        ----------
+        inputs : mapping of str to float32 (N, ...)
+            The batch by input.
+        blobs : sequence of str
+            The keys of the blobs to return.
+
+        Returns
+        -------
+        mapping of str to float array (N, ...)
+            These blobs by key, of any float type.
         """
 
 

@@ -128,6 +128,7 @@ def calibrate(
     total: int = 0,
     progress: Progress | None = None,
     meta: Mapping[str, Any] = MappingProxyType({}),
+    checkpoint: Checkpoint | None = None,
 ) -> Calibration:
     """Calibrate a network over images.
 
@@ -146,6 +147,9 @@ def calibrate(
         Called as ``progress(stage, done, total)``, in images.
     meta : mapping
         JSON values for the report.
+    checkpoint : Checkpoint, optional
+        A file that is written now and then; if it is there, the run goes on from it and counts
+        nothing twice. `Checkpoint.remove` deletes it afterwards.
 
     Returns
     -------
@@ -163,7 +167,9 @@ def calibrate(
     """
     options = options or Options()
     job = prepare(network, options)
-    return run_job(job, batches, options, total=total, progress=progress, meta=meta)
+    return run_job(
+        job, batches, options, total=total, progress=progress, meta=meta, checkpoint=checkpoint
+    )
 
 
 def run_job(

@@ -21,7 +21,15 @@ from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas,
 
 
 class Labelled(NamedTuple):
-    """A batch and the class index of each of its images."""
+    """A batch and the class index of each of its images.
+
+    Attributes
+    ----------
+    batch : mapping of str to array (N, ...)
+        By input.
+    labels : sequence of int
+        N class indices.
+    """
 
     batch: Batch
     labels: Sequence[int]

@@ -1,4 +1,4 @@
-"""Table files come in and go out, in any format."""
+"""Table files, read and written in any format."""
 
 from __future__ import annotations
 
@@ -30,9 +30,25 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_table(path: str | os.PathLike[str], format: str | None = None) -> CalibrationTable:
-    """The table in the file `path`, strictly: raises TableError `path:line: ...` at any error.
+    """Read a table file strictly: any error in it is raised.
 
-    `format` is a name of `FORMATS`, or None to tell it from the content.
+    Parameters
+    ----------
+    path : path
+        The file.
+    format : str, optional
+        ``ncnn``, ``tool``, ``tool-v1``, ``tensorrt`` or ``json``; told from the content otherwise.
+
+    Returns
+    -------
+    CalibrationTable
+
+    Raises
+    ------
+    TableError
+        ``path:line: ...`` for what breaks a rule of the format, and a file that cannot be read.
+    OptionError
+        For an unknown format.
     """
     text = read_text(path)
     chosen = detect_format(text) if format is None else get_format(format)
@@ -49,10 +65,25 @@ def read_table_lenient(path: str | os.PathLike[str], format: str | None = None) 
 def write_table(
     path: str | os.PathLike[str], table: CalibrationTable, format: str = "ncnn"
 ) -> None:
-    """Write `table` to `path`, whole or not at all.
+    """Write a table to a file, whole or not at all.
 
-    Raises TableError for what the format cannot hold, OutputError when `path` is unwritable,
-    OptionError for an unknown format.
+    Parameters
+    ----------
+    path : path
+        The file.
+    table : CalibrationTable
+        The table.
+    format : str
+        ``ncnn``, ``tool``, ``tool-v1``, ``tensorrt`` or ``json``.
+
+    Raises
+    ------
+    TableError
+        For what the format cannot hold.
+    OutputError
+        Where the file cannot be written.
+    OptionError
+        For an unknown format.
     """
     text = get_format(format).write(table)
     write_atomic(path, text)

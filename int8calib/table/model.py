@@ -1,4 +1,4 @@
-"""The calibration table as a value: thresholds and weights come in, files go out."""
+"""The calibration table as a value: scales of layers and blobs, with their evidence."""
 
 from __future__ import annotations
 
@@ -15,10 +15,21 @@ from numpy.typing import NDArray
 class BottomEvidence:
     """Where a bottom scale comes from.
 
-    `absmax` and `threshold` are in units of the blob; `bin` counts histogram bins kept (None
-    for methods that do not search bins); `clipped` is the share (0..1) of the non-zero values
-    beyond the threshold; `spread` the uncertainty of the threshold as a share of it, None where
-    there were too few images to tell.
+    Attributes
+    ----------
+    blob : str
+        The key of the blob.
+    method : str
+        How the threshold was found.
+    absmax, threshold : float
+        In units of the blob.
+    bin : int or None
+        Histogram bins kept; None for methods that do not search bins.
+    clipped : float
+        The share (0..1) of the non-zero values beyond the threshold.
+    spread : float or None
+        The uncertainty of the threshold as a share of it; None where there were too few images
+        to tell.
     """
 
     blob: str
@@ -32,14 +43,22 @@ class BottomEvidence:
 
 @dataclass(frozen=True, eq=False)
 class LayerScales:
-    """One quantized layer's two rows.
+    """The scales of one quantized layer: its two rows of a table.
 
-    `weight_scales`: float32 of shape (num_output,) or, for grouped layers, (group,); float64
-    only where the reference tool's digits must be kept. `bottom_scale`: one float, level count
-    (127) over threshold; NaN in a table of the tool-v1 format, which holds no bottom scales.
-    `dead_channels`: the indices into `weight_scales` whose weights are all zero; their scale
-    is 1.0, and formats that write them otherwise (the tool's 0) find them here. A layer read
-    from a table file has no evidence.
+    Attributes
+    ----------
+    name : str
+        The layer.
+    weight_scales : float32 (num_output,) or, for grouped layers, (group,)
+        Levels over the clip of each row of weights; float64 only where the reference tool's
+        digits must be kept.
+    bottom_scale : float
+        Levels (127) over threshold; NaN in a table of the tool-v1 format, which holds none.
+    evidence : BottomEvidence or None
+        Where the bottom scale comes from; None for a layer read from a table file.
+    dead_channels : tuple of int
+        The indices into `weight_scales` whose weights are all zero. Their scale is 1.0; formats
+        that write them otherwise (the tool's 0) find them here.
     """
 
     name: str
@@ -53,9 +72,16 @@ class LayerScales:
 class CalibrationTable:
     """All quantized layers in network order, and blob scales for the formats keyed by blob.
 
-    `blob_scales` maps blob names to scales (127 over threshold) where a format needs every
-    blob (may be empty);
-    `meta` holds what the report says about the run (JSON values only).
+    ``table[name]`` are the scales of a layer, and ``name in table`` tells whether there are any.
+
+    Attributes
+    ----------
+    layers : tuple of LayerScales
+        In the order of the network.
+    blob_scales : mapping of str to float
+        Levels (127) over threshold by blob, where a format needs every blob; may be empty.
+    meta : mapping
+        What the report says about the run, JSON values.
     """
 
     layers: tuple[LayerScales, ...]

@@ -1,4 +1,4 @@
-"""What a tuning may be told, and what it found."""
+"""Options of a tuning, and its result."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ TECHNIQUES = ("equalize", "copies", "rounding", "refit", "bias")
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What a tuning may be told.
+    """Options of a tuning.
 
-    change_model
+    Attributes
+    ----------
+    change_model : bool
         True lets weights and biases change too: the result is a table and a model.
-    techniques
-        which changes are allowed then: `equalize` (even channels, centered class scores),
+    techniques : tuple of str
+        Which changes are allowed then: `equalize` (even channels, centered class scores),
         `copies` (channels whose rounding costs most are copied, so that it is finer),
         `rounding` (weights rounded for least output error), `refit` (weights that make good what
         layers before lose), `bias` (mean errors taken back).
-    more_work
-        multiply-adds that copies of channels may add, as a share of those of the net.
-    max_drop
-        points of top-1 that INT8 may lose on the validation images; needs labels.
-    min_agreement
-        the share (0..1) of validation images that must keep their best class.
-    max_float_layers
-        layers that may stay in float where a target is not met otherwise; None: any number.
-    images
-        most images that are used, tuning and validation together.
-    validation
-        the share of the images that only decide between results.
-    seconds
-        after about that time the best result so far is returned; None: no limit.
-    memory
-        bytes that activations may take; fewer images are tuned on where they need more.
-    scores
-        the blob of class scores, by default the only output if that is a vector.
-    outputs
-        the blobs in which INT8 is compared with float; by default the network's outputs, and in
+    more_work : float
+        Multiply-adds that copies of channels may add, as a share of those of the net.
+    max_drop : float or None
+        Points of top-1 that INT8 may lose on the validation images; needs labels.
+    min_agreement : float or None
+        The share (0..1) of validation images that must keep their best class.
+    max_float_layers : int or None
+        Layers that may stay in float where a target is not met otherwise; None: any number.
+    images : int
+        Most images that are used, tuning and validation together.
+    validation : float
+        The share of the images that only decide between results.
+    seconds : float or None
+        After about that time the best result so far is returned; None: no limit.
+    memory : int
+        Bytes that activations may take; fewer images are tuned on where they need more.
+    scores : str or None
+        The blob of class scores, by default the only output if that is a vector.
+    outputs : tuple of str or None
+        The blobs in which INT8 is compared with float; by default the network's outputs, and in
         place of those that cannot run the last blobs before them.
     """
 
@@ -95,24 +97,30 @@ class Choice:
 class Tuning:
     """The result of a tuning.
 
-    table, net
-        the table, and the float network it is for: the one given, or a changed one that computes
-        nearly the same (`changed`).
-    chosen
-        the name of the result in `evidence` that the table is.
-    choices
-        what was decided, layer by layer.
-    evidence
-        plain tables and tuned ones over the validation images, which none was fitted to; None
+    Attributes
+    ----------
+    table : CalibrationTable
+        The table.
+    net : Net
+        The float network it is for: the one given, or a changed one that computes nearly the
+        same.
+    changed : bool
+        Whether it is a changed one.
+    chosen : str
+        The name of the result in `evidence` that the table is.
+    choices : tuple of Choice
+        What was decided, layer by layer.
+    evidence : Evaluation or None
+        Plain tables and tuned ones over the validation images, which none was fitted to; None
         where the time was over before.
-    images
-        how many images were tuned on.
-    stopped
-        why the search ended early (`time`, `interrupted`), or None.
-    target_met
-        whether the targets hold on the validation images; None without a target.
-    notes
-        what else there is to say.
+    images : int
+        How many images were tuned on.
+    stopped : str or None
+        Why the search ended early (`time`, `interrupted`), or None.
+    target_met : bool or None
+        Whether the targets hold on the validation images; None without a target.
+    notes : tuple of str
+        What else there is to say.
     """
 
     table: CalibrationTable

@@ -71,11 +71,35 @@ def tune(
 ) -> Tuning:
     """Search the table (and with `change_model` the weights) that loses least in INT8.
 
-    `batches()` gives the images as in `evaluate`, with labels or without; the first `images` of
-    them are used. `options` say what `calibrate` would do: which layers, which weights. Ctrl-C
-    and the time limit end the search early, with the best result so far; before there is one,
-    Ctrl-C is raised. Raises `OptionError` for a target that cannot be told, `ImageError` for
-    fewer than two batches, and what `calibrate` and `evaluate` raise.
+    Ctrl-C and the time limit end the search early, with the best result so far; before there is
+    one, Ctrl-C is raised. What `calibrate` and `evaluate` raise comes besides what stands below.
+
+    Parameters
+    ----------
+    net : Net
+        The network.
+    batches : callable
+        Gives the images as in `evaluate`, with labels or without; the first ones are used.
+    options : Options, optional
+        What `calibrate` would do: which layers, which weights.
+    tuning : TuneOptions, optional
+        What the search may do.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+    meta : mapping
+        JSON values for the report.
+
+    Returns
+    -------
+    Tuning
+        The table, the network it is for, and why.
+
+    Raises
+    ------
+    OptionError
+        For a target that cannot be told.
+    ImageError
+        For fewer than two batches.
     """
     options, tuning = options or Options(), tuning or TuneOptions()
     job = prepare(net, options)

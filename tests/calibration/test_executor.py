@@ -142,3 +142,30 @@ def test_all_blobs_need_their_names() -> None:
     executor.blobs = {"image": "image", "relu": "relu"}  # type: ignore[attr-defined]
     table = int8calib.calibrate(executor, loader, Options(all_blobs=True)).table
     assert set(table.blob_scales) == {"image", "relu"}
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
+    def killed() -> Iterator[dict[str, np.ndarray]]:
+        for number, batch in enumerate(loader(1)):
+            if number == 6:
+                raise KeyboardInterrupt
+            yield batch
+
+    def counting() -> Iterator[dict[str, np.ndarray]]:
+        yield from loader(1)
+
+    checkpoint = int8calib.Checkpoint(tmp_path / "run.npz", {"model": 1}, every=0)
+    options = Options(workers=1, cache_bytes=0)
+    with pytest.raises(KeyboardInterrupt):
+        int8calib.calibrate(Loops(), killed, options, checkpoint=checkpoint)
+    kept = checkpoint.load()
+    assert kept is not None
+    assert sorted(kept.measured) == list(range(6))
+    runs: list[int] = []
+    noting = Loops(lambda tops: runs.append(len(tops["image"])) or tops)
+    done = int8calib.calibrate(noting, counting, options, checkpoint=checkpoint)
+    assert len(runs) == (11 - 6) + 11
+    expected = int8calib.calibrate(Loops(), lambda: loader(1), options)
+    assert ncnn_text(done.table) == ncnn_text(expected.table)
+    checkpoint.remove()
+    assert not (tmp_path / "run.npz").exists()
