@@ -30,6 +30,8 @@ def importance(graph: Graph, shapes: Mapping[Blob, Shape]) -> dict[Blob, Weighin
     """
     found: dict[Blob, Weighing] = {}
     for layer in reversed(graph.layers):
+        if any(blob not in shapes for blob in (*layer.bottoms, *layer.tops)):
+            continue  # it cannot run, so its bottoms count as outputs
         tops = [found.get(top, np.ones(_channels(shapes, top))) for top in layer.tops]
         if not tops or not layer.bottoms:
             found.update(zip(layer.tops, tops, strict=True))

@@ -37,7 +37,8 @@ layer { name: "fc" type: "InnerProduct" bottom: "right" top: "fc"
   inner_product_param { num_output: 3 } }
 """
 BLOCKED = """
-layer { name: "decode" type: "NobodyKnowsThisType" bottom: "left" bottom: "info" top: "decode" }
+layer { name: "decode" type: "NobodyKnowsThisType" bottom: "left" bottom: "info"
+  bottom: "bn" top: "decode" }
 layer { name: "behind" type: "Convolution" bottom: "decode" top: "behind"
   convolution_param { num_output: 2 kernel_size: 1 } }
 layer { name: "end" type: "Softmax" bottom: "behind" top: "end" }
@@ -48,9 +49,16 @@ layer { name: "end" type: "Softmax" bottom: "behind" top: "end" }
 def nets(tmp_path_factory: pytest.TempPathFactory) -> tuple[int8calib.Net, int8calib.Net]:
     """The network with the part that cannot run, and with that cut out."""
     folder = tmp_path_factory.mktemp("cut")
-    cut = int8calib.load_caffe(*make_model(folder, BODY))
-    (folder / "whole.prototxt").write_text(BODY + BLOCKED)
-    return int8calib.load_caffe(folder / "whole.prototxt", folder / "net.caffemodel"), cut
+    # What stands behind has weights too, made with `left` in place of what cannot run.
+    behind = BLOCKED[BLOCKED.index('layer { name: "behind"') :].replace('"decode"', '"left"')
+    _, weights = make_model(folder, BODY + behind)
+    for name, text in (("cut", BODY), ("whole", BODY + BLOCKED)):
+        (folder / f"{name}.prototxt").write_text(text)
+    whole, cut = (
+        int8calib.load_caffe(folder / f"{name}.prototxt", weights) for name in ("whole", "cut")
+    )
+    assert any(layer.name == "behind" and layer.weights for layer in whole.graph.layers)
+    return whole, cut
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +137,21 @@ def test_nor_a_tuning(nets: tuple[int8calib.Net, int8calib.Net], images: np.ndar
     for row in expected.table.layers:
         assert rows[row.name].bottom_scale == row.bottom_scale
     assert any("NobodyKnowsThisType" in note for note in found.notes)
+
+
+def test_what_cannot_run_reads_the_same_after_a_model_was_tuned(
+    nets: tuple[int8calib.Net, int8calib.Net], images: np.ndarray
+) -> None:
+    options = int8calib.TuneOptions(
+        validation=0.4, change_model=True, techniques=("equalize", "copies")
+    )
+    found = int8calib.tune(nets[0], loader_of(images, batch=1), tuning=options)
+    names = [layer.name for layer in found.net.graph.layers]
+    assert names[-3:] == ["decode", "behind", "end"]
+    read = ["bn", "left"]
+    before, after = (net.forward({"data": images}, outputs=read) for net in (nets[0], found.net))
+    for name in read:
+        np.testing.assert_allclose(after[name], before[name], rtol=1e-3, atol=1e-3)
 
 
 def test_the_inputs_of_what_cannot_run_are_not_needed(
