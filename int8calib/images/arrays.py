@@ -114,9 +114,24 @@ def open_npy(path: Path) -> NpyFile:
 
 
 def read_npz(path: Path, blob: str | None) -> NDArray[Any]:
-    """Read the array named `blob` of an .npz file, or its only one.
+    """Read one array of an .npz file into memory.
 
-    Raises ImageError where there is none, or it is damaged or too large to be held in memory.
+    Parameters
+    ----------
+    path
+        The file.
+    blob
+        The array's name; a file with a single array needs none.
+
+    Returns
+    -------
+    NDArray
+        Of any number type, read-only.
+
+    Raises
+    ------
+    ImageError
+        Where there is no such array, it is damaged, or larger than `MAX_ARCHIVE_BYTES`.
     """
     try:
         with open_regular(path) as file:

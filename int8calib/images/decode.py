@@ -146,9 +146,24 @@ def _checked_header(data: bytes) -> Header | None:
 
 
 def resize_bilinear(image: ImageU8, height: int, width: int) -> ImageU8:
-    """Resize (H, W) or (H, W, 3) to `height` x `width` with `cv2.INTER_LINEAR`.
+    """Resize an image with `cv2.INTER_LINEAR`.
 
-    Raises UnreadableImageError where OpenCV cannot make an image of that size.
+    Parameters
+    ----------
+    image
+        uint8 (H, W) or (H, W, 3).
+    height, width
+        The new size.
+
+    Returns
+    -------
+    ImageU8
+        uint8 (height, width) or (height, width, 3).
+
+    Raises
+    ------
+    UnreadableImageError
+        Where OpenCV cannot make an image of that size.
     """
     cv2 = opencv()
     try:

@@ -24,7 +24,7 @@ _ENDINGS = (
     "sr ras exr avif"
 )
 IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
-"""What OpenCV's readers are named after; whether this OpenCV reads it, decoding will tell."""
+"""Suffixes of the formats that some OpenCV reads; whether this one does, decoding shows."""
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 LIST_SUFFIXES = frozenset({".txt", ".lst"})
@@ -46,9 +46,8 @@ class Entry(NamedTuple):
     named: bool = False
 
 
-class Found(NamedTuple):
-    """What a search gave: files of one kind, how many others it passed over, and what it could not
-    look into."""
+class InputFiles(NamedTuple):
+    """Files of one kind, how many others were passed over, and folders that could not be read."""
 
     entries: list[Entry]
     skipped: int
@@ -56,11 +55,25 @@ class Found(NamedTuple):
     problems: tuple[str, ...]
 
 
-def find_inputs(where: str | Path | Sequence[str | Path], *, recursive: bool = True) -> Found:
-    """Find the images that `where` means or, where there are none, the arrays.
+def find_inputs(where: str | Path | Sequence[str | Path], *, recursive: bool = True) -> InputFiles:
+    """List the images that `where` means or, where there are none, the arrays.
 
-    A sequence of places is searched in its order. In a folder that holds images, array files
-    (a mean, for example) count as skipped. Raises ImageError where nothing is found.
+    Parameters
+    ----------
+    where
+        A folder, list file, pattern or file, or a sequence of them, taken in its order.
+    recursive
+        Whether folders are searched with their subfolders.
+
+    Returns
+    -------
+    InputFiles
+        In a folder that holds images, array files (a mean, for example) count as skipped.
+
+    Raises
+    ------
+    ImageError
+        Where there are neither images nor arrays.
     """
     places = [where] if isinstance(where, (str, Path)) else list(where)
     problems: list[str] = []
@@ -69,7 +82,7 @@ def find_inputs(where: str | Path | Sequence[str | Path], *, recursive: bool = T
     # Whatever a user names is an image, unless he named arrays beside it.
     kind = next((kind for kind in ("image", "array", "named") if kind in kinds), None)
     wanted = {"image", "named"} if kind == "image" else {kind}
-    chosen = [entry for entry, found in zip(files, kinds, strict=True) if found in wanted]
+    chosen = [entry for entry, its in zip(files, kinds, strict=True) if its in wanted]
     skipped = len(files) - len(chosen)
     if not chosen:
         shown = ", ".join(str(place) for place in places) or "an empty list"
@@ -79,7 +92,7 @@ def find_inputs(where: str | Path | Sequence[str | Path], *, recursive: bool = T
             f"{' '.join(sorted(IMAGE_SUFFIXES))} and arrays in .npy files"
             + "".join(f"; {problem}" for problem in problems[:1])
         )
-    return Found(chosen, skipped, kind == "array", tuple(problems))
+    return InputFiles(chosen, skipped, kind == "array", tuple(problems))
 
 
 def _kind(entry: Entry) -> str:
@@ -138,7 +151,7 @@ def _walk(folder: Path, recursive: bool, problems: list[str]) -> Iterator[Path]:
 def _in_glob(pattern: str, recursive: bool, problems: list[str]) -> list[Entry]:
     entries = []
     # pathlib's own glob takes no absolute pattern.
-    for match in sorted(Path(found) for found in glob.glob(pattern, recursive=True)):  # noqa: PTH207
+    for match in sorted(map(Path, glob.glob(pattern, recursive=True))):  # noqa: PTH207
         paths = _walk(match, recursive, problems) if match.is_dir() else (match,)
         entries += [Entry(path.as_posix(), path) for path in paths]
     return sorted(set(entries))

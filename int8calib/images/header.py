@@ -82,10 +82,10 @@ def _read_jpeg(data: bytes) -> Header:
     for _ in range(_MOST_SEGMENTS):
         # Like libjpeg's next_marker, this passes over stray and fill bytes between segments.
         start = data.find(b"\xff", at)
-        found = _NOT_FILL.search(data, start + 1) if start >= 0 else None
-        if found is None or found.end() + 7 > len(data):
+        match = _NOT_FILL.search(data, start + 1) if start >= 0 else None
+        if match is None or match.end() + 7 > len(data):
             break
-        marker, at = found[0][0], found.end()
+        marker, at = match[0][0], match.end()
         if marker in _FRAME_HEADERS:
             height, width = _big(data, at + 3, 2), _big(data, at + 5, 2)
             # The marker cannot occur inside coded data, where FF is always followed by 00 or
@@ -183,10 +183,10 @@ _PNM_SIZE = re.compile(
 
 def _pnm(data: bytes) -> Size:
     """Width and height as text. Source: Netpbm's pbm(5), pgm(5), ppm(5), pfm(5)."""
-    found = _PNM_SIZE.match(data[:_HEAD])
-    if found is None:
+    match = _PNM_SIZE.match(data[:_HEAD])
+    if match is None:
         raise ValueError("no size")
-    return int(found[2]), int(found[1])
+    return int(match[2]), int(match[1])
 
 
 def _pam(data: bytes) -> Size:
@@ -195,13 +195,15 @@ def _pam(data: bytes) -> Size:
 
 
 def _largest(pattern: bytes, data: bytes) -> int:
-    return max(int(found[1]) for found in re.finditer(pattern, data[:_HEAD]))
+    return max(int(match[1]) for match in re.finditer(pattern, data[:_HEAD]))
 
 
 def _hdr(data: bytes) -> Size:
     """The resolution line. Source: Radiance's file format description."""
-    found = re.finditer(rb"[-+][XY]\s+(\d{1,10})\s+[-+][XY]\s+(\d{1,10})\s", data[:_HEAD])
-    return max(((int(size[1]), int(size[2])) for size in found), key=lambda size: size[0] * size[1])
+    matches = re.finditer(rb"[-+][XY]\s+(\d{1,10})\s+[-+][XY]\s+(\d{1,10})\s", data[:_HEAD])
+    return max(
+        ((int(size[1]), int(size[2])) for size in matches), key=lambda size: size[0] * size[1]
+    )
 
 
 def _sun(data: bytes) -> Size:
@@ -226,20 +228,20 @@ def _jpeg2000(data: bytes) -> Size:
 def _avif(data: bytes) -> Size:
     """The largest of the `ispe` properties. Source: ISO/IEC 23008-12, 6.5.3."""
     sizes = [
-        (_big(data, found.end() + 8, 4), _big(data, found.end() + 4, 4))
-        for found in islice(re.finditer(rb"ispe", data), 10000)
+        (_big(data, match.end() + 8, 4), _big(data, match.end() + 4, 4))
+        for match in islice(re.finditer(rb"ispe", data), 10000)
     ]
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
 def _exr(data: bytes) -> Size:
     """The data window. Source: OpenEXR file layout."""
-    found = re.search(rb"dataWindow\x00box2i\x00\x10\x00\x00\x00", data[:_HEAD])
-    if found is None:
+    match = re.search(rb"dataWindow\x00box2i\x00\x10\x00\x00\x00", data[:_HEAD])
+    if match is None:
         raise ValueError("no size")
     left, top, right, bottom = (
         int.from_bytes(data[at : at + 4], "little", signed=True)
-        for at in range(found.end(), found.end() + 16, 4)
+        for at in range(match.end(), match.end() + 16, 4)
     )
     return bottom - top + 1, right - left + 1
 

@@ -79,11 +79,27 @@ def _read_mean_file(path: Path) -> Array:
 
 
 def fit_mean(mean: ArrayLike, shape: tuple[int, int, int]) -> Array:
-    """The mean for a blob of `shape`: float32 (C, 1, 1) or (C, H, W).
+    """Bring a mean into the shape of a blob.
 
-    A spatial mean larger than the blob is cut in the middle, as Caffe's data_transformer.cpp
-    cuts image and mean alike. Raises OptionError for a wrong count of values, ImageError for an
-    array that does not fit.
+    Parameters
+    ----------
+    mean
+        1 value, C values, or an array (C, 1, 1) or (C, H', W').
+    shape
+        (C, H, W) of the blob.
+
+    Returns
+    -------
+    Array
+        float32 (C, 1, 1) or (C, H, W). A spatial mean larger than the blob is cut in the middle,
+        as Caffe's data_transformer.cpp cuts image and mean alike.
+
+    Raises
+    ------
+    OptionError
+        For a wrong count of values, or values that are not finite.
+    ImageError
+        For an array that does not fit.
     """
     array: Array = np.array(mean, np.float32)
     channels, height, width = shape
@@ -107,9 +123,24 @@ def fit_mean(mean: ArrayLike, shape: tuple[int, int, int]) -> Array:
 
 
 def fit_norm(norm: ArrayLike, channels: int) -> Array:
-    """The factors for `channels` channels: float32 (C, 1, 1), none of them 0.
+    """Bring the factors of the norm into the shape of a blob.
 
-    Raises OptionError for a wrong count, a 0 or a value that is not finite.
+    Parameters
+    ----------
+    norm
+        1 or C values.
+    channels
+        C.
+
+    Returns
+    -------
+    Array
+        float32 (C, 1, 1), none of them 0.
+
+    Raises
+    ------
+    OptionError
+        For a wrong count, a 0 or a value that is not finite.
     """
     array: Array = np.array(norm, np.float32)
     if array.ndim > 1:

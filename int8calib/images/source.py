@@ -142,7 +142,7 @@ def open_source(
     Raises
     ------
     ImageError
-        Where nothing usable is found.
+        Where nothing usable is files.
     OptionError
         For a limit below 1.
     """
@@ -151,12 +151,12 @@ def open_source(
     if isinstance(where, np.ndarray):
         check_dtype("array", where.dtype)
         return _Arrays(_pick(_rows("array", where, where.shape), limit, shuffle, seed))
-    found = find_inputs(where, recursive=recursive)
-    if not found.arrays:
-        entries = _pick(found.entries, limit, shuffle, seed)
-        return _ImageFiles(entries, found.skipped, found.problems)
-    items = [item for entry in found.entries for item in _stored_rows(entry, blob)]
-    return _Arrays(_pick(items, limit, shuffle, seed), found.skipped, found.problems)
+    files = find_inputs(where, recursive=recursive)
+    if not files.arrays:
+        entries = _pick(files.entries, limit, shuffle, seed)
+        return _ImageFiles(entries, files.skipped, files.problems)
+    items = [item for entry in files.entries for item in _stored_rows(entry, blob)]
+    return _Arrays(_pick(items, limit, shuffle, seed), files.skipped, files.problems)
 
 
 def _pick(items: list[Any], limit: int | None, shuffle: bool, seed: int) -> list[Any]:
