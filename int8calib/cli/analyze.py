@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             total=len(images),
             progress=progress,
         )
-    images.tell(console)
+    images.print_skipped(console)
     for note in found.notes:
         console.say(f"note: {note}")
     if found.left_out:

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             meta=_meta(vars(args), model, fingerprint),
             checkpoint=checkpoint,
         )
-    batches.tell(console)
+    batches.print_skipped(console)
     contents, notes = models.contents(net, done.table, fold_bn=args.fold_bn)
     table, report = calibration_texts(args.format, done, job.candidates, options)
     config = config_text("calibrate", vars(args), add_arguments)

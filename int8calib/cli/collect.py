@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             ranges_only=args.ranges_only,
             checkpoint=checkpoint,
         )
-    batches.tell(console)
+    batches.print_skipped(console)
     for warning in job.warnings:
         console.say(f"warning: {warning}")
     collected = Collected(statistics, job.candidates, job.named, model.proto, fingerprint)

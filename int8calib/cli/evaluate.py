@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             found = timed.evaluation
         else:
             found = evaluate(net, tables, batches, workers=workers, progress=progress, **how)
-    images.tell(console)
+    images.print_skipped(console)
     for note in found.notes:
         console.say(f"note: {note}")
     if args.json:

@@ -164,8 +164,8 @@ class ImageLoader:
     def _skip(self, message: str) -> None:
         self._skips[message] = None
 
-    def tell(self, console: Console) -> None:
-        """Say which files were passed over: how many, and the first of them."""
+    def print_skipped(self, console: Console) -> None:
+        """Print how many files were passed over, and which, the first `SKIPS_SHOWN` of them."""
         for name, (source, _) in self.inputs.items():
             if source.skipped:
                 console.say(f"input {name}: {source.skipped} files are no images and were skipped")

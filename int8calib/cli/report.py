@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         evaluation = job.evaluation()
         analyses = job.analyses()
         samples = job.samples(first, fold)
-    batches.tell(console)
+    batches.print_skipped(console)
     made = report(
         net,
         tables,

@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
     batches = images if args.labels is None else LabelledImages(images, args.labels)
     with console.progress() as progress:
         found = tune(net, batches, calibration, tuning, progress=progress)
-    images.tell(console)
+    images.print_skipped(console)
     fold = options.fold_bn or found.changed
     contents, notes = models.contents(found.net, found.table, fold_bn=fold)
     texts = {
