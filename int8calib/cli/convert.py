@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one ncnn layer for each of Caffe's, as caffe2ncnn leaves it; calibrate such a model "
         "with --no-fold-bn",
     )
+    group.add_argument(
+        "--outputs",
+        nargs="+",
+        metavar="BLOB",
+        help="convert only what these blobs need (default: the whole network)",
+    )
     group.add_argument("--fp16", action="store_true", help="store weights as float16")
 
 
