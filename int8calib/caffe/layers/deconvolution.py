@@ -97,7 +97,8 @@ def _plan(
 
     def run(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
         for images, outputs, (columns, spread) in zip(bottoms, tops, buffers, strict=True):
-            inside = spread[(slice(None), *_cut(windows, *spread.shape[1:]))]
+            down, across = _cut(windows, *spread.shape[1:])
+            inside = spread[:, down, across]
             matrix = columns.reshape(group, rows.shape[1], -1)
             for image, top in zip(images, outputs, strict=True):
                 np.matmul(rows, image.reshape(group, rows.shape[2], -1), out=matrix)
@@ -128,6 +129,7 @@ def deconvolution(
         full = _spread_size(windows, height, width)
         spread = np.zeros((n * param.num_output, *full), np.float32)
         _add_taps(columns.reshape(-1, *windows.kernel, height, width), windows, spread)
-        cut = spread.reshape(n, -1, *full)[(..., *_cut(windows, *full))]
+        down, across = _cut(windows, *full)
+        cut = spread.reshape(n, -1, *full)[:, :, down, across]
         tops.append(cut + weights[1].reshape(-1, 1, 1) if len(weights) > 1 else cut.copy())
     return tops

@@ -56,9 +56,9 @@ def stored_statistics(params: LayerParameter, weights: Sequence[Array]) -> tuple
 
 def _deviation(square: Array, eps: float, before_sqrt: bool) -> Array:
     """sqrt(square + eps), or sqrt(square) + eps."""
-    if before_sqrt:
-        return np.sqrt(square + np.float32(eps))
-    return np.sqrt(square) + np.float32(eps)
+    inner, outer = (eps, 0.0) if before_sqrt else (0.0, eps)
+    deviation: Array = np.sqrt(square + np.float32(inner)) + np.float32(outer)
+    return deviation
 
 
 def _plan_batch_norm(

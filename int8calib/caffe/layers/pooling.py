@@ -195,7 +195,8 @@ def window_counts(
         starts = np.arange(count) * stride - begin
         stops = np.minimum(starts + kernel, length if inside else length + end)
         counts.append((stops - (np.maximum(starts, 0) if inside else starts)).astype(np.float64))
-    return np.outer(*counts).astype(np.float32)
+    rows, columns = counts
+    return np.asarray(np.outer(rows, columns), np.float32)
 
 
 def _counts(params: LayerParameter, windows: Windows, size: tuple[int, int], shape: Shape) -> Array:

@@ -289,7 +289,7 @@ def _holding_to(shape: ShapeRule, run: Run) -> Run:
 
 
 def _read_only(array: Array) -> Array:
-    view = array.view()
+    view: Array = array.view()
     view.flags.writeable = False
     return view
 

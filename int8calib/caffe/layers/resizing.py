@@ -186,7 +186,7 @@ def _nearest(params: LayerParameter, size: int, length: int) -> NDArray[np.int64
     else:
         places = places * (np.float32(length) / np.float32(size))
         places = np.floor(places + np.float32(0.5) if corners else places)
-    return np.minimum(places.astype(np.int64), length - 1)
+    return np.asarray(np.minimum(places, length - 1), np.int64)
 
 
 @layer("ResizeNearestNeighbor", shape=_nearest_shape)

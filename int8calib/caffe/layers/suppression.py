@@ -31,9 +31,10 @@ def overlaps(boxes: Array, others: Array) -> Array:
         side = np.minimum(boxes[:, None, high], others[:, high])
         side -= np.maximum(boxes[:, None, low], others[:, low])
         sides.append(np.maximum(side, 0, out=side))
-    shared: Array = np.multiply(*sides, out=sides[0])
+    width, height = sides
+    shared: Array = np.multiply(width, height, out=width)
     areas = [np.prod(np.maximum(b[:, 2:] - b[:, :2], 0), axis=1) for b in (boxes, others)]
-    union = np.add(areas[0][:, None], areas[1], out=sides[1])
+    union = np.add(areas[0][:, None], areas[1], out=height)
     union -= shared
     # Two boxes without an area share nothing: 0 of something.
     shared /= np.maximum(union, np.finfo(np.float32).tiny, out=union)
