@@ -254,7 +254,7 @@ def _numbers(data: memoryview, field: Field, dtype: np.dtype[Any]) -> NDArray[An
 
 def _dims(data: memoryview, shape: Field) -> list[int]:
     """Read a BlobShape."""
-    dims = []
+    dims: list[int] = []
     for field in fields(data, shape.start, shape.stop):
         if field.number == 1:
             _expect(field, VARINT, LEN)

@@ -2143,7 +2143,7 @@ class SeLuParameter(_message.Message):
     LAMBDA_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     alpha: float
-    def __init__(self, alpha: _Optional[float] = ..., **kwargs) -> None: ...
+    def __init__(self, alpha: _Optional[float] = ..., **kwargs: object) -> None: ...
 
 class UpsampleDarknetParameter(_message.Message):
     __slots__ = ("stride",)

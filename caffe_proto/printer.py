@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from google.protobuf import text_encoding, text_format
+from google.protobuf import text_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
@@ -17,6 +18,7 @@ __all__ = ["net_text"]
 
 # What has no place in the schema: the names of the messages around it, and the field itself.
 _Kept: TypeAlias = "tuple[tuple[str, ...], UnreadField]"
+_ESCAPED = re.compile(r'["\\\x00-\x1f\x7f]')
 _STEP = 2  # columns that each message is indented
 
 
@@ -69,13 +71,18 @@ def _own(message: Message) -> Iterator[_Kept]:
         yield tuple(parents), entry
 
 
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    return f"\\{character}" if character in '"\\' else f"\\{ord(character):03o}"
+
+
 def _entries(entries: Iterable[UnreadField], indent: int) -> Iterator[str]:
     for entry in entries:
         start = f"{' ' * indent}{name_parts(entry.name)[-1]}"
         if entry.HasField("value"):
             value = entry.value
             if entry.quoted:
-                value = f'"{text_encoding.CEscape(value.encode("utf-8"), as_utf8=True)}"'
+                value = f'"{_ESCAPED.sub(_escape, value)}"'
             yield f"{start}: {value}\n"
             continue
         yield f"{start} {{\n"

@@ -53,6 +53,8 @@ def generate() -> dict[str, str]:
         raise RuntimeError(f"{found} of 3 parts of protoc's version check found: wrong protoc?")
     # mypy --strict wants the arguments of generic types, which protoc leaves out.
     stub = texts["caffe_pb2.pyi"].replace(", _Mapping]", ", _Mapping[str, object]]")
+    # A field whose name Python keeps for itself, such as lambda, can be given as **kwargs only.
+    stub = stub.replace(", **kwargs) -> None", ", **kwargs: object) -> None")
     return {"caffe_pb2.py": module, "caffe_pb2.pyi": stub}
 
 

@@ -7,14 +7,15 @@ stands outside of all layers. There it stays while a net of an older form become
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
-
-from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from caffe_proto.caffe_pb2 import LayerParameter, NetParameter, UnreadField
 from caffe_proto.lexer import CLOSERS, Token, Tokens
 from caffe_proto.limits import MAX_DEPTH, MAX_UNREAD
 from caffe_proto.scalars import string_bytes
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 __all__ = [
     "Fields",

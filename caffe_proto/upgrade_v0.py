@@ -160,7 +160,7 @@ def _upgrade_layer(layer: V1LayerParameter) -> None:
     old.CopyFrom(layer.layer)
     layer.ClearField("layer")
     if old.type in _TYPES:
-        layer.type = V1LayerParameter.LayerType.Value(_TYPES[old.type])
+        _put(layer, "type", V1LayerParameter.LayerType.Value(_TYPES[old.type]))
     else:
         layer.unread.add(name="type", kind=UnreadField.LAYER_TYPE, value=old.type)
     for field, value in old.ListFields():

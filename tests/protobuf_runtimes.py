@@ -49,6 +49,14 @@ with tempfile.TemporaryDirectory() as scratch:
     boxed = cp.NetParameter.FromString(model.read_bytes())
     assert list(boxed.layer[1].blobs[0].data) == list(range(90))
     assert list(boxed.layer[1].blobs[0].shape.dim) == [2, 3, 3, 5]
+odd = cp.parse_prototxt(
+    'layer { name: "a" odd_param { s: "caf\u00e9" n: -3 } pooling_param { pool: FOO } }', warn=False
+)
+with tempfile.TemporaryDirectory() as scratch:
+    cp.write_prototxt(Path(scratch, "odd"), odd)
+    again = cp.read_prototxt(Path(scratch, "odd"), warn=False)
+assert cp.unknown_fields(again.layer[0]) == cp.unknown_fields(odd.layer[0]) == {
+    "odd_param": [{"s": ["caf\u00e9"], "n": ["-3"]}], "pooling_param": [{"pool": ["FOO"]}]}
 field = cp.caffe_pb2.BlobProto.DESCRIPTOR.fields_by_name["data"]
 assert field.GetOptions().packed
 print(google.protobuf.__version__)

@@ -250,7 +250,7 @@ def _first_misfit(graph: Graph, source: Blob, shapes: Mapping[Blob, Shape]) -> L
         for length, (kernel, stride) in zip(size, steps or (), strict=False):
             if length == 1 and kernel > 1 and (stride > 1 or single):
                 return layer
-            if layer.tops[0] not in shapes and length < kernel:
+            if layer.tops and layer.tops[0] not in shapes and length < kernel:
                 return layer
         tops = [top for top in layer.tops if len(shapes.get(top, ())) == 4]
         images.update(top for top in tops if steps or shapes[top][2:] == size)

@@ -225,7 +225,7 @@ def _pack(done: Mapping[int, Checksums]) -> NDArray[np.int64]:
 
 
 def _unpack(name: str, rows: NDArray[Any]) -> dict[int, Checksums]:
-    check_array(name, rows, np.int64, (len(rows), 2))
+    check_array(name, rows, np.int64, (*rows.shape[:1], 2))
     if rows.min(initial=0) < 0 or rows[:, 1].max(initial=0) >= 1 << 32:
         raise ValueError(f"{name} holds numbers out of range")
     done: dict[int, Checksums] = {}
