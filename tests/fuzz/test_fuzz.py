@@ -56,6 +56,7 @@ def test_sound_files_are_read(seeds: Seeds, tmp_path: Path) -> None:
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore::caffe_proto.UnknownFieldWarning")
 def test_layers_without_tops_or_bottoms(seeds: Seeds, tmp_path: Path, old: str, new: str) -> None:
     """What the mutation test found once, as whole files."""
     text = seeds.files["prototxt"][0].decode()
@@ -65,7 +66,7 @@ def test_layers_without_tops_or_bottoms(seeds: Seeds, tmp_path: Path, old: str, 
     refusing(lambda: TARGETS["prototxt"].read(path, seeds.folder, random.Random(1)))
 
 
-@pytest.mark.parametrize("part", ["measured", "counted", "half"])
+@pytest.mark.parametrize("part", ["measured", "counted"])
 def test_parts_of_a_checkpoint_without_axes(seeds: Seeds, tmp_path: Path, part: str) -> None:
     with np.load(io.BytesIO(seeds.files["checkpoint"][0])) as archive:
         arrays = {name: archive[name] for name in archive.files if name != "digest"}
