@@ -39,6 +39,9 @@ MAX_INPUTS = 10_000_000
 MAX_AHEAD_BYTES = 1 << 28
 """Bytes of inputs that wait, decoded, for the network: 256 MiB, or one input if it is larger."""
 
+MAX_TABLE_BYTES = 1 << 28
+"""Bytes of a calibration table; one of 10,000 layers with 1,000 channels each has 120 MB."""
+
 MAX_STATISTICS_BYTES = 1 << 30
 """What a statistics file may unpack to: 64 KiB for each of 16,384 blobs."""
 

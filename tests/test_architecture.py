@@ -20,6 +20,7 @@ STAGES = {
     "int8calib.words": 1,
     "int8calib.levels": 1,
     "int8calib.files": 2,
+    "int8calib.parsing": 2,
     "int8calib.workers": 2,
     "int8calib.limits": 2,
     "int8calib.compiled": 3,

@@ -29,6 +29,7 @@ from int8calib.cli.options import (
     add_model_arguments,
     add_workers_argument,
     read_options,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--table", required=True, metavar="FILE", help="a calibration table")
     group.add_argument(
         "--sensitivity",
-        type=int,
+        type=whole(),
         default=10,
         metavar="N",
         help="images over which each layer runs in INT8 alone, to rank layers by what they do to "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.loader import ImageLoader
+from int8calib.cli.options import whole
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def add_labels_argument(group: Any) -> None:
 def add_topk_argument(group: Any) -> None:
     """Declare `--topk`: which accuracies are counted."""
     group.add_argument(
-        "--topk", type=int, nargs="+", default=[1, 5], metavar="K", help="(default: 1 5)"
+        "--topk", type=whole(1), nargs="+", default=[1, 5], metavar="K", help="(default: 1 5)"
     )
 
 

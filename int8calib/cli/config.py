@@ -14,10 +14,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from int8calib.cli.console import as_utf8
 from int8calib.cli.process import Parser
 from int8calib.errors import OptionError
 from int8calib.files import read_bounded
 from int8calib.limits import MAX_CONFIG_BYTES
+from int8calib.parsing import parse_toml
 
 OPTION = "--config"
 _NOT_KEPT = frozenset(("help", "config", "quiet", "verbose", "debug", "gpu"))
@@ -72,18 +74,11 @@ class ConfigParser(Parser):
 
 def read_config(path: str) -> dict[str, Any]:
     """The keys and values of a TOML file; raises `OptionError` for one that cannot be read."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     try:
-        return tomllib.loads(read_bounded(path, MAX_CONFIG_BYTES, pipes=True).decode("utf-8"))
+        return parse_toml(read_bounded(path, MAX_CONFIG_BYTES, pipes=True).decode("utf-8"))
     except OSError as error:
         raise OptionError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except RecursionError:
-        raise OptionError(f"{path}: no TOML file: its values are nested too deeply") from None
-    except ValueError as error:  # no UTF-8, no TOML, or a number of thousands of digits
+    except ValueError as error:
         raise OptionError(f"{path}: no TOML file: {error}") from None
 
 
@@ -99,7 +94,10 @@ def config_text(
     for key, action in _kept(parser):
         value = values[action.dest]
         if value is not None and value != []:
-            rows.append(f"{key} = {_toml(value)}")
+            written = as_utf8(value)
+            if written != value:
+                rows.append("# The next value is no UTF-8 and stands here with escapes.")
+            rows.append(f"{key} = {_toml(written)}")
     return "\n".join([*rows, ""])
 
 
@@ -150,6 +148,8 @@ def _words(
         what = "a list of text or numbers" if many else "one text or number"
         raise OptionError(f"{path}: {key} = {value!r}; expected {what}")
     texts = [str(v) for v in values]
+    if any("\0" in text for text in texts):
+        raise OptionError(f"{path}: {key} holds a zero byte, which no option can")
     if repeats or len(texts) == 1:
         return [f"--{key}={text}" for text in texts]
     return [f"--{key}", *texts]

@@ -8,9 +8,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from caffe_proto.oneline import one_line
 from int8calib.errors import OutputError
@@ -54,6 +54,17 @@ def _write_lines_to_stderr(text: str) -> None:
         write_stderr(line)
 
 
+def as_utf8(value: Any) -> Any:
+    """Return a JSON value whose texts are UTF-8: bytes of file names that are none are escaped."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {as_utf8(key): as_utf8(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_utf8(each) for each in value]
+    return value
+
+
 def discard(stream: TextIO) -> None:
     """Let what waits in the buffer of a stream go nowhere, so that the exit does not stumble."""
     with suppress(OSError, ValueError):
@@ -93,7 +104,7 @@ class Console:
     def result_json(self, value: object) -> None:
         """Print what the command was asked for as JSON, in ASCII whatever the encoding."""
         if not self.quiet:
-            self._write(json.dumps(value, indent=1))
+            self._write(json.dumps(as_utf8(value), indent=1))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table on stdout; columns of numbers stand at the right."""

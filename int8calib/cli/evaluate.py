@@ -32,7 +32,9 @@ from int8calib.cli.options import (
     RunOptions,
     add_model_arguments,
     add_workers_argument,
+    finite,
     read_options,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(group)
     group.add_argument(
         "--box-score",
-        type=float,
+        type=finite(),
         default=0.3,
         metavar="S",
         help="detections of a lower score are not compared (default: 0.3)",
@@ -73,7 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(needs the extra ncnn)",
     )
     group.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="with --runtime: ncnn's (default: 1)"
+        "--threads",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="with --runtime: ncnn's (default: 1)",
     )
     add_workers_argument(parser)
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from int8calib.cli.options import read_options
+from int8calib.cli.options import read_options, whole
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
@@ -122,7 +122,9 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--limit", type=int, metavar="N", help="use at most N images")
     group.add_argument("--shuffle", action="store_true", help="pick images in a random order")
-    group.add_argument("--seed", type=int, default=0, help="what --shuffle depends on (default: 0)")
+    group.add_argument(
+        "--seed", type=whole(), default=0, help="what --shuffle depends on (default: 0)"
+    )
     group.add_argument("--batch", type=int, default=1, metavar="N", help="images per forward pass")
     group.add_argument(
         "--fast-jpeg",

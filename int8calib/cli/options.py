@@ -7,7 +7,9 @@ given; a command reads its arguments into these, and nothing behind it sees the 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,6 +38,37 @@ def read_options(kind: type[Options], args: argparse.Namespace) -> Options:
             value = getattr(args, field.name)
             values[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
+
+
+def whole(least: int = 0) -> Callable[[str], int]:
+    """Return a type of arguments: whole numbers of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value < 1 << 63:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number, {least} or more")
+        return value
+
+    return parse
+
+
+def finite(least: float | None = None) -> Callable[[str], float]:
+    """Return a type of arguments: finite numbers, of at least `least` where it is given."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or (least is not None and value < least):
+            rest = "" if least is None else f", {least:g} or more"
+            raise argparse.ArgumentTypeError(f"{text}: expected a finite number{rest}")
+        return value
+
+    return parse
 
 
 @dataclass(frozen=True)
@@ -218,7 +251,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--checkpoint-every",
-        type=float,
+        type=finite(0),
         default=30.0,
         metavar="S",
         help="seconds between two writes of the checkpoint (default: 30)",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from int8calib.cli.console import as_utf8
 from int8calib.errors import OutputError
 from int8calib.files import check_target, file_mode, write_all
 
@@ -108,7 +110,14 @@ def calibration_texts(
     from int8calib.table import get_format
 
     table = laid_out(done.table, layers, options, format)
-    return get_format(format).write(table), get_format("json").write(done.table)
+    return get_format(format).write(table), report_text(done.table)
+
+
+def report_text(table: CalibrationTable) -> str:
+    """Return a table's report as JSON that every reader takes, whatever files are called."""
+    from int8calib.table import get_format
+
+    return get_format("json").write(replace(table, meta=as_utf8(table.meta)))
 
 
 def show_calibration(console: Console, done: Calibration) -> None:

@@ -21,8 +21,10 @@ from int8calib.cli.image_options import ImageOptions, add_image_arguments, image
 from int8calib.cli.options import (
     MessageOptions,
     add_input_shape_argument,
+    finite,
     parse_input_shapes,
     read_options,
+    whole,
 )
 from int8calib.errors import ImageError, OptionError
 
@@ -71,17 +73,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     add_input_shape_argument(group)
     group.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="ncnn's threads (default: 1)"
+        "--threads", type=whole(1), default=1, metavar="N", help="ncnn's threads (default: 1)"
     )
     add_image_arguments(parser)
     group = parser.add_argument_group("result")
     group.add_argument("--names", metavar="FILE", help="names of the classes, one a line")
     group.add_argument(
-        "--topk", type=int, default=5, metavar="N", help="classes shown for an image (default: 5)"
+        "--topk",
+        type=whole(1),
+        default=5,
+        metavar="N",
+        help="classes shown for an image (default: 5)",
     )
     group.add_argument(
         "--min-score",
-        type=float,
+        type=finite(),
         default=0.3,
         metavar="S",
         help="detections of a lower score are not shown (default: 0.3)",

@@ -38,6 +38,7 @@ from int8calib.cli.options import (
     add_model_arguments,
     add_run_arguments,
     read_options,
+    whole,
 )
 from int8calib.cli.outputs import check_outputs
 from int8calib.errors import OptionError
@@ -76,14 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_outputs_argument(group)
     group.add_argument(
         "--sensitivity",
-        type=int,
+        type=whole(),
         default=10,
         metavar="N",
         help="images over which each layer runs in INT8 alone (default: 10; 0: none)",
     )
     group.add_argument(
         "--samples",
-        type=int,
+        type=whole(),
         default=4,
         metavar="N",
         help="batches of which values before and after are drawn (default: 4; 0: none)",

@@ -14,7 +14,7 @@ import math
 from typing import TYPE_CHECKING
 
 from int8calib.cli.console import Console
-from int8calib.cli.options import MessageOptions, add_message_arguments, read_options
+from int8calib.cli.options import MessageOptions, add_message_arguments, finite, read_options
 from int8calib.cli.table_options import FORMATS
 from int8calib.errors import OptionError
 from int8calib.levels import LEVELS
@@ -66,7 +66,7 @@ def _add_check_arguments(check: argparse.ArgumentParser) -> None:
     )
     check.add_argument(
         "--tolerance",
-        type=float,
+        type=finite(1),
         default=2.0,
         metavar="F",
         help="a weight scale further than this factor from the weights is an error (default: 2)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from int8calib.cli.options import finite
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _add_method_arguments(group: Any) -> None:
     )
     group.add_argument(
         "--percentile",
-        type=float,
+        type=finite(),
         default=99.99,
         metavar="P",
         help="share of the values, in percent, that --method percentile keeps (default: 99.99)",

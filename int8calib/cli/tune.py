@@ -33,9 +33,10 @@ from int8calib.cli.options import (
     RunOptions,
     add_model_arguments,
     add_run_arguments,
+    finite,
     read_options,
 )
-from int8calib.cli.outputs import NcnnFiles, TableFiles, add_ncnn_argument, is_stdout
+from int8calib.cli.outputs import NcnnFiles, TableFiles, add_ncnn_argument, is_stdout, report_text
 from int8calib.cli.table_options import add_fold_arguments, add_layer_arguments
 from int8calib.errors import OptionError
 
@@ -79,7 +80,7 @@ def _add_layer_arguments(group: Any) -> None:
     )
     group.add_argument(
         "--more-work",
-        type=float,
+        type=finite(),
         metavar="P",
         help="with --write-model or --ncnn, most percent of multiply-adds that copies of channels "
         "may add; 0 leaves every num_output as it is (default: 10)",
@@ -110,11 +111,11 @@ def _add_layer_arguments(group: Any) -> None:
 
 def _add_target_arguments(group: Any) -> None:
     group.add_argument(
-        "--max-drop", type=float, metavar="P", help="points of top-1 to lose; needs --labels"
+        "--max-drop", type=finite(), metavar="P", help="points of top-1 to lose; needs --labels"
     )
     group.add_argument(
         "--min-agreement",
-        type=float,
+        type=finite(),
         metavar="S",
         help="share of images, 0 to 1, that keep their best class",
     )
@@ -132,7 +133,7 @@ def _add_target_arguments(group: Any) -> None:
 def _add_budget_arguments(group: Any) -> None:
     group.add_argument(
         "--time",
-        type=float,
+        type=finite(0),
         metavar="S",
         help="seconds after which the best table so far is written (default: no limit)",
     )
@@ -145,7 +146,7 @@ def _add_budget_arguments(group: Any) -> None:
     )
     group.add_argument(
         "--validation",
-        type=float,
+        type=finite(),
         default=0.25,
         metavar="S",
         help="share of them that only decides between results (default: 0.25)",
@@ -282,10 +283,8 @@ class _TuneOptions:
 
 def _report(found: Tuning) -> str:
     """The table's report with what the tuning settled."""
-    from int8calib.table import get_format
-
     meta = {**found.table.meta, "tuning": found.as_dict()}
-    return get_format("json").write(replace(found.table, meta=meta))
+    return report_text(replace(found.table, meta=meta))
 
 
 def _model_contents(options: _TuneOptions, found: Tuning) -> Contents:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -23,6 +22,8 @@ from int8calib.evaluation.results import (
     Evaluation,
     TableResult,
 )
+from int8calib.files import read_bounded
+from int8calib.parsing import parse_json
 
 MAX_BYTES = 64 << 20
 """A larger file is no result: an analysis of 10,000 layers has 4 MB."""
@@ -199,36 +200,17 @@ def read_result(path: str | os.PathLike[str], command: str, format_: str, schema
     """
     file = Path(path)
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+        value = parse_json(read_bounded(file, MAX_BYTES, pipes=True))
     except OSError as error:
         raise OptionError(f"{file}: cannot be read: {error.strerror or error}") from None
-    if len(data) > MAX_BYTES:
-        raise OptionError(f"{file}: has more than {MAX_BYTES >> 20} MiB, too much for a result")
-    try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError:
-        raise OptionError(f"{file}: is no JSON of int8calib: nested too deep") from None
     except ValueError as error:
-        raise OptionError(f"{file}: is no JSON: {str(error)[:100]}") from None
+        raise OptionError(f"{file}: is no JSON of int8calib: {str(error)[:100]}") from None
     root = Place(file, command, "", value)
     if root["format"].value != format_:
         raise root["format"].wrong(repr(format_))
     if root["schema"].count() != schema:
         raise root["schema"].wrong(f"{schema}; was it written by another version?")
     return root
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are all different."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return result
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _accuracy(place: Place) -> Accuracy:

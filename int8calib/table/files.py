@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from int8calib.errors import TableError
-from int8calib.files import write_atomic
+from int8calib.files import read_bounded, write_atomic
+from int8calib.limits import MAX_TABLE_BYTES
 from int8calib.table.findings import Scan
 from int8calib.table.formats import detect_format, get_format
 from int8calib.table.model import CalibrationTable
@@ -15,7 +16,7 @@ from int8calib.table.model import CalibrationTable
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a table file; raises TableError when it is missing or no text."""
     try:
-        data = Path(path).read_bytes()
+        data = read_bounded(path, MAX_TABLE_BYTES, pipes=True)
     except FileNotFoundError:
         raise TableError(f"{Path(path)}: no such file") from None
     except OSError as error:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.errors import TableError
+from int8calib.parsing import parse_json
 from int8calib.table.findings import Finding, Scan
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
 from int8calib.table.rules import duplicates
@@ -52,11 +53,11 @@ def write(table: CalibrationTable) -> str:
 def scan(text: str) -> Scan:
     """The table of `text`, or an empty one and the first thing that is wrong."""
     try:
-        root = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        root = parse_json(text)
         return Scan(_table(root))
     except json.JSONDecodeError as error:
         finding = Finding("error", error.lineno, None, f"no JSON: {error.msg}")
-    except (TableError, ValueError, RecursionError) as error:
+    except (TableError, ValueError) as error:
         finding = Finding("error", None, None, str(error))
     return Scan(CalibrationTable(()), (finding,))
 
@@ -112,17 +113,6 @@ def _layer_object(layer: LayerScales) -> dict[str, object]:
             "spread": None if evidence.spread is None else _number(evidence.spread),
         },
     }
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = duplicates([key for key, _ in pairs])
-    if twice:
-        raise TableError(f"the key {twice[0]!r} stands twice in one object")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> object:
-    raise TableError(f'{constant} is no JSON number, the text "{constant.lower()}" is right')
 
 
 def _table(root: object) -> CalibrationTable:

@@ -142,3 +142,53 @@ def test_values_are_read_back_by_the_standard_reader(value: object) -> None:
 @given(st.text(st.characters(codec="utf-8")) | st.from_regex(r"-?[0-9]{1,4}(\.[0-9]{1,3})?"))
 def test_text_is_read_back_or_as_the_number_it_spells(text: str) -> None:
     assert str(tomllib.loads(f"x = {_toml(text)}")["x"]) == text
+
+
+def test_a_zero_byte_and_a_deep_file_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.toml"
+    for text, message in [
+        (r'proto = "a\u0000b"', "proto holds a zero byte"),
+        (f"proto = {'[' * 3000}{']' * 3000}", "no TOML file: it is nested too deep"),
+        ("x" * (1 << 20) + "x", "more than 1048576 bytes"),
+    ]:
+        config.write_text(text)
+        with pytest.raises(SystemExit):
+            main(["calibrate", "--config", str(config)])
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_file_name_that_is_no_utf8(folder: Path, tmp_path: Path) -> None:
+    """Such a name stands escaped in what is written; the table is that of the plain name."""
+    odd = tmp_path / "\udcff.npy"
+    odd.write_bytes((folder / "images.npy").read_bytes())
+    plain = words(folder, tmp_path / "plain.table")
+    assert main(["calibrate", *plain]) == 0
+    arguments = [*words(folder, tmp_path / "odd.table"), "--images", str(odd)]
+    arguments[arguments.index("--images") : arguments.index("--images") + 2] = []
+    assert main(["calibrate", *arguments]) == 0
+    assert (tmp_path / "odd.table").read_bytes() == (tmp_path / "plain.table").read_bytes()
+    assert "# The next value is no UTF-8" in (tmp_path / "odd.table.toml").read_text()
+    assert main(["table", "check", str(tmp_path / "odd.table.json"), "--quiet"]) == 0
+
+
+NUMBERS = {
+    "--checkpoint-every": ["inf", "nan", "-1", "soon"],
+    "--percentile": ["nan", "inf"],
+    "--seed": ["-1", "1e3", "9" * 5000],
+}
+
+
+@pytest.mark.parametrize(("option", "text"), [(k, v) for k, vs in NUMBERS.items() for v in vs])
+def test_numbers_out_of_range_are_refused_before_the_work(
+    option: str, text: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["calibrate", *words(folder, tmp_path / "t"), f"{option}={text}"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert f"argument {option}: " in said
+    assert "expected a " in said
+    assert said.count("\n") == 1

@@ -219,7 +219,7 @@ def test_a_number_beyond_all_floats_is_refused(tmp_path: Path) -> None:
     assert f'"cost": {cost}' in text
     path = tmp_path / "x.json"
     path.write_text(text.replace(f'"cost": {cost}', '"cost": 1e999'))
-    assert "cost is inf; expected a number" in refused("analysis", path)
+    assert "the number 1e999 is too large" in refused("analysis", path)
 
 
 def test_files_that_cannot_be_read_or_are_huge(
@@ -230,4 +230,4 @@ def test_files_that_cannot_be_read_or_are_huge(
     path = tmp_path / "x.json"
     path.write_text(json.dumps(values("analysis")))
     monkeypatch.setattr("int8calib.evaluation.stored.MAX_BYTES", 100)
-    assert "too much for a result" in refused("analysis", path)
+    assert "more than 100 bytes (the limit)" in refused("analysis", path)

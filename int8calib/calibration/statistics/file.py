@@ -30,6 +30,7 @@ from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import StatisticsError
 from int8calib.files import write_atomic
 from int8calib.limits import MAX_STATISTICS_BYTES, value_count
+from int8calib.parsing import parse_json
 
 FORMAT = "int8calib-statistics"
 SCHEMA = 2
@@ -124,7 +125,7 @@ def load_statistics(path: str | os.PathLike[str]) -> StatisticsFile:
     try:
         with where.open("rb") as file, zipfile.ZipFile(file) as archive:
             arrays = _read_arrays(archive)
-        head = json.loads(arrays["meta"].tobytes())
+        head = parse_json(arrays["meta"].tobytes())
         _check_head(head, where)
         try:
             content = _parse(head, arrays)
