@@ -99,7 +99,7 @@ def test_the_command_line_goes_before_the_file(folder: Path, tmp_path: Path) -> 
         ('format = "xml"', "argument --format: invalid choice"),
         ("method = ", "no TOML file"),
         ("seed = " + "7" * 5000, "no TOML file: Exceeds the limit"),
-        ("mean = " + "[" * 3000, "no TOML file: its values are nested too deeply"),
+        ("mean = " + "[" * 3000, "no TOML file: it is nested too deep"),
         ("#" * (2**20 + 1), "it holds more than 1048576 bytes"),
         ('method = "kl"\nmethod = "mse"', "no TOML file"),
     ],
