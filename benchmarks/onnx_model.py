@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from caffe_proto import caffe_pb2
 from int8calib.arrays import Shape
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.layers.pooling import pooling_windows
@@ -21,6 +22,7 @@ helper: Any = import_module("onnx.helper")
 numpy_helper: Any = import_module("onnx.numpy_helper")
 
 OPSET = 17
+MAX, SUM = caffe_pb2.PoolingParameter.MAX, caffe_pb2.EltwiseParameter.SUM
 IR_VERSION = 8
 Node: TypeAlias = tuple[str, dict[str, Any]]
 
@@ -83,7 +85,7 @@ def _inner_product(layer: Layer, shapes: Shapes) -> Node:
 
 def _pooling(layer: Layer, shapes: Shapes) -> Node:
     param = layer.params.pooling_param
-    kind = "MaxPool" if param.pool == 0 else "AveragePool"
+    kind = "MaxPool" if param.pool == MAX else "AveragePool"
     if param.global_pooling:
         return f"Global{kind}", {}
     bottom, top = shapes[layer.bottoms[0]], shapes[layer.tops[0]]
@@ -105,7 +107,7 @@ def _pooling(layer: Layer, shapes: Shapes) -> Node:
 
 
 def _eltwise(layer: Layer, shapes: Shapes) -> Node:
-    if layer.params.eltwise_param.operation != 1 or layer.params.eltwise_param.coeff:
+    if layer.params.eltwise_param.operation != SUM or layer.params.eltwise_param.coeff:
         raise NotConvertibleError(f"{layer.label} is no plain sum")
     return "Sum", {}
 

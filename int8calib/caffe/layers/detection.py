@@ -245,6 +245,7 @@ def detection_output(
     offsets = bottoms[0].reshape(n, count, -1, 4)
     scores = bottoms[1].reshape(n, count, param.num_classes)
     priors = bottoms[2][0].reshape(2, count, 4)
-    return [
-        listed([_detect(params, *image, priors) for image in zip(offsets, scores, strict=True)])
-    ]
+    # A network gone wrong gives offsets whose exponentials are infinite.
+    with np.errstate(over="ignore", invalid="ignore"):
+        images = [_detect(params, *image, priors) for image in zip(offsets, scores, strict=True)]
+    return [listed(images)]
