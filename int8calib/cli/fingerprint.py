@@ -51,6 +51,7 @@ def job_fingerprint(
         "input shapes": {name: list(shape[1:]) for name, shape in net.input_shapes.items()},
         "preprocessing": batches.preprocessing(),
         "blobs": list(blobs),
+        **net.graph.facts,
     }
     plain: dict[str, Any] = json.loads(json.dumps(fingerprint))
     return plain

@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
             f"{args.statistics}: the format {args.format} needs the statistics of every blob; "
             "collect them with --all-blobs"
         )
-    meta = {"statistics": args.statistics, "fingerprint": dict(stored.fingerprint)}
+    fingerprint = dict(stored.fingerprint)
+    meta = {"statistics": args.statistics, "fingerprint": fingerprint}
+    if "ignored_fields" in fingerprint:
+        meta["ignored_fields"] = fingerprint["ignored_fields"]
     done = assemble(
         stored.layers, statistics, options, source=stored.source, blobs=stored.blobs, meta=meta
     )

@@ -157,7 +157,10 @@ def damaged_json(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) 
     """Values of other types and sizes; sometimes the text itself."""
     if rng.random() < 0.2:
         return damaged_text(data, rng, others)
-    root = [json.loads(data)]
+    try:
+        root = [json.loads(data)]
+    except ValueError:  # damaged before
+        return damaged_bytes(data, rng, others)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         holder, key = _place(root, rng)
         value: Any = holder[key]

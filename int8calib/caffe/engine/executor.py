@@ -54,8 +54,7 @@ class CaffeExecutor:
         self.layers, self.blocked = layers_to_quantize(graph, self.inputs)
         self.warnings = warnings
         self.source = graph.source
-        notes = [note.as_json() for note in graph.notes]
-        self.facts: dict[str, object] = {"ignored_fields": notes} if notes else {}
+        self.facts = graph.facts
         tops = list(reach(graph, self.inputs).shapes)
         self.blobs = {top.name: str(top) for top in tops}
         self._versions = {str(top): top for top in tops}

@@ -119,6 +119,12 @@ class Graph:
     notes: tuple[FieldNote, ...] = ()
     unread: tuple[Unread, ...] = ()
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What reports say of the network, as JSON values: what of its prototxt was left out."""
+        notes = [note.as_json() for note in self.notes]
+        return {"ignored_fields": notes} if notes else {}
+
     def last_version(self, name: str) -> Blob:
         """The version of blob `name` at the end of a run; raises `ModelError` for unknown ones."""
         versions = [top for layer in self.layers for top in layer.tops if top.name == name]

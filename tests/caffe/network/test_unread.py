@@ -224,6 +224,14 @@ def test_the_report_holds_every_note(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("p", "pooling_param.engine", "it changes nothing here"),
     ]
     assert report["meta"]["arguments"]["ignore_field"] == ["pooling_param.odd"]
+    # The same, over a file of statistics.
+    stats, later = tmp_path / "stats.npz", tmp_path / "later.table"
+    collect = ["collect", *command[1:-1], str(stats), "--ignore-field", "pooling_param.odd"]
+    assert main(collect) == 0
+    assert main(["thresholds", str(stats), "--output", str(later), "--quiet"]) == 0
+    assert later.read_bytes() == table.read_bytes()
+    kept = json.loads(Path(f"{later}.json").read_text())
+    assert kept["meta"]["ignored_fields"] == report["meta"]["ignored_fields"]
     again = table.read_bytes()
     assert main(["calibrate", "--config", f"{table}.toml", "--quiet"]) == 0
     assert table.read_bytes() == again
