@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,17 @@ def concat_axis(params: LayerParameter, ndim: int) -> int:
         The axis, counted from the front.
     """
     param = params.concat_param
-    return axis_index(param.concat_dim if param.HasField("concat_dim") else param.axis, ndim)
+    return _one_axis(param, "concat_dim", ndim)
+
+
+def _one_axis(param: Any, older: str, ndim: int) -> int:
+    """`axis`, or the field that it had before; raises `ShapeError` where they differ."""
+    if not param.HasField(older):
+        return axis_index(param.axis, ndim)
+    old = axis_index(getattr(param, older), ndim)
+    if param.HasField("axis") and axis_index(param.axis, ndim) != old:
+        raise ShapeError(f"axis is {param.axis} and {older} is {old}; give one of them")
+    return old
 
 
 def _concat_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -160,7 +171,7 @@ def concat(
 def _slice_points(params: LayerParameter, shape: Shape) -> tuple[int, list[int]]:
     """The axis, and where it is cut, both ends included."""
     param = params.slice_param
-    axis = axis_index(param.slice_dim if param.HasField("slice_dim") else param.axis, len(shape))
+    axis = _one_axis(param, "slice_dim", len(shape))
     tops, length = len(params.top), shape[axis]
     points = [0, *param.slice_point, length]
     if not param.slice_point:

@@ -55,11 +55,19 @@ def _prior_box_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[S
     if len(bottoms[0]) != 4 or len(bottoms[1]) != 4:
         raise ShapeError(f"bottoms {bottoms[0]} and {bottoms[1]}; expected 4 axes each")
     param = params.prior_box_param
+    _need_one_way("img_size, or img_h and img_w", param.img_size, param.img_h, param.img_w)
+    _need_one_way("step, or step_h and step_w", param.step, param.step_h, param.step_w)
     if len(param.variance) not in (0, 1, 4):
         raise ShapeError(f"{len(param.variance)} variances; expected 1 or 4")
     if not all(isfinite(value) for value in (*param.variance, *_steps(params, 1, 1), param.offset)):
         raise ShapeError("variance, step and offset must be finite numbers")
     return [(1, 2, bottoms[0][2] * bottoms[0][3] * len(_box_sizes(params)) * 4)]
+
+
+def _need_one_way(fields: str, both: float, vertical: float, horizontal: float) -> None:
+    """Refuse a size that is given in two ways, or along one axis only."""
+    if bool(vertical) != bool(horizontal) or (both and vertical):
+        raise ShapeError(f"give {fields}; given are {both:g}, {vertical:g} and {horizontal:g}")
 
 
 def _image_size(params: LayerParameter, shape: Shape) -> tuple[int, int]:

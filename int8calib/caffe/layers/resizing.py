@@ -88,8 +88,12 @@ def interp(
 def _upsample_size(params: LayerParameter, shape: Shape) -> tuple[int, int]:
     """Height and width of the top."""
     param = params.upsample_param
-    if param.upsample_h and param.upsample_w:
+    if bool(param.upsample_h) != bool(param.upsample_w):
+        raise ShapeError("give upsample_h and upsample_w, both or none")
+    if param.upsample_h:
         return param.upsample_h, param.upsample_w
+    if bool(param.scale_h) != bool(param.scale_w):
+        raise ShapeError("give scale, or scale_h and scale_w")
     vertical, horizontal = param.scale_h or param.scale, param.scale_w or param.scale
     if min(vertical, horizontal) < 1:
         raise ShapeError(f"upsample scale {vertical}x{horizontal} must be at least 1")

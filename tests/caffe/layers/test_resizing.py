@@ -188,6 +188,8 @@ def test_a_mask_of_another_size_is_named() -> None:
         (Case("Interp", "interp_param { zoom_factor: 0 }"), "at least 1"),
         (Case("Interp", "interp_param { zoom_factor: 2 pad_beg: -7 }"), "no pixel"),
         (Case("Upsample", bottoms=(X, (2, 3, 5, 8))), "mask of its shape"),
+        (Case("Upsample", "upsample_param { upsample_h: 10 }", (X, X)), "both or none"),
+        (Case("Upsample", "upsample_param { scale_w: 3 }", (X,)), "scale_h and scale_w"),
     ],
     ids=str,
 )
