@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -307,3 +308,24 @@ def test_constructs_of_public_files(
         warnings.simplefilter("ignore", UnknownFieldWarning)
         if "net" in file and quantized:
             assert int8calib.load_caffe(prototxt, None).graph.layers
+
+
+def test_every_option_of_a_fork_in_the_schema_is_read_by_a_layer() -> None:
+    """An option that the schema knows and no layer reads would count as its default, unnoticed."""
+    folder = Path(registry.__file__).parent
+    sources = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    messages = {
+        field.name: field.message_type
+        for field in caffe_proto.LayerParameter.DESCRIPTOR.fields
+        if field.message_type is not None and field.name != "unread"
+    }
+    private = {
+        f"{name}.{field.name}"
+        for name, message in messages.items()
+        for field in message.fields
+        if field.number >= 9000
+    }
+    assert len(private) > 20
+    harmless = {"bn_param.momentum", "bn_param.frozen"}
+    for option in private - harmless:
+        assert re.search(rf"\b{option.partition('.')[2]}\b", sources), option
