@@ -164,26 +164,26 @@ def _check_form(
 
 
 def _check_plan(case: Case, params: LayerParameter, expected: Sequence[Array]) -> None:
-    """The kernel agrees with the plain run, however dirty its buffers are."""
+    """The fast path agrees with the plain run, however dirty its buffers are."""
     assert case.kind.plan is not None
     scratch: list[Array] = []
 
-    def take(shape: Shape) -> Array:
+    def buffer(shape: Shape) -> Array:
         scratch.append(np.empty(shape, np.float32))
         return scratch[-1]
 
     weights, bottoms = case.arrays(seed=7)
     _, others = case.arrays(seed=8)
-    kernel = case.kind.plan(params, weights, [bottom.shape for bottom in bottoms], take)
+    fast_path = case.kind.plan(params, weights, [bottom.shape for bottom in bottoms], buffer)
     tops = [np.full(top.shape, np.nan, np.float32) for top in expected]
     for images in (others, bottoms):
         for array in scratch:
             array.fill(np.nan)
-        kernel(images, tops)
+        fast_path(images, tops)
     for top, wanted in zip(tops, expected, strict=True):
         apart = deviation(top, wanted)
-        assert apart <= 1e-6, f"kernel and plain run are {apart:.3g} apart"
+        assert apart <= 1e-6, f"fast path and plain run are {apart:.3g} apart"
     if case.kind.inplace:
         written = bottoms[0].copy()
-        kernel([written, *bottoms[1:]], [written])
+        fast_path([written, *bottoms[1:]], [written])
         np.testing.assert_array_equal(written, tops[0])

@@ -222,7 +222,7 @@ def _allocate(
     owners: Mapping[Blob, Blob],
     dead: Sequence[Sequence[Blob]],
 ) -> dict[Blob, Array]:
-    """An array for every blob that a kernel writes, memory reused once its blob is dead."""
+    """An array for every blob that a fast path writes, memory reused once its blob is dead."""
     sizes: list[int] = []
     free: list[int] = []
     block_of: dict[Blob, int] = {}

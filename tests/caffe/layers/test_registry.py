@@ -80,7 +80,7 @@ def test_taken_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", type_names())
-def test_a_view_has_no_kernel_and_in_place_needs_one(name: str) -> None:
+def test_a_view_has_no_fast_path_and_in_place_needs_one(name: str) -> None:
     kind = find_type(name)
     assert not (kind.view and kind.plan)
     assert not (kind.inplace and kind.plan is None)
