@@ -87,4 +87,5 @@ def _add_inputs(proto: caffe_proto.NetParameter, layer: Layer, shapes: Mapping[s
         message.name = layer.name if number == 0 else f"{layer.name}_{top.name}"
         message.type = "Input"
         message.top.append(top.name)
-        message.input_param.shape.add().dim.extend(shapes[top.name])
+        if top.name in shapes:
+            message.input_param.shape.add().dim.extend(shapes[top.name])

@@ -156,18 +156,16 @@ def _bound(
             return bind_weights(graph, weights, reached, caffemodel), True
         except WeightsError as error:
             warnings.append(str(error))
-    layers = tuple(
-        replace(layer, weights=_placeholders(layer, reached.shapes)) for layer in graph.layers
-    )
+    layers = tuple(replace(layer, weights=_placeholders(layer, reached)) for layer in graph.layers)
     return replace(graph, layers=layers), False
 
 
-def _placeholders(layer: Layer, shapes: Mapping[Blob, Shape]) -> tuple[Array, ...]:
+def _placeholders(layer: Layer, reached: Reach) -> tuple[Array, ...]:
     """Zeros in place of a layer's weights, of size 0 where their shapes are not known."""
     rule = find_type(layer.type).weights if has_type(layer.type) else None
     if rule is None:
         return ()
-    if any(blob not in shapes for blob in (*layer.bottoms, *layer.tops)):
+    if layer in reached.blocked:
         return (np.zeros(0, np.float32),) * 3
-    wanted = rule(layer.params, [shapes[bottom] for bottom in layer.bottoms])
+    wanted = rule(layer.params, [reached.shapes[bottom] for bottom in layer.bottoms])
     return tuple(np.broadcast_to(np.float32(0), shape) for shape in wanted)

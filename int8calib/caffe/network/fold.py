@@ -75,12 +75,12 @@ def _chain(layer: Layer, readers: dict[Blob, list[Layer]], kept: set[Blob]) -> l
     batch_norm = _only_reader(layer.tops[0], readers, kept)
     if batch_norm is None or batch_norm.type != "BatchNorm" or len(batch_norm.weights) < 3:
         return []
-    if not _fit(layer, batch_norm.weights[:2]):
+    if len(batch_norm.tops) != 1 or not _fit(layer, batch_norm.weights[:2]):
         return []
     scale = _only_reader(batch_norm.tops[0], readers, kept)
     if scale is None or scale.type != "Scale" or len(scale.bottoms) != 1 or not scale.weights:
         return [batch_norm]
-    if scale.weights[0].ndim != 1 or not _scales_channels(layer, scale):
+    if len(scale.tops) != 1 or scale.weights[0].ndim != 1 or not _scales_channels(layer, scale):
         return [batch_norm]
     return [batch_norm, scale] if _fit(layer, scale.weights) else [batch_norm]
 

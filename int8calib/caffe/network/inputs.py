@@ -243,7 +243,7 @@ def _first_misfit(graph: Graph, source: Blob, shapes: Mapping[Blob, Shape]) -> L
     single = shapes.get(source, ())[2:] == (1, 1)
     for layer in graph.layers:
         bottom = next((blob for blob in layer.bottoms if blob in images), None)
-        if bottom is None or bottom not in shapes:
+        if bottom is None or bottom not in shapes or not layer.tops:
             continue
         size = shapes[bottom][2:]
         steps = _steps(layer)

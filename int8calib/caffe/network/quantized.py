@@ -116,12 +116,15 @@ def _quantized(layer: Layer) -> QuantizedLayer | None:
     if layer.type not in CONVOLUTIONS or len(layer.bottoms) != 1:
         return None
     windows, group = convolution_windows(layer.params.convolution_param), groups(layer.params)
+    outputs = int(layer.params.convolution_param.num_output)
+    if group < 1 or outputs % group:
+        raise ModelError(f"{layer.label}: num_output {outputs} does not divide into {group} groups")
     return QuantizedLayer(
         layer.name,
         "Convolution" if group == 1 else "ConvolutionDepthWise",
         str(layer.bottoms[0]),
         layer.weights[0] if layer.weights else None,
-        rows=int(layer.params.convolution_param.num_output) if group == 1 else group,
+        rows=outputs if group == 1 else group,
         group=group,
         kernel=windows.kernel,
         stride=windows.stride,

@@ -12,6 +12,7 @@ from int8calib.caffe.network.inputs import INPUT_TYPES, shape_advice
 from int8calib.caffe.network.unread import obstacle_reason, way_out
 from int8calib.errors import ModelError, ShapeError, UnsupportedLayerError, WeightsError
 from int8calib.limits import check_shape
+from int8calib.words import listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +236,10 @@ def _top_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
         tops = list(kind.shape(layer.params, bottoms))
         wanted = [] if kind.weights is None else list(kind.weights(layer.params, bottoms))
     except IndexError:
-        raise ShapeError(f"bottoms of shapes {bottoms} are too few, or have too few axes") from None
+        raise ShapeError(f"{_some(bottoms)} are too few, or have too few axes") from None
+    except (ArithmeticError, ValueError) as error:
+        # Options of no meaning that a rule does not look at by itself.
+        raise ShapeError(f"{_some(bottoms)} do not go with its options ({error})") from None
     if len(tops) != len(layer.tops):
         raise ShapeError(f"has {len(layer.tops)} tops; expected {len(tops)}")
     for top, shape in zip(layer.tops, tops, strict=True):
@@ -244,6 +248,11 @@ def _top_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
         check_shape(shape, f"weight {i}")
     _check_weights(layer, bottoms, wanted)
     return tops
+
+
+def _some(bottoms: Sequence[Shape]) -> str:
+    """The shapes of bottoms in a message."""
+    return f"bottoms of shapes {listed(bottoms)}" if bottoms else "no bottoms"
 
 
 def _check_weights(layer: Layer, bottoms: Sequence[Shape], wanted: Sequence[Shape]) -> None:

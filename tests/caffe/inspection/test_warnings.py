@@ -222,6 +222,24 @@ STRANGE = {
     "nobody makes it": layer("ReLU", "a", "gone"),
     "no prototxt": "this is no prototxt {",
     "input of size 0": data(1, 3, 0, 0) + conv("c", "data", "num_output: 3 kernel_size: 1"),
+    "no top and no kernel": INPUT
+    + conv("c", "data", "num_output: 3 kernel_size: 0", relu=False).replace('top: "c"', ""),
+    "no top of a window": INPUT
+    + conv("c", "data", "num_output: 3 kernel_size: 3", relu=False).replace('top: "c"', ""),
+    "no top behind it": data(1, 3, 1, 1)
+    + conv("c", "data", "num_output: 3 kernel_size: 3 pad: 1", relu=False).replace('top: "c"', ""),
+    "BatchNorm without a top": INPUT
+    + conv("c", "data", "num_output: 3 kernel_size: 1", relu=False)
+    + layer("BatchNorm", "b", "c").replace('top: "b"', ""),
+    "no bottom": INPUT
+    + conv("c", "data", "num_output: 3 kernel_size: 1").replace('bottom: "data"', ""),
+    "no boxes": INPUT
+    + layer(
+        "Yolov3DetectionOutput", "y", "data", param="yolov3_detection_output_param { num_box: 0 }"
+    ),
+    "groups behind an unknown type": INPUT
+    + layer("Odd", "o", "data")
+    + conv("c", "o", "num_output: 3 kernel_size: 1 group: 2"),
     "no name": INPUT + layer("ReLU", "", "data", "x"),
     "no type": INPUT + layer("", "x", "data"),
 }
@@ -236,6 +254,7 @@ def test_strange_networks_give_a_line_and_no_traceback(
     code = main(["inspect", "--proto", str(proto)])
     said = capsys.readouterr()
     assert code in (0, 2)
+    assert "internal error" not in said.err
     assert len([line for line in said.err.splitlines() if "error:" in line]) == (code == 2)
     if code == 0 and name not in ("input of size 0", "no name"):
         assert "warning:" in said.err

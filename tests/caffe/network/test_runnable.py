@@ -12,8 +12,9 @@ import caffe_proto
 import int8calib
 from int8calib.caffe.network.graph import Graph
 from int8calib.caffe.network.inputs import resolve_inputs
-from int8calib.caffe.network.load import load_graph
+from int8calib.caffe.network.load import load_graph, load_unsized
 from int8calib.caffe.network.runnable import layers_to_quantize, named_outputs, runnable_outputs
+from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.errors import ModelError, OptionError, UnsupportedLayerError
 from tests.network_styles import conv, data, layer
 
@@ -160,6 +161,30 @@ def test_weights_behind_an_obstacle_may_be_anything(tmp_path: Path) -> None:
             assert [found.name for found in net.executor(fold_bn=fold).layers] == ["c1"]
         found = int8calib.inspect(proto, model)
         assert [node.name for node in found.layers if node.quantized] == ["c1"]
+
+
+def test_meaningless_layers_behind_an_obstacle_do_no_harm(tmp_path: Path) -> None:
+    """Groups that do not divide, and a BatchNorm that makes nothing."""
+    text = INPUT + conv("c1", "data", POINT, relu=False) + layer("LSTM", "l", "c1")
+    text += conv("c2", "l", "num_output: 3 group: 2 kernel_size: 1 bias_term: false", relu=False)
+    text += conv("c3", "l", POINT, relu=False)
+    text += layer("BatchNorm", "bn", "c3").replace('top: "bn"', "")
+    proto, model = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
+    proto.write_text(text, encoding="utf-8")
+    weights = {
+        "c1": (np.ones((7, 3, 1, 1), np.float32), np.ones(7, np.float32)),
+        "c2": (np.ones((3, 1, 1, 1), np.float32),),
+        "c3": (np.ones((7, 5, 1, 1), np.float32), np.ones(7, np.float32)),
+        "bn": (np.ones(7, np.float32), np.ones(7, np.float32), np.ones(1, np.float32)),
+    }
+    caffe_proto.write_caffemodel(model, caffe_proto.read_prototxt(proto), weights)
+    executor = int8calib.load_caffe(proto, model).executor()
+    assert [found.name for found in executor.layers] == ["c1"]
+    assert list(executor.blocked) == ["c2", "c3"]
+    quantized = [node.name for node in int8calib.inspect(proto, model).layers if node.quantized]
+    assert quantized == ["c1"]
+    needs = requirements_from_graph(load_unsized(proto, model))
+    assert [(need.name, need.weight_count) for need in needs] == [("c1", 7), ("c3", 7)]
 
 
 def test_no_input_is_an_error(tmp_path: Path) -> None:
