@@ -95,7 +95,7 @@ def read_bounded(path: str | os.PathLike[str], limit: int, *, pipes: bool = Fals
 
 
 @contextlib.contextmanager
-def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_atomic(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[BinaryIO]:
     """Open a binary file that takes its name only when the block ends well.
 
     The bytes go to a new file of a random name in the same folder, are flushed to the disk, and
@@ -108,6 +108,8 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ----------
     path
         The file.
+    private
+        Whether only the user may read and change it, whatever the umask and an older file say.
 
     Yields
     ------
@@ -130,7 +132,7 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with target.open("wb") as file:
             yield file
         return
-    with _replacing(Path(os.path.realpath(target)), mode) as file:
+    with _replacing(Path(os.path.realpath(target)), None if private else mode, private) as file:
         yield file
 
 
@@ -190,12 +192,13 @@ def _refuse(code: int, reason: str, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(target: Path, mode: int | None) -> Iterator[BinaryIO]:
+def _replacing(target: Path, mode: int | None, private: bool) -> Iterator[BinaryIO]:
     """A new file beside `target` that replaces it at the end, or is removed."""
     temporary = target.with_name(f".{os.urandom(12).hex()}.tmp")
     try:
-        # "x" refuses an existing file, a link too, and leaves the permissions to the umask.
-        with temporary.open("xb") as file:
+        # O_EXCL refuses an existing file, a link too; the umask takes from the permissions.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as file:
             if mode is not None:
                 temporary.chmod(stat.S_IMODE(mode))
             yield file

@@ -21,6 +21,7 @@ __all__ = [
     "read_bounded",
     "write_all",
     "write_atomic",
+    "write_private",
 ]
 
 
@@ -71,6 +72,12 @@ def write_all(contents: Contents) -> None:
                 file.flush()
                 if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     os.fsync(file.fileno())
+
+
+def write_private(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a whole file that only the user may read and change; raises as `write_atomic`."""
+    with _told(path), files.open_atomic(path, private=True) as file:
+        file.write(data)
 
 
 @contextlib.contextmanager

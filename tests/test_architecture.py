@@ -50,7 +50,7 @@ ALONE = {
     "int8calib.ncnn": {"int8calib.caffe", "caffe_proto"},
 }
 HOMES = {
-    "numba": {"int8calib/compiled/build.py"},
+    "numba": {"int8calib/compiled/machine.py"},
     "llvmlite": {"int8calib/compiled/machine.py"},
     "cv2": {"int8calib/images/decode.py"},
     "matplotlib": {"int8calib/reporting/drawing.py"},

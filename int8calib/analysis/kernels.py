@@ -13,7 +13,7 @@ import numpy as np
 from int8calib.compiled import kernel
 
 
-@kernel("float32[:], float32, float64[:] ->", reorder=True)
+@kernel("float32[:], float32, out float64[:] ->", reorder=True)
 def bottom_errors(values: Any, scale: Any, sums: Any) -> None:
     """Write to `sums` (3,) what quantizing `values` with `scale` changes.
 

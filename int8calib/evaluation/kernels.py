@@ -13,7 +13,7 @@ import numpy as np
 from int8calib.compiled import kernel
 
 
-@kernel("float32[:], float32[:], float64[:] ->", reorder=True)
+@kernel("float32[:], float32[:], out float64[:] ->", reorder=True)
 def products(a: Any, b: Any, sums: Any) -> None:
     """Write the sums of a * a, b * b, a * b and (a - b)**2 to `sums` (4,)."""
     aa = bb = ab = difference = 0.0

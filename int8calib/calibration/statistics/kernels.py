@@ -19,7 +19,7 @@ SLOTS = 2 * BINS + ZERO_SLOTS
 """Slots of one histogram: bins of positive values, bins of negative values, exact zeros."""
 
 
-@kernel("float32[:], float32[:] -> int64")
+@kernel("float32[:], out float32[:] -> int64")
 def copy_nonzero(values: Any, room: Any) -> Any:
     """Copy the values that are not exact zeros to the front of `room`; return how many there are.
 
@@ -34,7 +34,7 @@ def copy_nonzero(values: Any, room: Any) -> Any:
     return count
 
 
-@kernel("float32[:], float32, uint16[:], int32[:, :], int64[:] -> int32")
+@kernel("float32[:], float32, out uint16[:], out int32[:, :], out int64[:] -> int32")
 def count_slots(values: Any, absmax: Any, slots: Any, partial: Any, counts: Any) -> Any:
     """Write the number of `values` in each slot to `counts`; return 1 if one has none.
 

@@ -28,7 +28,7 @@ def mse_curve(counts: Doubles, levels: int) -> Doubles:
     return curve
 
 
-@kernel("float64[:], float64[:], float64[:], float64[:], int64, float64[:] ->")
+@kernel("float64[:], float64[:], float64[:], float64[:], int64, out float64[:] ->")
 def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, curve: Any) -> None:
     """Fill `curve` from the counts and the running sums of their moments 0, 1 and 2.
 
@@ -64,7 +64,7 @@ def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, cur
         curve[t - 1] = error
 
 
-@kernel("float32[:], int64, float32[:], float32[:] ->")
+@kernel("float32[:], int64, float32[:], out float32[:] ->")
 def row_clips(weights: Any, levels: Any, shares: Any, clips: Any) -> None:
     """Fill `clips` with the clip of each row of weights that has the least squared error.
 

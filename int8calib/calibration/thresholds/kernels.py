@@ -52,7 +52,7 @@ def kl_curve(counts: Doubles) -> Doubles:
     return curve
 
 
-@kernel(f"{_SUMS}, float64[:], float64[:], float64[:], float64[:] ->", reorder=True)
+@kernel(f"{_SUMS}, out float64[:], out float64[:], out float64[:], out float64[:] ->", reorder=True)
 def kl_costs(
     count: Any, mass: Any, information: Any, below: Any, weights: Any, b: Any, curve: Any
 ) -> None:
@@ -120,7 +120,7 @@ def kl_tool_curve(counts: Doubles) -> Doubles:
     return curve
 
 
-@kernel(f"{_SUMS}, float64[:] ->")
+@kernel(f"{_SUMS}, out float64[:] ->")
 def kl_tool_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
     """Fill `curve` from the running sums of the counts c, of filled bins, and of c ln c.
 
@@ -162,7 +162,7 @@ def kl_tool_v1_curve(counts: Doubles) -> Doubles:
     return curve
 
 
-@kernel(f"{_SUMS}, float64[:] ->")
+@kernel(f"{_SUMS}, out float64[:] ->")
 def kl_tool_v1_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
     """Fill `curve` from the running sums of the counts, of filled bins, and of p ln p.
 
@@ -213,7 +213,7 @@ def kl_tensorrt_curve(counts: Doubles) -> Doubles:
     return curve
 
 
-@kernel(f"{_SUMS}, float64[:] ->")
+@kernel(f"{_SUMS}, out float64[:] ->")
 def kl_tensorrt_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
     """Fill `curve` from the running sums of the counts c, of filled bins, and of c ln c.
 
