@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from caffe_proto import files
 from int8calib.cli.labels import read_labels
 from int8calib.errors import ImageError
 
@@ -84,7 +85,10 @@ def test_names_that_are_no_file(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_pipes_do_as_far_as_somebody_writes_to_them(tmp_path: Path) -> None:
+def test_pipes_do_as_far_as_somebody_writes_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PIPE_WAIT", 1)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(ImageError, match="pipe: holds no labels"):
