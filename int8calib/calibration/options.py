@@ -73,9 +73,9 @@ class Options:
             expected = ", ".join((AUTO, SAME, *known))
             raise OptionError(f"input method {self.input_method!r}; expected one of {expected}")
         MethodOptions(percentile=self.percentile)
-        for name, count, least in (("workers", self.workers, 1), ("cache", self.cache_bytes, 0)):
-            if type(count) is not int or count < least:
-                raise OptionError(f"{name} {count}; expected a whole number of at least {least}")
+        for name, count, minimum in (("workers", self.workers, 1), ("cache", self.cache_bytes, 0)):
+            if type(count) is not int or count < minimum:
+                raise OptionError(f"{name} {count}; expected a whole number of at least {minimum}")
 
     def weight_options(self) -> WeightOptions:
         """`weights` with its method decided: aciq thresholds bring aciq weights, as ncnn2table."""

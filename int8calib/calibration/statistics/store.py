@@ -15,6 +15,10 @@ from int8calib.calibration.statistics.histogram import BINS, Histogram, Range
 from int8calib.errors import StatisticsError
 
 
+MAX_VALUES = 2**53
+"""Values of a blob over all images: float64 holds their counts exactly."""
+
+
 def _no_images() -> NDArray[np.uint32]:
     return np.empty(0, np.uint32)
 
@@ -72,6 +76,9 @@ def _misfit(limits: Range, histogram: Histogram) -> str | None:
         return f"bins up to {histogram.absmax:.9g}, but an absmax of {limits.absmax:.9g}"
     if histogram.images > limits.images:
         return f"{histogram.images} images counted, but {limits.images} measured"
+    sums = [counts.sum(dtype=np.float64) for counts in (histogram.positive, histogram.negative)]
+    if sum(sums) + histogram.zeros > MAX_VALUES:
+        return f"more than {MAX_VALUES} values"
     if histogram.images and not histogram.observed:
         return f"no values in {histogram.images} images"
     if histogram.zeros and (limits.minimum > 0 or limits.maximum < 0):

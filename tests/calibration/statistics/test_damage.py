@@ -147,6 +147,8 @@ COMMON: dict[str, Change] = {
     "ranges with three limits": put("ranges", lambda x: np.concatenate([x, x], axis=1)[:, :3]),
     "fewer images measured than counted": at("range_images", 0, 0),
     "negative values of a ReLU": at("all/negative", (1, 3), 1),
+    "more values than int64 can add up": put("all/positive", lambda x: np.full_like(x, 2**62)),
+    "more zeros than float64 can count": at("all/zeros", 1, 2**60),
     "values, but no images": put("all/images", lambda x: x + 1000),
     "half above the whole": at("half/positive", (0, 3), 10**9),
     "half with more images": at("half/images", 0, 1000),
