@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from int8calib.calibration.statistics.histogram import BINS, Histogram, Range
 from int8calib.errors import StatisticsError
 
-
 MAX_VALUES = 2**53
 """Values of a blob over all images: float64 holds their counts exactly."""
 
