@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import int8calib
+from int8calib import errors
 from int8calib.caffe.layers.listing import layers_markdown
 from int8calib.cli import convert_tool
 from int8calib.cli.main import build_parser
@@ -58,9 +63,9 @@ def subcommands(
     parser: argparse.ArgumentParser, name: str
 ) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Every command that can be called, with its full name."""
-    nested = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    for action in nested:
-        for word, command in action.choices.items():
+    nested = [a.choices for a in parser._actions if isinstance(a.choices, Mapping)]
+    for commands in nested:
+        for word, command in commands.items():
             yield from subcommands(command, f"{name} {word}")
     if not nested:
         yield name, parser
@@ -79,21 +84,27 @@ def _description(parser: argparse.ArgumentParser) -> str:
 
 def _option_rows(parser: argparse.ArgumentParser) -> Iterator[str]:
     """A row for each option and argument that help shows."""
-    formatter = argparse.HelpFormatter("")
     for action in parser._actions:
-        if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
+        if action.help == argparse.SUPPRESS or action.dest == "help":
             continue
-        values = formatter._format_args(action, _metavar(action)) if action.nargs != 0 else ""
-        names = ", ".join(action.option_strings)
-        shown = f"`{names}`" + (f" `{values}`" if values else "") if names else f"`{values}`"
-        text = formatter._expand_help(action) if action.help else ""
+        names, values = ", ".join(action.option_strings), _values(action)
+        shown = " ".join(f"`{part}`" for part in (names, values) if part)
+        text = (action.help or "") % {**vars(action), "prog": parser.prog}
         yield f"| {_cell(shown)} | {_cell(text)} |"
 
 
-def _metavar(action: argparse.Action) -> str:
+def _values(action: argparse.Action) -> str:
+    """The values of an option as usage lines show them, such as `K [K ...]`."""
+    if action.nargs == 0:
+        return ""
+    name = action.metavar or (action.dest.upper() if action.option_strings else action.dest)
     if action.choices is not None and action.metavar is None:
-        return "{" + ",".join(map(str, action.choices)) + "}"
-    return (action.dest if not action.option_strings else action.dest.upper()).strip()
+        name = "{" + ",".join(map(str, action.choices)) + "}"
+    if isinstance(action.nargs, int):
+        return " ".join([name] * action.nargs if isinstance(name, str) else name)
+    name = name if isinstance(name, str) else name[0]
+    forms = {None: "{}", "?": "[{}]", "*": "[{} ...]", "+": "{0} [{0} ...]"}
+    return forms[action.nargs].format(name)
 
 
 def _cell(text: str) -> str:
@@ -102,102 +113,125 @@ def _cell(text: str) -> str:
 
 def api_page() -> str:
     """Every public name of `int8calib` with its signature and docstring."""
-    names = [name for name in int8calib.__all__ if name != "__version__"]
-    parts = [NOTE, "", "# Python reference", "", "All of this is imported from `int8calib`.", ""]
-    kinds: Mapping[str, Callable[[Any], bool]] = {
-        "Functions": inspect.isfunction,
-        "Classes": lambda x: inspect.isclass(x) and not issubclass(x, BaseException),
-        "Errors": lambda x: inspect.isclass(x) and issubclass(x, BaseException),
-    }
-    for title, belongs in kinds.items():
-        parts += [f"## {title}", ""]
-        for name in names:
-            value = getattr(int8calib, name)
-            if belongs(value):
-                parts += _described(name, value)
-    return "\n".join(parts).rstrip("\n") + "\n"
+    values = {n: getattr(int8calib, n) for n in int8calib.__all__ if n != "__version__"}
+    parts = [NOTE, "# Python reference", "All of this is imported from `int8calib`."]
+    parts.append("## Functions")
+    for name, value in values.items():
+        if inspect.isfunction(value):
+            parts += _described(name, value)
+    parts.append("## Classes")
+    for name, value in values.items():
+        if inspect.isclass(value) and not issubclass(value, BaseException):
+            parts += _described(name, value)
+            for member, item in public_members(value):
+                called = "" if isinstance(item, property) else signature(item)
+                lines = "\n" in called
+                head = f"{name}.{member}{called}"
+                parts += [f"```python\n{head}\n```" if lines else f"**`{head}`**"]
+                parts.append(markdown(item))
+    parts += ["## Errors", *_error_tree()]
+    rows = []
+    for name, value in values.items():
+        if inspect.isclass(value) and issubclass(value, BaseException):
+            text = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
+            rows.append(f"- `{name}` ({value.__bases__[0].__name__}): {text}")
+    parts.append("\n".join(rows))
+    return "\n\n".join(parts) + "\n"
 
 
 def _described(name: str, value: Any) -> list[str]:
-    """A name's heading, signature and text; the public methods of a class."""
-    if inspect.isclass(value) and issubclass(value, BaseException):
-        return [f"- `{name}` ({value.__bases__[0].__name__}): {_one_line(value)}", ""]
-    parts = [
-        f"### {name}",
-        "",
-        "```python",
-        f"{name}{_signature(value)}",
-        "```",
-        "",
-        markdown(value),
-        "",
+    """A name's heading, signature and text."""
+    called = "" if getattr(value, "_is_protocol", False) else signature(value)
+    return [f"### {name}", f"```python\n{name}{called}\n```", markdown(value)]
+
+
+def public_members(kind: type) -> Iterator[tuple[str, Any]]:
+    """The methods and properties that a class defines for its users."""
+    for name, member in vars(kind).items():
+        function = inspect.unwrap(getattr(member, "__func__", member))
+        if not name.startswith("_") and (
+            inspect.isfunction(function) or isinstance(function, property)
+        ):
+            yield name, function
+
+
+def _error_tree() -> list[str]:
+    """The text and the picture in the docstring of `int8calib.errors`."""
+    text = inspect.getdoc(errors) or ""
+    return [
+        f"```text\n{textwrap.dedent(part)}\n```" if part.startswith("    ") else part
+        for part in text.split("\n\n")
     ]
-    if inspect.isclass(value):
-        for method, member in vars(value).items():
-            function = inspect.unwrap(getattr(member, "__func__", member))
-            if method.startswith("_") or not (
-                inspect.isfunction(function) or isinstance(member, property)
-            ):
-                continue
-            called = "" if isinstance(member, property) else _signature(function)
-            parts += [f"**`{name}.{method}{called}`**", "", markdown(member), ""]
-    return parts
 
 
-def _signature(value: Any) -> str:
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(value)))
-    return text.replace("'", "") if len(text) <= 90 else _broken(text.replace("'", ""))
+def signature(value: Any) -> str:
+    """The parameters of a function or class as its source states them; long ones a line each."""
+    given = inspect.signature(value)
+    parts, star = [], False
+    for parameter in given.parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            star = True
+        if parameter.kind is parameter.KEYWORD_ONLY and not star:
+            star = True
+            parts.append("*")
+        prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind)
+        text = f"{prefix or ''}{parameter.name}"
+        if parameter.annotation is not parameter.empty:
+            text += f": {_annotation(parameter.annotation)}"
+        if parameter.default is not parameter.empty:
+            text += f" = {_default(value, parameter)}"
+        parts.append(text)
+    result = ""
+    if not inspect.isclass(value) and given.return_annotation is not given.empty:
+        result = f" -> {_annotation(given.return_annotation)}"
+    line = f"({', '.join(parts)}){result}"
+    return line if len(line) <= 90 else "(\n    " + ",\n    ".join(parts) + f",\n){result}"
 
 
-def _broken(text: str) -> str:
-    """A long signature, one parameter a line."""
-    depth, lines, line = 0, [], ""
-    inside, _, result = text[1:].rpartition(")")
-    for character in inside:
-        depth += character in "([{"
-        depth -= character in ")]}"
-        if character == "," and depth == 0:
-            lines.append(line.strip())
-            line = ""
-        else:
-            line += character
-    lines.append(line.strip())
-    return "(\n" + "".join(f"    {each},\n" for each in lines if each) + f"){result}"
+def _annotation(annotation: Any) -> str:
+    """The annotation as written: modules here keep theirs as text, NamedTuple as references."""
+    return str(getattr(annotation, "__forward_arg__", annotation))
 
 
-def _one_line(value: Any) -> str:
-    return " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
+def _default(owner: Any, parameter: inspect.Parameter) -> str:
+    """A default as one would write it; what a dataclass makes anew each time is made once."""
+    default = parameter.default
+    if dataclasses.is_dataclass(owner):
+        field = {each.name: each for each in dataclasses.fields(owner)}[parameter.name]
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+    if isinstance(default, Mapping):
+        return repr(dict(default))
+    if dataclasses.is_dataclass(default):
+        return f"{type(default).__name__}()"
+    return "()" if isinstance(default, np.ndarray) else repr(default).replace("'", '"')
 
 
 def markdown(value: Any) -> str:
-    """A docstring with its numpydoc sections as Markdown lists."""
-    text = inspect.getdoc(value) or ""
-    pieces = _SECTION.split(text)
-    parts = [pieces[0].strip()]
-    for title, body in zip(pieces[1::2], pieces[2::2], strict=True):
-        parts += [f"*{title}*", "", *_items(body.strip("\n"))]
-    return "\n\n".join(part for part in "\n".join(parts).split("\n\n") if part.strip())
+    """A docstring with its numpydoc sections as Markdown: entries are items of a list."""
+    first, *sections = _SECTION.split(inspect.getdoc(value) or "")
+    parts = [first.strip()]
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        body = body.strip("\n")
+        if title == "Examples":
+            body = f"```python\n{body}\n```"
+        elif title not in ("Notes", "References"):
+            body = "\n".join(_items(body))
+        parts += [f"*{title}*", body]
+    return "\n\n".join(parts)
 
 
 def _items(body: str) -> Iterator[str]:
-    """A line for each entry of a numpydoc section: its name, then its text."""
-    entry, text = "", list[str]()
-    for line in [*body.split("\n"), ""]:
-        if line.startswith(" ") or (not line.strip() and text):
-            text.append(line.strip())
-            continue
-        if entry:
-            yield _item(entry, text)
-        entry, text = line.strip(), []
-    if entry:
-        yield _item(entry, text)
-
-
-def _item(entry: str, text: list[str]) -> str:
-    meaning = " ".join(part for part in text if part)
-    name, _, kind = entry.partition(" : ")
-    shown = f"`{name}`" + (f" ({kind})" if kind else "")
-    return f"- {shown}: {meaning}" if meaning else f"- {entry}"
+    """A line for each entry of a numpydoc section: its name and type, then its text."""
+    for entry in re.split(r"\n(?=\S)", body):
+        head, _, text = entry.partition("\n")
+        name, _, kind = head.partition(" : ")
+        shown = ", ".join(f"`{each}`" for each in name.split(", ")) if kind else f"`{name}`"
+        shown += f" ({kind})" if kind else ""
+        meaning = " ".join(text.split())
+        yield f"- {shown}: {meaning}" if meaning else f"- {shown}"
 
 
 def layers_page() -> str:

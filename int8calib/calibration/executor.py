@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ class Executor(Protocol):
         inputs otherwise.
     facts : mapping of str to JSON values, optional
         What the report of a table shall say of the network.
+    fingerprint : str, optional
+        What differs between any two networks, a hash for example: a checkpoint goes on only where
+        it is the same. By default it is made from `layers` and their weights.
     runner : callable, optional
         As in `StreamingExecutor`.
     """
@@ -100,6 +104,20 @@ class Network(Protocol[E_co]):
 def source_of(executor: Executor) -> str:
     """What messages call the network."""
     return str(getattr(executor, "source", "the network"))
+
+
+def executor_fingerprint(executor: Executor) -> dict[str, str]:
+    """Return what tells a network from another: its own `fingerprint`, or a hash of its layers."""
+    known = getattr(executor, "fingerprint", None)
+    if known is not None:
+        return {"network": str(known)}
+    digest = hashlib.sha256()
+    for layer in executor.layers:
+        digest.update(repr((layer.name, layer.kind, layer.blob, layer.rows, layer.group)).encode())
+        clips = layer.known_clips
+        weights = clips.absmax if clips is not None else layer.weight_rows()
+        digest.update(np.ascontiguousarray(weights, "<f4").data)
+    return {"network": digest.hexdigest()}
 
 
 def float_activations(top: Any, blob: str) -> Array:

@@ -149,7 +149,8 @@ def calibrate(
         JSON values for the report.
     checkpoint : Checkpoint, optional
         A file that is written now and then; if it is there, the run goes on from it and counts
-        nothing twice. `Checkpoint.remove` deletes it afterwards.
+        nothing twice, for example ``Checkpoint("run.npz")``. `Checkpoint.remove` deletes it
+        afterwards.
 
     Returns
     -------
@@ -163,7 +164,10 @@ def calibrate(
     StatisticsError
         For activations that are NaN or infinite.
     ImageError
-        Where there are no images.
+        Where there are no images, or others than in the `checkpoint`.
+    OptionError
+        For the `checkpoint` of another network, a pattern without a layer, and something that is
+        no executor and gives none.
     """
     options = options or Options()
     job = prepare(network, options)

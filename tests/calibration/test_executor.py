@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,17 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert ncnn_text(done.table) == ncnn_text(expected.table)
     checkpoint.remove()
     assert not (tmp_path / "run.npz").exists()
+
+
+def test_a_checkpoint_knows_its_network(tmp_path: Path) -> None:
+    int8calib.calibrate(Loops(), loader, checkpoint=int8calib.Checkpoint(tmp_path / "run.npz"))
+    again = int8calib.Checkpoint(tmp_path / "run.npz")
+    int8calib.calibrate(Loops(), loader, checkpoint=again)
+    other = Loops()
+    other.layers = (replace(other.layers[0], weights=2 * FIRST), *other.layers[1:])
+    with pytest.raises(OptionError, match=r"another job \(its network differs\)"):
+        int8calib.calibrate(other, loader, checkpoint=int8calib.Checkpoint(tmp_path / "run.npz"))
+    named = Loops()
+    named.fingerprint = "mine, version 2"  # type: ignore[attr-defined]
+    with pytest.raises(OptionError, match=r"another job \(its network differs\)"):
+        int8calib.calibrate(named, loader, checkpoint=int8calib.Checkpoint(tmp_path / "run.npz"))

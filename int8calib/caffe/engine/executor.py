@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.engine.run import Runner
+from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.runnable import layers_to_quantize
@@ -37,6 +39,8 @@ class CaffeExecutor:
         The prototxt.
     blobs : dict of str to str
         Every blob that can be made by name, with the key of its last version.
+    fingerprint : str
+        A hash of layers and weights.
     facts : dict
         For reports: what of the prototxt was left out.
 
@@ -58,6 +62,11 @@ class CaffeExecutor:
         tops = list(reach(graph, self.inputs).shapes)
         self.blobs = {top.name: str(top) for top in tops}
         self._versions = {str(top): top for top in tops}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of layers and weights, with BatchNorm folded or not as they are here."""
+        return network_fingerprint(self.graph)
 
     def versions(self, blobs: Iterable[str]) -> tuple[Blob, ...]:
         """Return the blob versions of these keys; raises `ModelError` for an unknown one."""

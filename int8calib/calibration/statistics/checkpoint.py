@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,27 +96,33 @@ class CollectionState:
 
 
 class Checkpoint:
-    """A file that a run writes now and then, and from which the same run goes on."""
+    """A file that a run writes now and then, and from which the same run goes on.
+
+    Nothing is read or written before the run begins. Images that are in already must come again,
+    in the same batches; other ones are refused.
+
+    Parameters
+    ----------
+    path : path
+        The file, .npz.
+    fingerprint : mapping, optional
+        What must be the same for a run to go on, JSON values. By default it is made from the
+        network: its layers and weights.
+    every : float
+        Seconds between two writes.
+
+    Raises
+    ------
+    OptionError
+        For a time that is negative, infinite or NaN.
+    """
 
     def __init__(
-        self, path: str | os.PathLike[str], fingerprint: Mapping[str, Any], every: float = 30.0
+        self,
+        path: str | os.PathLike[str],
+        fingerprint: Mapping[str, Any] | None = None,
+        every: float = 30.0,
     ) -> None:
-        """Name the file; nothing is read or written yet.
-
-        Parameters
-        ----------
-        path : path
-            The file, .npz.
-        fingerprint : mapping
-            What must be the same for a run to go on, JSON values.
-        every : float
-            Seconds between two writes.
-
-        Raises
-        ------
-        OptionError
-            For a time that is negative, infinite or NaN.
-        """
         if not 0 <= every < math.inf:
             raise OptionError(f"checkpoint every {every} s; expected 0 s or more")
         self.path = Path(path)
@@ -125,6 +131,17 @@ class Checkpoint:
         self._due = time.monotonic() + every
         self._writing = threading.Lock()
 
+    def identify(self, fingerprint: Callable[[], Mapping[str, Any]]) -> None:
+        """Take this fingerprint where none was given.
+
+        Parameters
+        ----------
+        fingerprint : callable
+            ``fingerprint()`` gives what must be the same for a run to go on, JSON values.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint()
+
     def load(self, blobs: Iterable[str] | None = None) -> CollectionState | None:
         """Return what an earlier run left, None where there is nothing.
 
@@ -132,6 +149,10 @@ class Checkpoint:
         ----------
         blobs : iterable of str, optional
             The blobs that the run observes.
+
+        Returns
+        -------
+        CollectionState or None
 
         Raises
         ------
@@ -149,8 +170,9 @@ class Checkpoint:
         fingerprint = meta["fingerprint"]
         if not isinstance(fingerprint, dict) or not isinstance(meta["ranges_known"], bool):
             raise StatisticsError(f"{self.path}: a damaged checkpoint; delete it to start anew")
-        for key in sorted(fingerprint.keys() | self._fingerprint.keys()):
-            if fingerprint.get(key) != self._fingerprint.get(key):
+        ours = self._fingerprint or {}
+        for key in sorted(fingerprint.keys() | ours.keys()):
+            if fingerprint.get(key) != ours.get(key):
                 raise OptionError(
                     f"{self.path}: is the checkpoint of another job (its {key} differs); repeat "
                     "that job's options, or name another file"
@@ -179,8 +201,9 @@ class Checkpoint:
         if not self._writing.acquire(blocking=False):
             return
         try:
-            meta = {"fingerprint": dict(self._fingerprint), "ranges_known": state.ranges_known}
-            statistics = replace(state.statistics(state.ranges), meta={"checkpoint": meta})
+            job = dict(self._fingerprint or {})
+            meta = {"checkpoint": {"fingerprint": job, "ranges_known": state.ranges_known}}
+            statistics = replace(state.statistics(state.ranges), meta=meta)
             arrays = {"measured": _pack(state.measured), "counted": _pack(state.counted)}
             save_statistics(self.path, statistics, arrays)
         finally:

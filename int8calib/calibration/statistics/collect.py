@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from int8calib.arrays import Array
-from int8calib.calibration.executor import Executor, Runner, input_check, runners
+from int8calib.calibration.executor import (
+    Executor,
+    Runner,
+    executor_fingerprint,
+    input_check,
+    runners,
+)
 from int8calib.calibration.statistics.cache import ActivationCache, CachedValues
 from int8calib.calibration.statistics.checkpoint import (
     Checkpoint,
@@ -86,6 +92,8 @@ def collect_statistics(
         For fewer than one worker.
     """
     wanted = tuple(dict.fromkeys(blobs))
+    if checkpoint is not None:
+        checkpoint.identify(lambda: executor_fingerprint(executor))
     state = (checkpoint.load(wanted) if checkpoint else None) or CollectionState()
     if known is not None:
         state.ranges, state.ranges_known = _known_ranges(known, wanted), True

@@ -108,6 +108,25 @@ def test_a_finished_checkpoint_gives_the_same_again(net: Net, tmp_path: Path) ->
     assert_same(collect(net, Loader(2), checkpoint), first)
 
 
+def test_the_network_is_the_fingerprint_where_none_is_given(
+    net: Net, folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.npz"
+    with pytest.raises(AccidentError):
+        int8calib.calibrate(net, Loader(3, 3), checkpoint=Checkpoint(path, every=0))
+    before = path.read_bytes()
+    unfolded = int8calib.Options(fold_bn=False)
+    with pytest.raises(OptionError, match=r"another job \(its network differs\)"):
+        int8calib.calibrate(net, Loader(3), unfolded, checkpoint=Checkpoint(path))
+    other = int8calib.load_caffe(*make_model(tmp_path, NET, seed=2))
+    with pytest.raises(OptionError, match=r"another job \(its network differs\)"):
+        int8calib.calibrate(other, Loader(3), checkpoint=Checkpoint(path))
+    assert path.read_bytes() == before
+    same = int8calib.load_caffe(folder / "net.prototxt", folder / "net.caffemodel")
+    done = int8calib.calibrate(same, Loader(3), checkpoint=Checkpoint(path))
+    assert_same(done.statistics, int8calib.calibrate(net, Loader(3)).statistics)
+
+
 def test_halves_follow_from_the_pixels(net: Net) -> None:
     found = collect(net, Loader(1), None)
     codes = [image_checksums({"data": image[None]})[0] for image in IMAGES]
