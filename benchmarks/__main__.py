@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks import costs, growth, guard, onnx_calibrator, ratios, reference, report, start
+from benchmarks import busy, costs, growth, guard, onnx_calibrator, ratios, reference, report, start
 from benchmarks.networks import DEMO, NETWORKS, ROOT, Material, Say, gather
 from benchmarks.settings import FULL, QUICK, Settings
 
@@ -25,6 +25,7 @@ PARTS: Mapping[str, Part] = {
     "stages": costs.stages,
     "memory": costs.memory,
     "start": start.measure,
+    "busy": busy.measure,
     "growth": growth.measure,
     "reference": reference.measure,
     "onnxruntime": onnx_calibrator.measure,

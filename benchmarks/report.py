@@ -68,6 +68,7 @@ def page(results: Results) -> str:
         ("Share of each stage", "stages", _stages),
         ("Memory with the cache off", "memory", _memory),
         ("Start", "start", _start),
+        ("On a busy machine", "busy", _busy),
         ("Growth", "growth", _growth),
         ("Python tools", "python", _python_tools),
     )
@@ -141,6 +142,26 @@ def _start(results: Results) -> str:
             *_table((f"loading {head}", "times of reading the file's bytes"), loads),
         ]
     )
+
+
+def _busy(results: Results) -> str:
+    rows = []
+    for network, counts in results["busy"].items():
+        for count, found in counts.items():
+            opencv = next(iter(found.values()))["baseline_seconds"]
+            cells = [f"{1e3 * opencv['median']:.1f}"]
+            for way in found.values():
+                cells += [f"{1e3 * way['seconds']['median']:.1f}", _spread(way["ratio"])]
+            rows.append([network, count, *cells])
+    columns = [
+        *("network", "busy processes", "OpenCV, ms", "`Net.forward`, ms", "times OpenCV"),
+        *("with BLAS's own threads, ms", "times OpenCV"),
+    ]
+    text = (
+        "One image, each way in a process of its own, OpenCV on two threads. `Net.forward` runs "
+        "BLAS on one thread unless `threads` says otherwise."
+    )
+    return "\n".join([text, "", *_table(columns, rows)])
 
 
 def _growth(results: Results) -> str:

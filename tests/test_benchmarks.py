@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -14,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import growth, guard, report, start, timing  # noqa: E402
+from benchmarks import busy, growth, guard, report, start, timing  # noqa: E402
 from benchmarks.__main__ import main, run_parts  # noqa: E402
 from benchmarks.networks import Material, gather  # noqa: E402
 from benchmarks.probes import STAGES, Clock  # noqa: E402
@@ -121,6 +123,34 @@ def test_start_and_growth_have_a_time_for_every_case(material: Material) -> None
     page = report.page({**_stub_results(), "start": found, "growth": grown})
     assert "## Start" in page
     assert "## Growth" in page
+
+
+def test_forward_is_measured_beside_busy_processes(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert busy.BUSY == (0, 1, 2)
+    monkeypatch.setattr(busy, "BUSY", (1,))
+    found = busy.measure(material, TINY, say)
+    assert set(found["demo"]) == {"1"}
+    for ways in found["demo"].values():
+        assert list(ways) == [busy.DEFAULT, busy.BLAS]
+        assert all(way["ratio"]["median"] > 0 for way in ways.values())
+    page = report.page({**_stub_results(), "busy": found})
+    assert page.count("\n| demo | 1 |") == 1
+
+
+def test_busy_processes_are_busy_until_the_block_ends() -> None:
+    def seconds() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = seconds()
+    with busy.busy_processes(2):
+        time.sleep(0.7)
+    after = seconds()
+    assert after - before > 0.1
+    time.sleep(0.2)
+    assert seconds() == after
 
 
 def test_line_is_that_of_numpy() -> None:
