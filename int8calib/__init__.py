@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from int8calib.evaluation.evaluate import Labelled, evaluate
     from int8calib.evaluation.results import Evaluation
-    from int8calib.reporting.report import report
+    from int8calib.reporting.report import Report, report
     from int8calib.simulation.build import simulate
     from int8calib.table.files import read_table, write_table
     from int8calib.table.model import CalibrationTable, LayerScales
@@ -64,6 +64,7 @@ __all__ = [
     "Options",
     "OutputError",
     "QuantLayer",
+    "Report",
     "ShapeError",
     "Statistics",
     "StatisticsError",
@@ -108,6 +109,7 @@ _HOMES = {
     "Options": "int8calib.calibration.pipeline",
     "OutputError": "int8calib.errors",
     "QuantLayer": "int8calib.calibration.layers",
+    "Report": "int8calib.reporting.report",
     "ShapeError": "int8calib.errors",
     "Statistics": "int8calib.calibration.statistics.store",
     "StatisticsError": "int8calib.errors",

@@ -56,19 +56,19 @@ def analyze(
 
     Parameters
     ----------
-    net
+    net : Net
         The float network.
-    table
+    table : CalibrationTable
         The calibration table.
-    batches
+    batches : callable
         Called to start a pass, as in `evaluate`; labels do not count.
-    sensitivity_images
+    sensitivity_images : int
         How many of the first images tell what each layer alone does to the outputs; 0 for none.
-    scores, outputs
+    scores, outputs : optional
         As in `evaluate`; only layers that the compared blobs depend on are measured.
-    fold_bn
+    fold_bn : bool, optional
         As in `simulate`.
-    workers, total, progress
+    workers, total, progress : optional
         As in `evaluate`.
 
     Returns

@@ -53,21 +53,21 @@ class Analysis:
 
     Attributes
     ----------
-    images
+    images : int
         The number of images.
-    sensitivity_images
-        how many of them the effects of single layers on the net's outputs come from.
-    cost
-        how many evaluations of one table over the same images the analysis equals, counted in
+    sensitivity_images : int
+        How many of them the effects of single layers on the net's outputs come from.
+    cost : float
+        How many evaluations of one table over the same images the analysis equals, counted in
         runs of layers.
-    layers
+    layers : tuple of LayerError
         The errors.
-    outputs, notes
-        the blobs in which effects on the outputs are measured, and why these, as in `Evaluation`.
-    left_out
-        layers that the table quantizes and the outputs do not need, or that cannot run.
-    network
-        the network's fingerprint (`network_fingerprint`); empty where it is not known.
+    outputs, notes : tuple of str
+        The blobs in which effects on the outputs are measured, and why these, as in `Evaluation`.
+    left_out : tuple of str
+        Layers that the table quantizes and the outputs do not need, or that cannot run.
+    network : str
+        The network's fingerprint (`network_fingerprint`); empty where it is not known.
     """
 
     images: int
@@ -80,9 +80,12 @@ class Analysis:
     network: str = ""
 
     def by_sensitivity(self) -> tuple[LayerError, ...]:
-        """The layers that change the net's outputs most first; empty where it was not measured.
+        """Return the layers, those that change the net's outputs most first.
 
-        Ordered by agreement, then by the SQNR of the outputs.
+        Returns
+        -------
+        tuple of LayerError
+            Ordered by agreement, then by the SQNR of the outputs; empty where it was not measured.
         """
         measured = [layer for layer in self.layers if layer.output_sqnr is not None]
 
@@ -93,9 +96,13 @@ class Analysis:
         return tuple(sorted(measured, key=harmless))
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON values; an infinite SQNR (nothing differs) is null.
+        """Return the same as JSON values.
 
-        Where no sensitivity was measured (`sensitivity_images` is 0), `output_sqnr` is null too.
+        Returns
+        -------
+        dict
+            An infinite SQNR (nothing differs) is null. Where no sensitivity was measured
+            (`sensitivity_images` is 0), `output_sqnr` is null too.
         """
         return {
             "format": FORMAT,

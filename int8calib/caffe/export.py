@@ -25,10 +25,10 @@ def write_model(
 
     Parameters
     ----------
-    net
+    net : Net
         The network. In-place layers stay in place, layers stand in running order, data layers
         become Input.
-    prototxt, caffemodel
+    prototxt, caffemodel : path
         The files to write.
 
     Raises

@@ -146,6 +146,10 @@ class QuantLayer:
     def weight_rows(self) -> Array:
         """Return the weights as float32 (rows, values), one row for each scale of the table.
 
+        Returns
+        -------
+        float32 (rows, values)
+
         Raises
         ------
         WeightsError

@@ -78,7 +78,13 @@ class Options:
                 raise OptionError(f"{name} {count}; expected a whole number of at least {minimum}")
 
     def weight_options(self) -> WeightOptions:
-        """`weights` with its method decided: aciq thresholds bring aciq weights, as ncnn2table."""
+        """Return `weights` with its method decided: aciq brings aciq weights, as in ncnn2table.
+
+        Returns
+        -------
+        WeightOptions
+            With a `method` that is not None.
+        """
         if self.weights.method is not None:
             return self.weights
         return replace(self.weights, method="aciq" if self.method == "aciq" else "absmax")

@@ -92,7 +92,17 @@ class WeightOptions:
             raise OptionError(f"dead weights below {self.dead}; expected at least {DEAD_ABSMAX}")
 
     def levels(self, layer: QuantLayer) -> int:
-        """Return the levels on each side of zero for the weights of a layer."""
+        """Return the levels on each side of zero for the weights of a layer.
+
+        Parameters
+        ----------
+        layer : QuantLayer
+
+        Returns
+        -------
+        int
+            127, or 31 for 6-bit weights.
+        """
         six = self._named_six_bit(layer) or (self.winograd and layer.winograd)
         return WINOGRAD_LEVELS if six else LEVELS
 
@@ -101,6 +111,14 @@ class WeightOptions:
 
         31 levels are what keeps int8 winograd safe whatever the weights. Where the weights are
         known, their sum tells how large an output can become, and 127 levels are mostly safe too.
+
+        Parameters
+        ----------
+        layer : QuantLayer
+
+        Returns
+        -------
+        Grid
         """
         if self._named_six_bit(layer):
             return Grid(WINOGRAD_LEVELS)
@@ -112,7 +130,16 @@ class WeightOptions:
         return any(p == layer.name or fnmatchcase(layer.name, p) for p in self.six_bit)
 
     def whole(self, layer: QuantLayer) -> bool:
-        """Return whether one clip serves all weights of a layer."""
+        """Return whether one clip serves all weights of a layer.
+
+        Parameters
+        ----------
+        layer : QuantLayer
+
+        Returns
+        -------
+        bool
+        """
         grouped = layer.kind == "ConvolutionDepthWise"
         return self.granularity == "per-tensor" or (self.granularity == "per-group" and not grouped)
 

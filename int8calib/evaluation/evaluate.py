@@ -59,29 +59,29 @@ def evaluate(
 
     Parameters
     ----------
-    net
+    net : Net
         The float network.
-    tables
+    tables : CalibrationTable or mapping of str to CalibrationTable
         One calibration table, or several by name.
-    batches
+    batches : callable
         Called to start a pass; gives `{input blob: float32 (N, ...)}`, or such a batch with its
         labels as `Labelled`.
-    topk
+    topk : sequence of int
         The accuracies to count, from labels.
-    scores
+    scores : str, optional
         The blob of class scores; by default the only output, if that is a vector.
-    outputs
+    outputs : sequence of str, optional
         The blobs to compare; by default the network's outputs, and in place of those that cannot
         run the last blobs before them.
-    box_score
+    box_score : float
         The score from which on detections count.
-    fold_bn
+    fold_bn : bool, optional
         As in `simulate`.
-    workers
+    workers : int
         Batches in parallel; the result does not depend on it.
-    total
+    total : int
         The number of images, where it is known, for `progress`.
-    progress
+    progress : callable, optional
         Called as `progress(stage, images done, total)`.
 
     Returns

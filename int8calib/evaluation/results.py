@@ -84,19 +84,19 @@ class Evaluation:
 
     Attributes
     ----------
-    images
+    images : int
         Their number.
-    float_accuracy
+    float_accuracy : Accuracy or None
         The float net's; None without labels.
-    tables
+    tables : tuple of TableResult
         What the net does with each table.
-    outputs
-        the blobs in which the nets are compared: the network's outputs, or the last blobs before
+    outputs : tuple of str
+        The blobs in which the nets are compared: the network's outputs, or the last blobs before
         them that can run.
-    notes
-        one line for each layer that cannot run and so keeps an output from being compared.
-    network
-        the network's fingerprint (`network_fingerprint`); empty where it is not known.
+    notes : tuple of str
+        One line for each layer that cannot run and so keeps an output from being compared.
+    network : str
+        The network's fingerprint (`network_fingerprint`); empty where it is not known.
     """
 
     images: int
@@ -107,7 +107,13 @@ class Evaluation:
     network: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON values; an infinite SQNR (nothing differs) is null."""
+        """Return the same as JSON values.
+
+        Returns
+        -------
+        dict
+            An infinite SQNR (nothing differs) is null.
+        """
         return {
             "format": FORMAT,
             "schema": SCHEMA,

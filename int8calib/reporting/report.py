@@ -36,9 +36,9 @@ class Report:
 
     Attributes
     ----------
-    content
+    content : Content
         What it shows.
-    advice
+    advice : tuple of Advice
         Its sentences on what to look at.
     """
 
@@ -50,7 +50,7 @@ class Report:
 
         Parameters
         ----------
-        progress
+        progress : callable, optional
             Called as `progress("pictures", pictures drawn, 0)`.
 
         Returns
@@ -76,7 +76,18 @@ class Report:
         return page(self.content, self.advice, draw)
 
     def pictures(self) -> Iterator[tuple[str, bytes]]:
-        """Every picture as a PNG, with a file name that tells what it shows."""
+        """Give every picture as a PNG.
+
+        Returns
+        -------
+        iterator of (str, bytes)
+            A file name that tells what it shows, and the file.
+
+        Raises
+        ------
+        OutputError
+            Where matplotlib is missing.
+        """
         for plot in (accuracy_plot(self.content), sqnr_plot(self.content)):
             if plot is not None:
                 yield f"{plot.name}.png", draw_png(plot)
@@ -87,11 +98,40 @@ class Report:
                 yield f"{number:0{digits}}-{safe}-{plot.name}.png", draw_png(plot)
 
     def save(self, path: str | os.PathLike[str], progress: Progress | None = None) -> None:
-        """Write the page to `path`, whole or not at all; raises `OutputError`."""
+        """Write the page to a file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            The .html file.
+        progress : callable, optional
+            As in `html`.
+
+        Raises
+        ------
+        OutputError
+            Where the file cannot be written, or matplotlib is missing.
+        """
         write_atomic(path, self.html(progress))
 
     def save_pictures(self, folder: str | os.PathLike[str]) -> int:
-        """Write every picture into `folder`, made if needed; returns how many. `OutputError`."""
+        """Write every picture into a folder.
+
+        Parameters
+        ----------
+        folder : path
+            Made where it is missing.
+
+        Returns
+        -------
+        int
+            How many there are.
+
+        Raises
+        ------
+        OutputError
+            Where a file cannot be written, or matplotlib is missing.
+        """
         where = Path(folder)
         try:
             where.mkdir(parents=True, exist_ok=True)
@@ -122,23 +162,23 @@ def report(
 
     Parameters
     ----------
-    net
+    net : Net
         The float network.
-    tables
+    tables : CalibrationTable or mapping of str to CalibrationTable
         One calibration table, or several by name; the report is about the first.
-    statistics
+    statistics : Statistics, optional
         Of `calibrate` or `collect`: the histograms.
-    analysis
+    analysis : Analysis or mapping of str to Analysis, optional
         Of `analyze`, one for the first table, or by table: the errors of layers.
-    evaluation
+    evaluation : Evaluation, optional
         Of `evaluate`: the accuracy.
-    samples
+    samples : mapping of str to LayerSample
         Of `sample_outputs`: the pictures of before and after.
-    title
+    title : str
         The page's heading.
-    facts
+    facts : mapping of str to str
         More rows for the summary, by their names.
-    fold_bn
+    fold_bn : bool, optional
         As in `simulate`.
 
     Returns

@@ -39,11 +39,11 @@ def simulate(net: Net, table: CalibrationTable, *, fold_bn: bool | None = None) 
 
     Parameters
     ----------
-    net
+    net : Net
         The float network.
-    table
+    table : CalibrationTable
         The calibration table.
-    fold_bn
+    fold_bn : bool, optional
         Whether weights are as `ncnnoptimize` leaves them; None takes what the table's report
         says, or else True.
 

@@ -48,6 +48,11 @@ class TuneOptions:
     outputs : tuple of str or None
         The blobs in which INT8 is compared with float; by default the network's outputs, and in
         place of those that cannot run the last blobs before them.
+
+    Raises
+    ------
+    OptionError
+        For values that mean nothing.
     """
 
     change_model: bool = False
@@ -135,7 +140,13 @@ class Tuning:
     notes: tuple[str, ...] = field(default=())
 
     def as_dict(self) -> dict[str, Any]:
-        """The decisions and their evidence as JSON values, without the table."""
+        """Return the decisions and their evidence as JSON values.
+
+        Returns
+        -------
+        dict
+            Without the table.
+        """
         result: Mapping[str, Any] = {
             "chosen": self.chosen,
             "model changed": self.changed,

@@ -99,7 +99,24 @@ class Net:
         self._plan: Plan | None = None
 
     def plan(self, inputs: Mapping[str, Shape], wanted: Iterable[Blob]) -> Plan:
-        """Return the plan for these input shapes and wanted blobs; the last one is kept."""
+        """Return the plan for these input shapes and wanted blobs; the last one is kept.
+
+        Parameters
+        ----------
+        inputs : mapping of str to Shape
+            Shapes of inputs, where they are others than declared.
+        wanted : iterable of Blob
+            The blob versions to compute.
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        ModelError
+            Where a layer cannot run; names it.
+        """
         wanted = tuple(dict.fromkeys(wanted))
         shapes = {name: tuple(inputs.get(name, shape)) for name, shape in self.input_shapes.items()}
         old = self._plan
@@ -109,7 +126,23 @@ class Net:
         return old
 
     def executor(self, *, fold_bn: bool = True) -> CaffeExecutor:
-        """Return the net as `calibrate` runs it, with BatchNorm folded or not."""
+        """Return the net as `calibrate` runs it.
+
+        Parameters
+        ----------
+        fold_bn : bool
+            Whether BatchNorm is folded into the layers before it, as ncnnoptimize does.
+
+        Returns
+        -------
+        CaffeExecutor
+            An `Executor`.
+
+        Raises
+        ------
+        ModelError
+            Where no layer is left to quantize; says what stands in the way.
+        """
         from int8calib.caffe.engine.executor import CaffeExecutor
 
         graph = fold_batch_norm(self.graph) if fold_bn else self.graph
@@ -238,12 +271,12 @@ def load_caffe(
 
     Parameters
     ----------
-    prototxt, caffemodel
+    prototxt, caffemodel : path
         The files; without a caffemodel the network can be looked at, not run.
-    input_shapes
+    input_shapes : mapping of str to Shape, optional
         Shapes by input name, such as ``{"data": (1, 3, 224, 224)}``, which override or complete
         what the prototxt says.
-    ignore_fields
+    ignore_fields : sequence of str
         Fields of the prototxt that are not known and shall not matter, such as
         ``convolution_param.foo``. Without that, a layer that must run and says something that is
         not known is an error.

@@ -28,9 +28,9 @@ def inspect(
 
     Parameters
     ----------
-    prototxt, caffemodel
+    prototxt, caffemodel : path
         The files; without a caffemodel all but the weights is told.
-    input_shapes, ignore_fields
+    input_shapes, ignore_fields : optional
         As for `load_caffe`.
 
     Returns

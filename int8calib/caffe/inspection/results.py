@@ -52,23 +52,23 @@ class Inspection:
 
     Attributes
     ----------
-    network, prototxt, caffemodel
+    network, prototxt, caffemodel : str
         The name in the prototxt, and the files.
-    inputs
+    inputs : mapping of str to Shape or None
         Input name to shape, None where it is not known.
-    outputs
+    outputs : tuple of str
         Names of the blobs that nothing reads.
-    layers
+    layers : tuple of InspectedLayer
         In running order, data layers included.
-    parameters, macs
+    parameters, macs : int
         Sums over what is known; parameters that layers share count once.
-    quantized_macs
+    quantized_macs : int
         The part of `macs` that runs in INT8.
-    complete
+    complete : bool
         False where a shape is unknown, so that the sums are too small.
-    left_out
+    left_out : tuple of str
         Names of layers of the TEST phase that only score.
-    warnings
+    warnings : tuple of str
         What to mind, one line each.
     """
 
@@ -86,5 +86,11 @@ class Inspection:
     warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values; field names are the keys."""
+        """Return the same as JSON values.
+
+        Returns
+        -------
+        dict
+            Field names are the keys.
+        """
         return asdict(self)

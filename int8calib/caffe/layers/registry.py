@@ -214,19 +214,19 @@ def register_layer(
 
     Parameters
     ----------
-    name
+    name : str
         The `type` string of the prototxt.
-    run
+    run : callable
         `run(params, weights, bottoms)` returns the list of tops: float32 arrays of the shapes
         that `shape` gives. It gets lists of float32 arrays that it must not write.
-    shape
+    shape : callable
         `shape(params, bottom shapes)` returns the list of top shapes.
-    weights
+    weights : callable, optional
         `weights(params, bottom shapes)` returns the shapes of the blobs expected in the
         caffemodel, in its order; None for a layer without.
-    macs
+    macs : callable, optional
         `macs(params, bottom shapes, top shapes)` returns the layer's multiply-adds.
-    replace
+    replace : bool
         Whether the type may take the place of one that exists.
 
     Raises

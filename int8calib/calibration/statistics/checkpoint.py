@@ -189,7 +189,12 @@ class Checkpoint:
             raise StatisticsError(message) from error
 
     def due(self) -> bool:
-        """Whether it is time for the next write; the answer yes starts the time anew."""
+        """Return whether it is time for the next write; yes starts the time anew.
+
+        Returns
+        -------
+        bool
+        """
         now = time.monotonic()
         if now < self._due:
             return False
@@ -197,7 +202,18 @@ class Checkpoint:
         return True
 
     def save(self, state: CollectionState) -> None:
-        """Write `state`, which nobody may change meanwhile; skipped while another is written."""
+        """Write what was counted; skipped while another thread writes.
+
+        Parameters
+        ----------
+        state : CollectionState
+            Nobody may change it meanwhile.
+
+        Raises
+        ------
+        OutputError
+            Where the file cannot be written.
+        """
         if not self._writing.acquire(blocking=False):
             return
         try:

@@ -133,7 +133,22 @@ class Histogram:
         return self.observed // self.images if self.images else 0
 
     def merge(self, other: Histogram) -> Histogram:
-        """Return the histogram over the images of both; StatisticsError if the bins differ."""
+        """Return the histogram over the images of both.
+
+        Parameters
+        ----------
+        other : Histogram
+            Of the same blob, up to the same `absmax`.
+
+        Returns
+        -------
+        Histogram
+
+        Raises
+        ------
+        StatisticsError
+            For another `absmax`, whose bins are others.
+        """
         if self.absmax != other.absmax:
             raise StatisticsError(
                 f"histograms up to absmax {self.absmax:.9g} and {other.absmax:.9g} have different"
@@ -148,13 +163,34 @@ class Histogram:
         )
 
     def value_at(self, place: float) -> float:
-        """Return the float32 value of |x| at `place` bins from 0, as ncnn rounds a threshold."""
+        """Return the value of |x| at a place among the bins, as ncnn rounds a threshold.
+
+        Parameters
+        ----------
+        place : float
+            Bins from 0, 0 to BINS.
+
+        Returns
+        -------
+        float
+            A float32 value, in units of the blob.
+        """
         return float(np.float32(place * self.absmax / BINS))
 
     def clipped(self, threshold: float) -> float:
-        """Return the share (0..1) of the non-zero values with |x| beyond `threshold`.
+        """Return how many of the non-zero values a threshold clips.
 
         Inside the bin that the threshold cuts, values count as spread evenly.
+
+        Parameters
+        ----------
+        threshold : float
+            In units of the blob.
+
+        Returns
+        -------
+        float
+            The share of the values with |x| beyond it, 0 to 1.
         """
         total = self.nonzero
         if total == 0 or threshold >= self.absmax:

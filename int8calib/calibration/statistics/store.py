@@ -53,7 +53,13 @@ class Statistics:
         return max((part.images for part in parts.values()), default=0)
 
     def check(self) -> None:
-        """Raise `StatisticsError`, which names the blob, unless all parts fit each other."""
+        """Refuse parts that do not fit each other.
+
+        Raises
+        ------
+        StatisticsError
+            Names the blob.
+        """
         for parts in (self.histograms, self.halves):
             if parts and parts.keys() != self.ranges.keys():
                 raise StatisticsError("ranges and histograms are of different blobs")
