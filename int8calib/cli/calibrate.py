@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
+    console.keep_warnings()
     model = read_options(ModelOptions, args)
     machine = read_options(RunOptions, args)
     long_run = read_options(CheckpointOptions, args)
@@ -102,7 +103,9 @@ def run(args: argparse.Namespace) -> int:
         )
     batches.print_skipped(console)
     contents, notes = models.contents(net, done.table, fold_bn=args.fold_bn)
-    table, report = calibration_texts(args.format, done, job.candidates, options)
+    table, report = calibration_texts(
+        args.format, done, job.candidates, options, [*console.notes, *notes]
+    )
     config = config_text("calibrate", vars(args), add_arguments)
     files.write(table, {".json": report, ".toml": config}, contents)
     if checkpoint is not None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -84,12 +85,28 @@ class Console:
         self.quiet = options.quiet
         self.verbose = options.verbose
         self._write = _write_lines_to_stderr if stdout_taken else write_stdout
+        self.notes: list[str] = []
         self._tables = 0
 
     def say(self, message: str) -> None:
         """Print a line that `--quiet` leaves out."""
         if not self.quiet:
             write_stderr(message)
+
+    def note(self, message: str) -> None:
+        """Print a line that a report repeats: `--quiet` leaves it out here, not there."""
+        self.notes.append(message)
+        self.say(message)
+
+    def keep_warnings(self) -> None:
+        """Also keep as notes what the command's process is warned of from now on."""
+        shown = warnings.showwarning
+
+        def keep(message: Warning | str, *rest: Any, **more: Any) -> None:
+            self.notes.append(str(message))
+            shown(message, *rest, **more)
+
+        warnings.showwarning = keep
 
     def detail(self, message: str) -> None:
         """Print a line that only `--verbose` shows."""

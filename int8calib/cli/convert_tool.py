@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from int8calib.cli import main as command_line
-from int8calib.cli.options import add_message_arguments
+from int8calib.cli.options import add_input_shape_argument, add_message_arguments
 from int8calib.cli.process import Parser, run_process
 
 
@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="path to pretrained weights")
     parser.add_argument("--mean", nargs=3, default=["0", "0", "0"], help="value of mean, 3 numbers")
     parser.add_argument("--norm", type=float, default=1.0, help="value of normalize")
+    add_input_shape_argument(parser)
     parser.add_argument("--images", required=True, help="path to calibration images")
     parser.add_argument("--output", default="calibration.table", help="calibration table to write")
     parser.add_argument(
@@ -49,6 +50,7 @@ def _run(words: Sequence[str]) -> int:
             *("calibrate", f"--proto={given.proto}", f"--model={given.model}"),
             *(f"--images={given.images}", f"--output={given.output}"),
             *(f"--group={given.group}", f"--gpu={given.gpu}"),
+            *(f"--input-shape={shape}" for shape in given.input_shape),
             *("--mean", *given.mean, f"--norm={given.norm}", *messages),
         ]
     )

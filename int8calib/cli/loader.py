@@ -168,16 +168,16 @@ class ImageLoader:
         """Print how many files were passed over, and which, the first `SKIPS_SHOWN` of them."""
         for name, (source, _) in self.inputs.items():
             if source.skipped:
-                console.say(f"input {name}: {source.skipped} files are no images and were skipped")
+                console.note(f"input {name}: {source.skipped} files are no images and were skipped")
             for problem in source.problems:
-                console.say(one_line(problem))
+                console.note(one_line(problem))
         messages = list(self._skips)
         for message in messages if console.verbose else messages[:SKIPS_SHOWN]:
-            console.say(message)
+            console.note(message)
         if messages:
             hidden = len(messages) > SKIPS_SHOWN and not console.verbose
             more = "; --verbose names them all" if hidden else ""
-            console.say(f"{len(messages)} of {len(self)} images were skipped{more}")
+            console.note(f"{len(messages)} of {len(self)} images were skipped{more}")
 
 
 def preprocessing(options: ImageOptions, shape: tuple[int, ...], refusal: str) -> Preprocess:

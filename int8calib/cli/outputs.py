@@ -103,21 +103,29 @@ def _place(path: str) -> str:
 
 
 def calibration_texts(
-    format: str, done: Calibration, layers: Sequence[QuantLayer], options: Options
+    format: str,
+    done: Calibration,
+    layers: Sequence[QuantLayer],
+    options: Options,
+    notes: Sequence[str] = (),
 ) -> tuple[str, str]:
     """Return the table in its format, and the report with everything, as texts."""
     from int8calib.cli.table_options import laid_out
     from int8calib.table import get_format
 
     table = laid_out(done.table, layers, options, format)
-    return get_format(format).write(table), report_text(done.table)
+    return get_format(format).write(table), report_text(done.table, notes)
 
 
-def report_text(table: CalibrationTable) -> str:
-    """Return a table's report as JSON that every reader takes, whatever files are called."""
+def report_text(table: CalibrationTable, notes: Sequence[str] = ()) -> str:
+    """Return a table's report as JSON that every reader takes, whatever files are called.
+
+    `notes`: what was said while the table was made.
+    """
     from int8calib.table import get_format
 
-    return get_format("json").write(replace(table, meta=as_utf8(table.meta)))
+    meta = as_utf8({**table.meta, "notes": list(notes)} if notes else table.meta)
+    return get_format("json").write(replace(table, meta=meta))
 
 
 def show_calibration(console: Console, done: Calibration) -> None:

@@ -160,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
+    console.keep_warnings()
     model = read_options(ModelOptions, args)
     options = read_options(_TuneOptions, args)
     files = TableFiles(options.output, ".json", ".toml", ".txt")
@@ -181,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     fold = options.fold_bn or found.changed
     contents, notes = models.contents(found.net, found.table, fold_bn=fold)
     texts = {
-        ".json": _report(found),
+        ".json": _report(found, [*console.notes, *notes]),
         ".toml": config_text("tune", vars(args), add_arguments),
         ".txt": "\n".join([*_explained(options, found), ""]),
     }
@@ -281,10 +282,10 @@ class _TuneOptions:
         return self.more_work / 100
 
 
-def _report(found: Tuning) -> str:
+def _report(found: Tuning, notes: Sequence[str]) -> str:
     """The table's report with what the tuning settled."""
     meta = {**found.table.meta, "tuning": found.as_dict()}
-    return report_text(replace(found.table, meta=meta))
+    return report_text(replace(found.table, meta=meta), notes)
 
 
 def _model_contents(options: _TuneOptions, found: Tuning) -> Contents:

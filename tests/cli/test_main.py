@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import cv2
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import int8calib
-from int8calib.cli import convert_tool
+from int8calib.cli import convert_tool, demo
 from int8calib.cli.main import main
 from int8calib.table import read_table
 from tests.caffe.engine.test_engine import NET
@@ -103,6 +105,9 @@ def test_quiet_says_nothing(
     assert main([*arguments(folder, tmp_path / "t.table"), "--quiet"]) == 0
     said = capsys.readouterr()
     assert said.out == said.err == ""
+    report = json.loads((tmp_path / "t.table.json").read_text())
+    assert any("few images" in line for line in report["meta"]["warnings"])
+    assert any("broken.jpg" in line for line in report["meta"]["notes"])
 
 
 def test_options_change_the_table(folder: Path, tmp_path: Path) -> None:
@@ -131,6 +136,8 @@ def test_reference_tool_command_line(
     plain = tmp_path / "plain.table"
     assert main([*arguments(folder, plain), "--quiet"]) == 0
     assert output.read_text() == plain.read_text()
+    assert convert_tool.main([*words, "--input-shape", "image=1,3,5,5"]) == 2
+    assert "'image'" in capsys.readouterr().err
 
 
 BAD = {
@@ -201,17 +208,33 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert text in capsys.readouterr().out
 
 
-def test_demo_repeats_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
+def test_the_demo_ends_with_accuracies_and_commands_that_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "CALIBRATION_IMAGES", 30)
+    monkeypatch.setattr(demo, "TEST_IMAGES", 130)
+    folder = tmp_path / "a folder"
+    assert main(["demo", "--output", str(folder)]) == 0
     out = capsys.readouterr().out
-    accuracy = float(out.split("Float accuracy")[1].split(":")[1].split("%")[0])
-    assert accuracy > 90
-    command = out.strip().splitlines()[-1].split()
-    table = tmp_path / "demo/demo.table"
+    line = next(line for line in out.splitlines() if line.startswith("Accuracy on 130"))
+    in_float, in_int8 = (float(number) for number in re.findall(r"([\d.]+) %", line))
+    assert in_float > 90
+    table = folder / "demo.table"
     first = table.read_text()
     table.unlink()
-    assert main(command[1:]) == 0
+    commands = [shlex.split(line) for line in out.splitlines() if line.startswith("int8calib ")]
+    assert [words[1] for words in commands] == ["calibrate", "evaluate"]
+    assert main(commands[0][1:]) == 0
     assert table.read_text() == first
+    assert (folder / "demo-int8.bin").stat().st_size < (folder / "demo.bin").stat().st_size
+    capsys.readouterr()
+    assert main([*commands[1][1:], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    hits = [
+        found["float"]["topk"]["1"]["hits"],
+        found["tables"][0]["accuracy"]["topk"]["1"]["hits"],
+    ]
+    assert [round(100 * hit / 130, 1) for hit in hits] == [in_float, in_int8]
 
 
 def test_a_net_that_mixes_images_runs_one_at_a_time(

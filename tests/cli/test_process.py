@@ -7,15 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from int8calib.cli import collect, console, merge, process
+from int8calib.cli import collect, merge, process
 from int8calib.cli.main import main
 from tests.caffe.engine.test_engine import NET
+from tests.cli.signals import handlers_of_a_shell, send_at
 from tests.generated import make_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,48 +174,28 @@ def test_every_error_is_one_line_and_exit_2(
     assert message in said.splitlines()[-1]
 
 
-SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_leaves_nothing(
     name: str,
+    code: int,
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Each signal arrives when the first image is done, in a process of many images."""
-    number = signal.Signals[name]
-
-    sent: list[int] = []
-
-    def progress(self: object, stage: str, done: int, total: int) -> None:
-        if not sent:
-            sent.append(number)
-            os.kill(os.getpid(), number)
-        time.sleep(0.01)
-
-    monkeypatch.setattr(console._LogLines, "__call__", progress)
-    handlers = {each: signal.getsignal(each) for each in map(signal.Signals.__getitem__, SIGNALS)}
-    images = np.random.default_rng(3).normal(0, 60, (997, 3, 37, 29)).astype(np.float32)
+    images = np.random.default_rng(3).normal(0, 60, (499, 3, 37, 29)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
     words = [
         *("calibrate", "--proto", str(folder / "net.prototxt")),
         *("--model", str(folder / "net.caffemodel"), "--images", str(tmp_path / "images.npy")),
         *("--output", str(tmp_path / "t.table"), "--workers", "2"),
     ]
-    # The tests' own process may ignore signals that a shell's does not.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for each in ("SIGTERM", "SIGHUP"):
-        signal.signal(signal.Signals[each], signal.SIG_DFL)
-    try:
-        assert main(words) == SIGNALS[name]
+    number = signal.Signals[name]
+    send_at(monkeypatch, "ranges", number)
+    with handlers_of_a_shell():
+        assert main(words) == code
         assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
-    finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
     by = "Ctrl-C" if name == "SIGINT" else name
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"int8calib: stopped by {by}; no file is left half-written"

@@ -5,67 +5,70 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from int8calib.caffe.engine.run import load_caffe
 from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.cli.main import main
-from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table, read_table
+from tests.cli.signals import handlers_of_a_shell, send_at
+from tests.generated import make_model
 from tests.opencv import deviation, opencv_tops
-from tests.tuning_nets import demo_loader, demo_net
+from tests.tuning_nets import CHAIN, SHAPE
+
+IMAGES = np.random.default_rng(41).normal(0, 60, (9, *SHAPE)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    draw.write_images(folder, 20, 3)
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    make_model(folder, CHAIN)
+    np.save(folder / "images.npy", IMAGES[:8])
     return folder
 
 
-def words(pictures: Path, output: Path, *more: str) -> list[str]:
+def words(folder: Path, output: Path, *more: str) -> list[str]:
     return [
-        *("tune", "--proto", str(PROTOTXT), "--model", str(CAFFEMODEL), "--images", str(pictures)),
-        *("--mean", *map(str, MEAN), "--norm", str(NORM), "--output", str(output), *more),
+        *("tune", "--proto", str(folder / "net.prototxt")),
+        *("--model", str(folder / "net.caffemodel"), "--images", str(folder / "images.npy")),
+        *("--output", str(output), *more),
     ]
 
 
-def test_everything_is_written_and_fits(pictures, tmp_path, capsys) -> None:
+def test_everything_is_written_and_fits(folder, tmp_path, capsys) -> None:
     output = tmp_path / "t.table"
     model, proto = tmp_path / "t.caffemodel", tmp_path / "t.prototxt"
-    assert main(words(pictures, output, "--write-model", str(model), str(proto))) == 0
+    assert main(words(folder, output, "--write-model", str(model), str(proto))) == 0
     shown = capsys.readouterr()
     assert "tuned" in shown.out
-    assert "Validation over 5 images" in shown.out
+    assert "Validation over 2 images" in shown.out
     table = read_table(output)
     tuned = load_caffe(proto, model)
     found = check_table(table, requirements=requirements_from_graph(tuned.graph, fold_bn=False))
     assert [each.message for each in found if each.severity == "error"] == []
-    batch = demo_loader(1, seed=90)[0].batch
+    batch = {"data": IMAGES[8:]}
     out = tuned.graph.outputs[0].name
     assert deviation(opencv_tops(proto, model, batch)[out], tuned.forward(batch)[out]) < 1e-3
-    assert (
-        abs(simulate(tuned, table).forward(batch)[out] - demo_net().forward(batch)[out]).max() < 0.2
-    )
+    given = load_caffe(folder / "net.prototxt", folder / "net.caffemodel").forward(batch)[out]
+    in_int8 = simulate(tuned, table).forward(batch)[out]
+    assert abs(in_int8 - given).max() < 0.1 * abs(given).max()
     report = json.loads(Path(f"{output}.json").read_text())
     assert report["meta"]["tuning"]["model changed"] is True
     text = Path(f"{output}.txt").read_text()
     assert all(f"\n{layer.name}: " in text for layer in table.layers)
 
 
-def test_the_config_repeats_the_run(pictures, tmp_path) -> None:
+def test_the_config_repeats_the_run(folder, tmp_path) -> None:
     first, second = tmp_path / "a.table", tmp_path / "b.table"
-    assert main([*words(pictures, first, "--exclude", "conv1"), "--quiet"]) == 0
+    assert main([*words(folder, first, "--exclude", "c1"), "--quiet"]) == 0
     config = f"{first}.toml"
     assert main(["tune", "--config", config, "--output", str(second), "--quiet"]) == 0
     assert first.read_bytes() == second.read_bytes()
-    assert "conv1" not in read_table(first)
+    assert "c1" not in read_table(first)
 
 
 @pytest.mark.parametrize(
@@ -84,30 +87,28 @@ def test_the_config_repeats_the_run(pictures, tmp_path) -> None:
         (["--more-work", "5"], "--write-model"),
     ],
 )
-def test_what_is_refused(pictures, tmp_path, capsys, more, message) -> None:
+def test_what_is_refused(folder, tmp_path, capsys, more, message) -> None:
     more = [word.format(tmp=tmp_path) for word in more]
-    assert main(words(pictures, tmp_path / "t.table", *more)) == 2
+    assert main(words(folder, tmp_path / "t.table", *more)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("int8calib: error:")
     assert message in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_writes_the_best_so_far(pictures, tmp_path) -> None:
+def test_ctrl_c_writes_the_best_so_far(folder, tmp_path, monkeypatch, capsys) -> None:
     output = tmp_path / "t.table"
-    command = [sys.executable, "-m", "int8calib.cli.main", *words(pictures, output)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-                          env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:  # fmt: skip
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith("validation"):
-                time.sleep(0.05)
-                process.send_signal(signal.SIGINT)
-                lines += process.stderr.readlines()
-                break
-        process.wait(60)
-    text = "".join(lines)
-    assert process.returncode == 0, text
-    assert "stopped (interrupted)" in text
-    assert len(read_table(output).layers) == 18
+    send_at(monkeypatch, "validation", signal.SIGINT)
+    with handlers_of_a_shell():
+        assert main(words(folder, output)) == 0
+    assert "stopped (interrupted)" in capsys.readouterr().err
+    assert len(read_table(output).layers) == 7
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM of this kind")
+def test_sigterm_ends_it_at_once(folder, tmp_path, monkeypatch, capsys) -> None:
+    send_at(monkeypatch, "validation", signal.SIGTERM)
+    with handlers_of_a_shell():
+        assert main(words(folder, tmp_path / "t.table")) == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
