@@ -78,6 +78,8 @@ def build_graph(
     ModelError
         Where a bottom is made by no layer, layers wait for each other, or two share a name.
     """
+    if isinstance(ignore_fields, str):
+        ignore_fields = (ignore_fields,)
     every = list(net.layer)
     wanted = [layer for layer in every if included(layer, state or NetState())]
     if not wanted:

@@ -30,7 +30,7 @@ FIRST = INPUT + conv("c1", "data", POINT)
 LAST = conv("c2", "p", POINT, relu=False)
 
 
-def load(folder: Path, text: str, ignore: tuple[str, ...] = ()) -> Graph:
+def load(folder: Path, text: str, ignore: tuple[str, ...] | str = ()) -> Graph:
     proto = folder / "net.prototxt"
     proto.write_text(text, encoding="utf-8")
     with warnings.catch_warnings():
@@ -86,6 +86,7 @@ def test_a_layer_before_a_quantized_one_cannot_run(
         assert [x.params.pooling_param.pool for x in graph.layers] == [
             x.params.pooling_param.pool for x in plain.layers
         ]
+        assert notes(load(tmp_path, text, name)) == notes(graph)  # one name as plain text
         ((who, what, why),) = notes(graph)
         assert (who, why) == ("p", "left out as told (--ignore-field)")
         assert what in words or words.startswith(what)
