@@ -279,7 +279,7 @@ def test_deep_nesting_is_an_error_not_a_crash() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "input_dim: " + "1" * 1_000_000 + "x",
+        "input_dim: " + "1" * 20_000 + "x",
         "input_dim: " + "1." * 500_000,
         "input_dim: " + "1e" * 500_000,
         "input_dim: 0x" + "f" * 1_000_000,
