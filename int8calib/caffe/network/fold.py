@@ -75,7 +75,10 @@ def _chain(layer: Layer, readers: dict[Blob, list[Layer]], kept: set[Blob]) -> l
     batch_norm = _only_reader(layer.tops[0], readers, kept)
     if batch_norm is None or batch_norm.type != "BatchNorm" or len(batch_norm.weights) < 3:
         return []
-    if len(batch_norm.tops) != 1 or not _fit(layer, batch_norm.weights[:2]):
+    statistics, factor = batch_norm.weights[:2], batch_norm.weights[2]
+    if len(batch_norm.tops) != 1 or not _fit(layer, statistics):
+        return []
+    if layer.weights[0].size and factor.size != 1:
         return []
     scale = _only_reader(batch_norm.tops[0], readers, kept)
     if scale is None or scale.type != "Scale" or len(scale.bottoms) != 1 or not scale.weights:

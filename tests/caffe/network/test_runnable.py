@@ -153,12 +153,18 @@ def test_weights_behind_an_obstacle_may_be_anything(tmp_path: Path) -> None:
     proto.write_text(text, encoding="utf-8")
     good = (np.ones((7, 3, 1, 1), np.float32), np.ones(7, np.float32))
     fits = (np.ones((7, 7, 1, 1), np.float32), np.ones(7, np.float32))
+    empty = {"bn": (np.ones(7, np.float32),) * 2 + (np.ones(0, np.float32),)}
     for bad in ((), (np.ones(2, np.float32),), (np.ones((3, 2, 5, 5), np.float32),) * 2, fits):
         weights = {"c1": good, "c2": bad, "fc": bad, "bn": (np.ones(3, np.float32),) * 3}
         caffe_proto.write_caffemodel(model, caffe_proto.read_prototxt(proto), weights)
         net = int8calib.load_caffe(proto, model)
         for fold in (True, False):
             assert [found.name for found in net.executor(fold_bn=fold).layers] == ["c1"]
+        structure = caffe_proto.read_prototxt(proto)
+        caffe_proto.write_caffemodel(model, structure, weights | empty)
+        assert [found.name for found in int8calib.load_caffe(proto, model).executor().layers] == [
+            "c1"
+        ]
         found = int8calib.inspect(proto, model)
         assert [node.name for node in found.layers if node.quantized] == ["c1"]
 
