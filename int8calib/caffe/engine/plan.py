@@ -16,7 +16,8 @@ from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.registry import FastPath, LayerType, find_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.caffe.network.shapes import infer_shapes, require_weights
+from int8calib.caffe.network.layer_shapes import require_weights
+from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.limits import check_memory
 
 
