@@ -143,13 +143,25 @@ _blas_before: list[tuple[Any, int]] = []
 
 @contextmanager
 def blas_threads(count: int | None = 1) -> Iterator[None]:
-    """Limit BLAS to `count` threads (None: leave it as it is) until the block ends.
+    """Limit the threads of BLAS until the block ends.
 
     The limit is one for the whole process: where blocks overlap, the first one's stands until the
     last one has ended. One thread is a good default: BLAS's threads wait for each other in busy
     loops, so that on a machine with other work to do two of them are many times slower than one.
+
+    Parameters
+    ----------
+    count : int or None
+        How many there may be; None leaves them as they are set.
+
+    Raises
+    ------
+    OptionError
+        For a count below 1.
     """
     global _blas_users
+    if count is not None and count < 1:
+        raise OptionError(f"threads {count}; expected 1 or more, or None")
     if count is None:
         yield
         return

@@ -154,3 +154,9 @@ def test_float32_batches_are_not_copied() -> None:
 def test_what_is_no_batch_is_refused(given: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         float_batch(given)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_blas_needs_a_thread(count: int) -> None:
+    with pytest.raises(OptionError, match=f"threads {count}; expected 1 or more, or None"):
+        blas_threads(count).__enter__()

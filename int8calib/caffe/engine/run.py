@@ -190,7 +190,7 @@ class Net:
         ModelError
             For an unknown output name, and where a layer fails.
         OptionError
-            For an array that is no input.
+            For an array that is no input, and for less than one thread.
         ImageError
             For an array that holds no numbers.
         """

@@ -1,7 +1,6 @@
 """Compiled loops of the statistics: copies of non-zero values, and counts of bins.
 
-Imported inside the functions that need it, so that importing the package does not load numba.
-Arrays in, arrays out; nothing is shared, so the kernels run beside each other in threads.
+Nothing is shared between calls, so the kernels run beside each other in threads.
 """
 
 from __future__ import annotations
@@ -21,9 +20,21 @@ SLOTS = 2 * BINS + ZERO_SLOTS
 
 @kernel("float32[:], out float32[:] -> int64")
 def copy_nonzero(values: Any, room: Any) -> Any:
-    """Copy the values that are not exact zeros to the front of `room`; return how many there are.
+    """Copy the values that are not exact zeros.
 
-    `values`: float32 (n,); `room`: float32, n or more; what lies beyond the copies is undefined.
+    Parameters
+    ----------
+    values : float32 (n,)
+    room : float32 (n or more,)
+        Where they go, from the front; what lies beyond them is undefined.
+
+    Returns
+    -------
+    int64
+        How many there are.
+
+    Notes
+    -----
     There is no branch to mispredict: each value is written, and only the next place to write to
     depends on it.
     """
@@ -36,17 +47,34 @@ def copy_nonzero(values: Any, room: Any) -> Any:
 
 @kernel("float32[:], float32, out uint16[:], out int32[:, :], out int64[:] -> int32")
 def count_slots(values: Any, absmax: Any, slots: Any, partial: Any, counts: Any) -> Any:
-    """Write the number of `values` in each slot to `counts`; return 1 if one has none.
+    """Count the values in each slot of a histogram.
 
-    Values that are NaN, infinite, or beyond `absmax` (finite) have no slot.
-
-    A value's slot is its bin, `int(|v| / absmax * BINS)` in float32 and at most BINS - 1, as in
+    A value's slot is its bin, ``int(|v| / absmax * BINS)`` in float32 and at most BINS - 1, as in
     ncnn's tools/quantize/ncnn2table.cpp; plus BINS for a negative value; exact zeros have their
-    own. The slots of a block are computed by SIMD, then counted into four histograms in turn, so
-    that equal neighbors do not wait for each other's store.
+    own.
 
-    `values`: float32 (n,), n < 2**31; `counts`: int64 (SLOTS,). Scratch: `slots` uint16 (block
-    size,) of any content, `partial` int32 (4, SLOTS) of zeros.
+    Parameters
+    ----------
+    values : float32 (n,)
+        Fewer than 2**31.
+    absmax : float32
+        Finite; values that are larger, or NaN, have no slot.
+    slots : uint16 (block size,)
+        Scratch, of any content.
+    partial : int32 (4, SLOTS)
+        Scratch, of zeros.
+    counts : int64 (SLOTS,)
+        The result.
+
+    Returns
+    -------
+    int32
+        1 if a value has no slot, else 0.
+
+    Notes
+    -----
+    The slots of a block are computed by SIMD, then counted into four histograms in turn, so that
+    equal neighbors do not wait for each other's store.
     """
     bad = np.int32(0)
     for start in range(0, values.shape[0], slots.shape[0]):

@@ -16,9 +16,19 @@ from int8calib.compiled import kernel
 
 
 def mse_curve(counts: Doubles, levels: int) -> Doubles:
-    """Return the summed squared error, in bin widths squared, for each threshold t = 1 .. bins.
+    """Sum the squared error for each threshold t = 1 .. bins.
 
-    `levels`: the largest level, 127 for 8 bits. Formula: see `mse.py`.
+    Parameters
+    ----------
+    counts : float64 (bins,)
+        Values in each bin.
+    levels : int
+        The largest level, 127 for 8 bits.
+
+    Returns
+    -------
+    float64 (bins,)
+        In squares of a bin's width. Formula: see `int8calib.calibration.thresholds.mse`.
     """
     middles = np.arange(counts.size) + 0.5
     # Squared error of clipping at t: the counts times (middle - t)**2, plus 1/12 for their spread.
@@ -30,10 +40,20 @@ def mse_curve(counts: Doubles, levels: int) -> Doubles:
 
 @kernel("float64[:], float64[:], float64[:], float64[:], int64, out float64[:] ->")
 def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, curve: Any) -> None:
-    """Fill `curve` from the counts and the running sums of their moments 0, 1 and 2.
+    """Fill the curve of `mse_curve`.
 
     Level n takes the values from (n - 1/2) steps to (n + 1/2) steps. Of the bins that lie wholly
     between these edges the running sums tell the error; cut bins are integrated.
+
+    Parameters
+    ----------
+    counts : float64 (bins,)
+    count, first, second : float64 (bins + 1,)
+        Running sums of the counts' moments 0, 1 and 2.
+    levels : int64
+        The largest level.
+    curve : float64 (bins,)
+        The result.
     """
     for t in range(1, 1 + curve.shape[0]):
         clipped = count[-1] - count[t]
@@ -66,11 +86,21 @@ def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, cur
 
 @kernel("float32[:], int64, float32[:], out float32[:] ->")
 def row_clips(weights: Any, levels: Any, shares: Any, clips: Any) -> None:
-    """Fill `clips` with the clip of each row of weights that has the least squared error.
+    """Find the clip of each row of weights that has the least squared error.
 
-    `weights`: the rows one after the other, `clips.shape[0]` of them. The candidates are `shares`
-    of the row's largest |w|; the first of equals wins. With s = clip / levels a weight becomes
-    s min(round(|w| / s), levels) with its sign, halves rounded to even. A row of zeros keeps 0.
+    With s = clip / levels a weight becomes s min(round(|w| / s), levels) with its sign, halves
+    rounded to even. The first of equal clips wins.
+
+    Parameters
+    ----------
+    weights : float32 (rows * size,)
+        The rows one after the other.
+    levels : int64
+        The largest level.
+    shares : float32 (candidates,)
+        The clips to try, as shares of a row's largest |w|.
+    clips : float32 (rows,)
+        The result; 0 for a row of zeros.
     """
     size = weights.shape[0] // clips.shape[0]
     for r in range(clips.shape[0]):

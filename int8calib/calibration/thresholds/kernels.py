@@ -1,10 +1,11 @@
 """Compiled loops of the KL methods: the divergence of each candidate threshold of a blob.
 
-A `..._curve` function takes the counts, float64 (bins,), and returns one float64 cost per
-candidate, the first candidate first. It makes running sums over the bins with numpy; the kernel
-after it takes differences of these, so that a candidate costs its 128 levels instead of up to 2048
-bins. A running sum has one entry more than there are bins: entry k sums the bins before bin k.
-Those of counts are whole numbers, exact in float64 up to 2**46 values, parts of bins included.
+A ``..._curve`` function takes the counts of a blob's values, float64 (bins,), of which one at
+least is not 0, and returns one float64 cost per candidate, the first candidate first. It makes
+running sums over the bins with numpy; the kernel after it takes differences of these, so that a
+candidate costs its 128 levels instead of up to 2048 bins. A running sum has one entry more than
+there are bins: entry k sums the bins before bin k. Those of counts are whole numbers, exact in
+float64 up to 2**46 values, parts of bins included.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _SUMS = "float64[:], float64[:], float64[:]"
 
 
 def running(terms: Doubles) -> Doubles:
-    """Return the running sum of `terms`: entry k sums those before k, so there is one more."""
+    """Sum up `terms`: entry k of the result sums those before k, so there is one more."""
     return np.concatenate([[0.0], np.cumsum(terms)])
 
 
@@ -40,9 +41,9 @@ def _information(counts: Doubles) -> Doubles:
 
 
 def kl_curve(counts: Doubles) -> Doubles:
-    """Return ncnn2table's divergence for each threshold t = LEVELS .. bins - 1; not all counts 0.
+    """Compute ncnn2table's divergence for each threshold t = LEVELS .. bins - 1.
 
-    Formula: see `int8calib.calibration.thresholds.kl.kl`.
+    Formula: see `int8calib.calibration.thresholds.kl.kl`. For the arrays see the module.
     """
     a = counts / counts.sum() + EPSILON
     curve = np.empty(counts.size - LEVELS)
@@ -56,14 +57,26 @@ def kl_curve(counts: Doubles) -> Doubles:
 def kl_costs(
     count: Any, mass: Any, information: Any, below: Any, weights: Any, b: Any, curve: Any
 ) -> None:
-    """Fill `curve` from the running sums of the counts, of a = p + EPSILON, and of a ln a.
+    """Fill the curve of `kl_curve`.
 
     Level j holds the bins from j t / LEVELS to (j + 1) t / LEVELS; a bin cut by that edge belongs
-    to both neighbors by its parts. Scratch: `below` (LEVELS + 1,), the counts below each edge;
-    `b` (2 LEVELS,), of the formula, and `weights`, the sum of a over the bins that have it: entry
-    j is the bin cut by level j's lower edge, of weight 0 where there is none, and entry
-    LEVELS + j the bins wholly inside.
+    to both neighbors by its parts.
 
+    Parameters
+    ----------
+    count, mass, information : float64 (bins + 1,)
+        Running sums of the counts, of a = p + EPSILON, and of a ln a.
+    below : float64 (LEVELS + 1,)
+        Scratch: the counts below each edge.
+    weights, b : float64 (2 * LEVELS,)
+        Scratch: b of the formula, and the sum of a over the bins that have it. Entry j is the bin
+        cut by level j's lower edge, of weight 0 where there is none, and entry LEVELS + j the bins
+        wholly inside.
+    curve : float64 (bins - LEVELS,)
+        The result.
+
+    Notes
+    -----
     The loops are made for SIMD: no branches, divisions by LEVELS as shifts, a logarithm of our
     own. With x = m 2**e, m from sqrt(1/2) to sqrt(2), and s = (m - 1) / (m + 1), ln x is
     e ln 2 + 2 (s + s**3/3 + s**5/5 + ...), whose terms up to s**21 tell 16 digits.
@@ -109,7 +122,7 @@ def kl_costs(
 
 
 def kl_tool_curve(counts: Doubles) -> Doubles:
-    """Return the latest reference tool's divergence for each threshold t = LEVELS .. bins - 1.
+    """Compute the latest reference tool's divergence for each threshold t = LEVELS .. bins - 1.
 
     Formula: see `int8calib.calibration.thresholds.kl.kl_tool`.
     """
@@ -122,9 +135,16 @@ def kl_tool_curve(counts: Doubles) -> Doubles:
 
 @kernel(f"{_SUMS}, out float64[:] ->")
 def kl_tool_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
-    """Fill `curve` from the running sums of the counts c, of filled bins, and of c ln c.
+    """Fill the curve of `kl_tool_curve`.
 
     Levels are t // LEVELS bins wide, the last takes the rest.
+
+    Parameters
+    ----------
+    count, filled, information : float64 (bins + 1,)
+        Running sums of the counts c, of filled bins, and of c ln c.
+    curve : float64 (bins - LEVELS,)
+        The result.
     """
     total = count[-1]
     for t in range(LEVELS, LEVELS + curve.shape[0]):
@@ -150,9 +170,9 @@ def kl_tool_costs(count: Any, filled: Any, information: Any, curve: Any) -> None
 
 
 def kl_tool_v1_curve(counts: Doubles) -> Doubles:
-    """Return the first reference tool's divergence for each threshold t = LEVELS .. bins - 1.
+    """Compute the first reference tool's divergence for each threshold t = LEVELS .. bins - 1.
 
-    Infinite where bin t - 1 is empty below a tail; not all counts 0. Formula: see
+    Infinite where bin t - 1 is empty below a tail. Formula: see
     `int8calib.calibration.thresholds.kl.kl_tool_v1`.
     """
     p = counts / counts.sum()
@@ -164,9 +184,16 @@ def kl_tool_v1_curve(counts: Doubles) -> Doubles:
 
 @kernel(f"{_SUMS}, out float64[:] ->")
 def kl_tool_v1_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
-    """Fill `curve` from the running sums of the counts, of filled bins, and of p ln p.
+    """Fill the curve of `kl_tool_v1_curve`.
 
     Levels as in `kl_costs`, spread over filled bins only.
+
+    Parameters
+    ----------
+    count, filled, information : float64 (bins + 1,)
+        Running sums of the counts, of filled bins, and of p ln p.
+    curve : float64 (bins - LEVELS,)
+        The result.
     """
     total = count[-1]
     for t in range(LEVELS, LEVELS + curve.shape[0]):
@@ -201,9 +228,9 @@ def kl_tool_v1_costs(count: Any, filled: Any, information: Any, curve: Any) -> N
 
 
 def kl_tensorrt_curve(counts: Doubles) -> Doubles:
-    """Return the divergence of TensorRT's slides for each threshold t = LEVELS .. bins - 1.
+    """Compute the divergence of TensorRT's slides for each threshold t = LEVELS .. bins - 1.
 
-    Infinite where bin t - 1 is empty below a tail; not all counts 0. Formula: see
+    Infinite where bin t - 1 is empty below a tail. Formula: see
     `int8calib.calibration.thresholds.kl.kl_tensorrt`.
     """
     curve = np.empty(counts.size - LEVELS)
@@ -215,9 +242,16 @@ def kl_tensorrt_curve(counts: Doubles) -> Doubles:
 
 @kernel(f"{_SUMS}, out float64[:] ->")
 def kl_tensorrt_costs(count: Any, filled: Any, information: Any, curve: Any) -> None:
-    """Fill `curve` from the running sums of the counts c, of filled bins, and of c ln c.
+    """Fill the curve of `kl_tensorrt_curve`.
 
     Bin k goes wholly to level k * LEVELS // t.
+
+    Parameters
+    ----------
+    count, filled, information : float64 (bins + 1,)
+        Running sums of the counts c, of filled bins, and of c ln c.
+    curve : float64 (bins - LEVELS,)
+        The result.
     """
     total = count[-1]
     for t in range(LEVELS, LEVELS + curve.shape[0]):
