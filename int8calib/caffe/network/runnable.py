@@ -122,7 +122,7 @@ def layers_to_quantize(
     Raises
     ------
     ModelError
-        Where nothing is left to quantize; says what stands in the way.
+        Where nothing is left to quantize (says what stands in the way), or no input reaches it.
     """
     obstacles = reach(graph, inputs).blocked
     layers = tuple(layer for layer in quantized_layers(graph) if layer.layer not in obstacles)
@@ -134,6 +134,9 @@ def layers_to_quantize(
     }
     if not layers:
         raise ModelError(f"{graph.source}: {_nothing_left(blocked)}")
+    before = graph.ancestors(layer.bottom for layer in layers)
+    if not any(layer.type in INPUT_TYPES for layer in before):
+        raise ModelError(f"{graph.source}: no input reaches {listed(x.name for x in layers)}")
     return layers, {name: str(obstacle) for name, obstacle in blocked.items()}
 
 

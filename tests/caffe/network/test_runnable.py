@@ -10,6 +10,7 @@ import pytest
 
 import caffe_proto
 import int8calib
+from int8calib.caffe.layers import registry
 from int8calib.caffe.network.graph import Graph
 from int8calib.caffe.network.inputs import resolve_inputs
 from int8calib.caffe.network.load import load_graph, load_unsized
@@ -198,6 +199,18 @@ def test_no_input_is_an_error(tmp_path: Path) -> None:
     proto.write_text(conv("c", "data", POINT).replace('bottom: "data"', ""), encoding="utf-8")
     with pytest.raises(ModelError, match="the network has no input; expected an Input layer"):
         int8calib.load_caffe(proto, None)
+
+
+def test_layers_that_no_input_reaches_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_types", dict(registry._types))
+    int8calib.register_layer("Constant", lambda *_: [np.ones((1, 3, 5, 7), np.float32)],
+                             lambda *_: [(1, 3, 5, 7)])  # fmt: skip
+    text = INPUT + layer("ReLU", "r", "data") + layer("Constant", "k", "") + conv("c", "k", POINT)
+    graph, inputs = load(tmp_path, text)
+    with pytest.raises(ModelError, match=r"no input reaches c$"):
+        layers_to_quantize(graph, inputs)
 
 
 @pytest.mark.filterwarnings("ignore:.*not understood")
