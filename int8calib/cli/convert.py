@@ -37,13 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--outputs",
         nargs="+",
         metavar="BLOB",
-        help="convert only what these blobs need (default: the whole network)",
+        help="convert only what these blobs need (default: the whole network, without layers at "
+        "its end that cannot run)",
     )
     group.add_argument("--fp16", action="store_true", help="store weights as float16")
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert and write both files."""
+    from int8calib.caffe.network.runnable import named_outputs
     from int8calib.ncnn.convert.network import convert_network
     from int8calib.ncnn.model import save_model
     from int8calib.ncnn.optimize import optimize_model
@@ -53,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
     param, weights = args.output
     caffe = read_options(ModelOptions, args)
     check_outputs(args.output, inputs=(caffe.proto, caffe.model))
-    model = convert_network(caffe.load())
+    net = caffe.load()
+    outputs = args.outputs and named_outputs(net.graph, args.outputs, net.input_shapes)
+    model = convert_network(net, outputs)
     for note in model.notes:
         console.say(f"note: {note}")
     if args.no_optimize:

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 from int8calib.caffe.engine.run import load_caffe
-from int8calib.cli.main import main
+from int8calib.cli.main import main, run_command
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
+from int8calib.errors import ModelError
 from int8calib.images import Preprocess, open_source
 from int8calib.ncnn.model import load_model
 from int8calib.simulation.build import simulate
 from int8calib.table import read_table
+from tests.generated import make_model
 from tests.ncnn.runtime import run_blobs
+from tests.network_styles import conv, data, layer, pool
 from tests.tuning_nets import demo_loader
 
 MODEL = ("--proto", str(PROTOTXT), "--model", str(CAFFEMODEL))
@@ -207,3 +210,60 @@ def test_half_precision_is_half_the_size(tmp_path: Path) -> None:
         sizes.append((tmp_path / "a.bin").stat().st_size)
     assert sizes[1] < 0.55 * sizes[0]
     assert sizes[2] < 0.6 * sizes[0]
+
+
+STEM_ALONE = conv("conv1", "data", "num_output: 7 kernel_size: 3")
+STEM = STEM_ALONE + conv("conv2", "conv1", "num_output: 5 kernel_size: 3 stride: 2", relu=False)
+TAILS = {
+    "type": layer("Yolov9Output", "end", "conv2"),
+    "option": pool("end", "conv2", "pool: WILD kernel_size: 2"),
+    "shape": layer("Eltwise", "end", "conv2 conv1"),
+}
+
+
+@pytest.mark.parametrize("command", ["convert", "calibrate"])
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_tail_that_cannot_run_is_left_out(
+    tail: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, model = make_model(tmp_path, data(1, 3, 17, 13) + STEM, name="plain")
+    proto = plain.with_name("net.prototxt")
+    proto.write_text(plain.read_text(encoding="utf-8") + TAILS[tail], encoding="utf-8")
+    image = np.random.default_rng(7).normal(0, 60, (3, 17, 13)).astype(np.float32)
+    np.save(tmp_path / "images.npy", image[None])
+    words = [command, "--proto", str(proto), "--model", str(model), "--output"]
+    if command == "convert":
+        words += [str(tmp_path / "n.param"), str(tmp_path / "n.bin")]
+    else:
+        words += [str(tmp_path / "t"), "--ncnn", str(tmp_path / "n")]
+        words += ["--images", str(tmp_path / "images.npy")]
+    assert main(words) == 0
+    assert "output end is left out: layer 'end'" in capsys.readouterr().err
+    _expect_opencvs(tmp_path, plain, model, image, "conv2")
+
+
+def test_outputs_to_convert_for(tmp_path: Path) -> None:
+    plain, model = make_model(tmp_path, data(1, 3, 17, 13) + STEM, name="plain")
+    proto = plain.with_name("net.prototxt")
+    behind = layer("LSTM", "lstm", "conv1") + conv("conv2", "lstm", "num_output: 5 kernel_size: 3")
+    proto.write_text(plain.read_text("utf-8").replace(STEM, STEM_ALONE + behind), "utf-8")
+    image = np.random.default_rng(8).normal(0, 60, (3, 17, 13)).astype(np.float32)
+    words = ["convert", "--proto", str(proto), "--model", str(model), "--output"]
+    words += [str(tmp_path / "n.param"), str(tmp_path / "n.bin"), "--no-optimize"]
+    with pytest.raises(ModelError, match=r"layer 'lstm' .*'conv2' .*is behind it.*--outputs BLOB"):
+        run_command(words)
+    assert main([*words, "--outputs", "conv1"]) == 0
+    _expect_opencvs(tmp_path, plain, model, image, "conv1")
+
+
+def _expect_opencvs(folder: Path, proto: Path, model: Path, image: np.ndarray, blob: str) -> None:
+    """Compare the last blob of the written model, run by ncnn, with OpenCV's `blob`."""
+    pytest.importorskip("ncnn")
+    layers = load_model(folder / "n.param", folder / "n.bin").layers
+    out = layers[-1].tops[0]
+    (found,) = run_blobs(layers, {"data": image}, [out], packing=False, folder=folder)
+    net = cv2.dnn.readNetFromCaffe(str(proto), str(model))
+    net.setInput(image[None])
+    name = f"{blob}/relu" if blob == "conv1" else blob
+    wanted = net.forward(name)
+    np.testing.assert_allclose(found.ravel(), wanted.ravel(), atol=1e-3, rtol=1e-4)

@@ -14,9 +14,10 @@ from dataclasses import replace
 
 from int8calib.arrays import Shape
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.caffe.network.graph import QUANTIZED_TYPES, Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
-from int8calib.caffe.network.shapes import infer_shapes
+from int8calib.caffe.network.runnable import runnable_outputs
+from int8calib.caffe.network.shapes import infer_shapes, reach
 from int8calib.errors import ModelError
 from int8calib.ncnn.convert.context import BlobName, Conversion, Converter, Node
 from int8calib.ncnn.convert.pointwise import POINTWISE
@@ -56,7 +57,8 @@ def convert_network(net: Net, outputs: Iterable[Blob] | None = None) -> NcnnMode
     net : Net
         A network with weights, BatchNorm not folded.
     outputs
-        Convert only what these blobs need; by default every layer.
+        Convert only what these blobs need; by default every layer but those of a tail that
+        cannot run, of which the notes tell.
 
     Returns
     -------
@@ -68,15 +70,14 @@ def convert_network(net: Net, outputs: Iterable[Blob] | None = None) -> NcnnMode
     ------
     ModelError
         For a layer that ncnn does not have, or an option that means something else there; names
-        layer and option.
+        layer and option. By default also where Convolution or InnerProduct layers are behind a
+        layer that cannot run.
     """
-    graph = net.graph
-    if outputs is not None:
-        graph = replace(graph, layers=graph.ancestors(outputs))
+    graph, left_out = _wanted_part(net, outputs)
     shapes = _shapes_of_one_image(graph, net.input_shapes)
     axes: dict[Blob, int] = {}
     nodes: list[Node] = []
-    notes: list[str] = []
+    notes = list(left_out)
     for layer in graph.layers:
         if layer.type in INPUT_TYPES:
             nodes += _inputs(layer, shapes, axes)
@@ -85,6 +86,23 @@ def convert_network(net: Net, outputs: Iterable[Blob] | None = None) -> NcnnMode
             nodes += conversion.nodes
             notes += conversion.notes
     return NcnnModel(_with_splits(_named(nodes, graph)), graph.source, tuple(notes))
+
+
+def _wanted_part(net: Net, outputs: Iterable[Blob] | None) -> tuple[Graph, tuple[str, ...]]:
+    """The part of the graph to convert, and what is left out in words."""
+    graph = net.graph
+    if outputs is not None:
+        return replace(graph, layers=graph.ancestors(outputs)), ()
+    blocked = reach(graph, net.input_shapes).blocked
+    for layer, obstacle in blocked.items():
+        if layer.type in QUANTIZED_TYPES:
+            raise ModelError(
+                f"{graph.source}: {obstacle}, and {layer.label} is behind it; name the outputs to "
+                "convert for (--outputs BLOB of int8calib convert), and compute the rest in your "
+                "program"
+            )
+    running = tuple(layer for layer in graph.layers if layer not in blocked)
+    return replace(graph, layers=running), runnable_outputs(graph, net.input_shapes)[1]
 
 
 def _shapes_of_one_image(graph: Graph, inputs: Mapping[str, Shape]) -> Mapping[Blob, Shape]:
@@ -117,7 +135,8 @@ def _converted(
     if convert is None:
         raise ModelError(
             f"{source}: {layer.label}: ncnn has no layer that computes it; name the outputs "
-            "that do not need it (--outputs BLOB), and compute it in your program"
+            "that do not need it (--outputs BLOB of int8calib convert), and compute it in your "
+            "program"
         )
     conversion = Conversion(layer, shapes, axes, source)
     convert(conversion)
