@@ -200,8 +200,11 @@ def _default(owner: Any, parameter: inspect.Parameter) -> str:
     default = parameter.default
     if dataclasses.is_dataclass(owner):
         field = {each.name: each for each in dataclasses.fields(owner)}[parameter.name]
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
+        made = field.default_factory
+        if inspect.isfunction(made) and made.__name__.isidentifier():
+            return f"{made.__name__}()"
+        if made is not dataclasses.MISSING:
+            default = made()
     if isinstance(default, Mapping):
         return repr(dict(default))
     if dataclasses.is_dataclass(default):

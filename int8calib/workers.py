@@ -6,6 +6,7 @@ depends neither on the number of workers nor on who computed it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -29,12 +30,18 @@ Item = TypeVar("Item")
 State = TypeVar("State")
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
 def work_through(
     items: Iterable[Item],
     prepare: Callable[[], State],
     work: Callable[[State, Item], int],
     *,
-    workers: int,
+    workers: int | None,
     progress: Callable[[int], None],
 ) -> int:
     """Do the same work on every item, several at a time in threads.
@@ -49,8 +56,8 @@ def work_through(
         ``prepare()`` makes each thread's own state.
     work : callable
         ``work(state, item)`` does the work and returns the number of images it dealt with.
-    workers : int
-        Threads.
+    workers : int or None
+        Threads; None for the cores that the process may use.
     progress : callable
         Hears the running total of images.
 
@@ -64,6 +71,7 @@ def work_through(
     OptionError
         For fewer than one worker.
     """
+    workers = usable_cores() if workers is None else workers
     if type(workers) is not int or workers < 1:
         raise OptionError(f"workers {workers}; expected a whole number of at least 1")
     source, done, count = iter(items), 0, 0

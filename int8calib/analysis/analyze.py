@@ -48,7 +48,7 @@ def analyze(
     scores: str | None = None,
     outputs: Sequence[str] | None = None,
     fold_bn: bool | None = None,
-    workers: int = 2,
+    workers: int | None = None,
     total: int = 0,
     progress: Progress | None = None,
 ) -> Analysis:

@@ -38,7 +38,7 @@ def output_sensitivity(
     compared: ComparedBlobs,
     *,
     images: int,
-    workers: int,
+    workers: int | None,
     progress: Progress | None,
 ) -> tuple[dict[str, OutputEffect], int]:
     """Run the network with one layer in INT8 at a time.
@@ -56,7 +56,7 @@ def output_sensitivity(
     images
         How many of the first images are used; whole batches are taken, which may bring some more.
     workers
-        Layers in parallel.
+        Layers in parallel; None for the cores that the process may use.
     progress
         Called as `progress("sensitivity", runs done, runs to do)`.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from int8calib.calibration.scales import WeightOptions
 from int8calib.calibration.thresholds import DEFAULT_METHOD, MethodOptions, method_names
 from int8calib.errors import OptionError
+from int8calib.workers import usable_cores
 
 AUTO = "auto"
 SAME = "same"
@@ -40,9 +41,11 @@ class Options:
     all_blobs : bool
         Whether every blob gets a scale, for the formats keyed by blob.
     workers : int
-        Batches that run at a time, each in a thread of its own.
-    cache_bytes : int
+        Batches that run at a time, each in a thread of its own; by default as many as there are
+        cores that the process may use. The table does not depend on it.
+    cache_bytes : int or None
         Memory for activations of the first pass; what does not fit is computed a second time.
+        None: a quarter of the free memory, at most 2 GiB. The table does not depend on it.
 
     Raises
     ------
@@ -60,8 +63,8 @@ class Options:
     fold_bn: bool = True
     weights: WeightOptions = field(default_factory=WeightOptions)
     all_blobs: bool = False
-    workers: int = 2
-    cache_bytes: int = 1 << 30
+    workers: int = field(default_factory=usable_cores)
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing; raises `OptionError`."""
@@ -73,7 +76,10 @@ class Options:
             expected = ", ".join((AUTO, SAME, *known))
             raise OptionError(f"input method {self.input_method!r}; expected one of {expected}")
         MethodOptions(percentile=self.percentile)
-        for name, count, minimum in (("workers", self.workers, 1), ("cache", self.cache_bytes, 0)):
+        limits = [("workers", self.workers, 1)]
+        if self.cache_bytes is not None:
+            limits.append(("cache", self.cache_bytes, 0))
+        for name, count, minimum in limits:
             if type(count) is not int or count < minimum:
                 raise OptionError(f"{name} {count}; expected a whole number of at least {minimum}")
 

@@ -12,6 +12,7 @@ from int8calib.calibration.executor import E, E_co, Executor, Network, needed_in
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import Options
 from int8calib.calibration.selection import blocked_warnings
+from int8calib.calibration.statistics.cache import default_cache_bytes
 from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.collect import collect_statistics
 from int8calib.calibration.statistics.store import Statistics
@@ -187,12 +188,13 @@ def run_job(
     checkpoint: Checkpoint | None = None,
 ) -> Calibration:
     """Do what `calibrate` does for a job that is prepared; it may go on from a `checkpoint`."""
+    cache_bytes = options.cache_bytes
     statistics = collect_statistics(
         job.executor,
         batches,
         job.blobs,
         workers=options.workers,
-        cache_bytes=options.cache_bytes,
+        cache_bytes=default_cache_bytes() if cache_bytes is None else cache_bytes,
         total=total,
         progress=progress,
         checkpoint=checkpoint,

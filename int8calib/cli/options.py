@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from int8calib.calibration.statistics.checkpoint import Checkpoint
 
 Options = TypeVar("Options")
-MOST_CACHE = 2 << 30
-"""Bytes that the activation cache takes at most where `--cache` is not given."""
 
 
 def read_options(kind: type[Options], args: argparse.Namespace) -> Options:
@@ -173,17 +170,20 @@ class RunOptions:
     def worker_count(self) -> int:
         """`--workers`, or the cores this process may use; raises `OptionError`."""
         if self.workers is None:
-            usable = getattr(os, "sched_getaffinity", None)
-            return len(usable(0)) if usable else os.cpu_count() or 1
+            from int8calib.workers import usable_cores
+
+            return usable_cores()
         if self.workers < 1:
             raise OptionError(f"--workers {self.workers}: expected at least 1")
         return self.workers
 
     @property
     def cache_bytes(self) -> int:
-        """`--cache` in bytes, or a quarter of the free memory, at most `MOST_CACHE`."""
+        """`--cache` in bytes, or what the free memory allows."""
         if self.cache is None:
-            return min(MOST_CACHE, _free_memory() // 4)
+            from int8calib.calibration.statistics.cache import default_cache_bytes
+
+            return default_cache_bytes()
         units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
         text = self.cache.upper().removesuffix("B").removesuffix("I")
         number, unit = (text[:-1], text[-1]) if text[-1:] in "KMGT" and text else (text, "")
@@ -214,14 +214,6 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> Any:
         "--workers", type=int, metavar="N", help="images in parallel (default: the cores)"
     )
     return group
-
-
-def _free_memory() -> int:
-    """Free memory in bytes; a guess of 4 GiB where the system does not tell."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 4 << 30
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def evaluate(
     outputs: Sequence[str] | None = None,
     box_score: float = MIN_SCORE,
     fold_bn: bool | None = None,
-    workers: int = 2,
+    workers: int | None = None,
     total: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -77,8 +77,9 @@ def evaluate(
         The score from which on detections count.
     fold_bn : bool, optional
         As in `simulate`.
-    workers : int
-        Batches in parallel; the result does not depend on it.
+    workers : int, optional
+        Batches in parallel, by default as many as there are cores; the result does not depend on
+        it.
     total : int
         The number of images, where it is known, for `progress`.
     progress : callable, optional
@@ -158,7 +159,7 @@ def run_pass(
     work: Callable[[list[Runner], tuple[int, Batch | Labelled]], int],
     *,
     stage: str,
-    workers: int,
+    workers: int | None,
     total: int,
     progress: Progress | None,
 ) -> None:
@@ -175,7 +176,7 @@ def run_pass(
     stage, total, progress
         What `progress(stage, images done, total)` is called with, if it is given.
     workers
-        The number of threads.
+        The number of threads; None for the cores that the process may use.
 
     Raises
     ------

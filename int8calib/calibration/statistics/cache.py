@@ -6,6 +6,7 @@ them out halves the memory that must be fetched from the system, which costs mor
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -24,6 +25,18 @@ from int8calib.calibration.statistics.histogram import (
 _CHUNK = 1 << 19
 """Values (2 MiB) that a worker asks the system for at a time. From 4 MiB on numpy asks for huge
 pages, whose first use takes milliseconds each on virtual machines that share their memory."""
+
+
+_MAX_DEFAULT = 2 << 30
+
+
+def default_cache_bytes() -> int:
+    """Return a quarter of the free memory, at most 2 GiB; 1 GiB where the system does not tell."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        free = 4 << 30
+    return min(_MAX_DEFAULT, free // 4)
 
 
 class CachedValues(NamedTuple):
