@@ -19,7 +19,7 @@ import numpy as np
 import int8calib
 from benchmarks.networks import shared_folder
 from int8calib.images import Preprocess, batches, open_source
-from int8calib.tuning.judge import Judge
+from int8calib.tuning.validation import Validator
 
 MODELS = {
     "bons_imagenet_mod11l": (
@@ -78,7 +78,7 @@ def measure(name: str, images: Sequence[Path]) -> None:
         for batch in batches(held_out, preprocess)
         for image in (batch.blobs["data"], np.ascontiguousarray(batch.blobs["data"][..., ::-1]))
     ]
-    found = Judge(net, given, scores=None, workers=2)(nets)
+    found = Validator(net, given, scores=None, workers=2)(nets)
     print(f"| {name} | float | {_accuracy(found.float_accuracy)} | | |")
     for table in found.tables:
         sqnr = table.blobs[0].sqnr

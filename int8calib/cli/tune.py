@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from int8calib.tuning.results import TuneOptions, Tuning
 
 
+SPELLINGS = {"equalise": "equalize"}
+"""Other spellings of techniques, as earlier versions had them."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib tune`."""
     add_config_argument(parser)
@@ -75,14 +79,14 @@ def _add_layer_arguments(group: Any) -> None:
         nargs="+",
         action="extend",
         metavar="TECHNIQUE",
-        help="with --write-model or --ncnn, changes not to make: equalize, copies, rounding, "
-        "refit, bias",
+        help="with --write-model or --ncnn, changes not to make: equalize, copies (channel "
+        "splitting), rounding, refit, bias",
     )
     group.add_argument(
         "--more-work",
         type=finite(),
         metavar="P",
-        help="with --write-model or --ncnn, most percent of multiply-adds that copies of channels "
+        help="with --write-model or --ncnn, most percent of multiply-adds that split channels "
         "may add; 0 leaves every num_output as it is (default: 10)",
     )
     group.add_argument(
@@ -248,7 +252,7 @@ class _TuneOptions:
         """The library's options for the search; raises `OptionError`."""
         from int8calib.tuning.results import TECHNIQUES, TuneOptions
 
-        skipped = self.skip or ()
+        skipped = tuple(SPELLINGS.get(name, name) for name in self.skip or ())
         for name in skipped:
             if name not in TECHNIQUES:
                 raise OptionError(f"--skip {name}: expected one of {', '.join(TECHNIQUES)}")
@@ -275,7 +279,7 @@ class _TuneOptions:
             return default
         if not self.changes_model:
             raise OptionError(
-                "--more-work: without --write-model or --ncnn nothing is copied; leave it out"
+                "--more-work: without --write-model or --ncnn no channel is split; leave it out"
             )
         if not 0 <= self.more_work <= 100:
             raise OptionError(f"--more-work {self.more_work:g}: expected percent, 0 to 100")

@@ -1,1 +1,1 @@
-"""A network and images come in; a better table, and if wanted a better model, goes out."""
+"""Tune a network for INT8: a better table, and if wanted a better model."""

@@ -1,14 +1,16 @@
-"""A graph comes in; which channels of its blobs may be scaled together, and how, goes out.
+"""Say what can be done to a network's channels, and how much an error in each costs the outputs.
 
 A factor on a channel of a layer's top can be taken back in the weights that read it, if all that
 lies between scales along: ReLU, pooling, Concat, sums. What does not (a softmax, an output of the
-net, the input) fixes its channels.
+network, the input) fixes its channels. What all class scores have in common can be taken out
+before a softmax, which does not see it. The sensitivity of a channel makes errors of different
+channels and layers comparable, whatever factors their values carry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +19,16 @@ from caffe_proto import caffe_pb2
 from int8calib.arrays import Shape
 from int8calib.caffe.layers.activation import relu_limits
 from int8calib.caffe.layers.convolution import groups
+from int8calib.caffe.layers.pooling import pooling_windows
+from int8calib.caffe.layers.windows import pair
 from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
+from int8calib.caffe.network.quantized import sole_layer
+from int8calib.tuning.samples import layer_matrices, weight_blob
 
 Ids = NDArray[np.intp]
+Float64Array = NDArray[np.float64]
 FIXED = 0
+PoolingParameter = caffe_pb2.PoolingParameter
 KEEPS_FACTORS = (caffe_pb2.EltwiseParameter.SUM, caffe_pb2.EltwiseParameter.MAX)
 """Eltwise operations whose top is scaled as their bottoms are."""
 SAME_CHANNELS = frozenset(("ReLU", "PReLU", "Pooling", "Dropout", "Split"))
@@ -32,12 +40,17 @@ A ReLU does so if it has no limits.
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """For each blob the number of each channel's factor, (C,); FIXED stays 1.
+    """For each blob the id of each channel's factor, (C,); the factor of FIXED stays 1.
 
-    Channels with one number get one factor.
+    Channels with one id get one factor.
     """
 
     of: Mapping[Blob, Ids]
+
+    @property
+    def count(self) -> int:
+        """How many ids there are, FIXED included."""
+        return 1 + max((int(ids.max(initial=0)) for ids in self.of.values()), default=0)
 
     def families(self, bottoms: Mapping[str, Blob]) -> list[list[str]]:
         """The layers of `bottoms` (by name) grouped by shared factors; fixed ones left out."""
@@ -46,7 +59,7 @@ class Channels:
             own = set(self.of[blob].tolist()) - {FIXED}
             if not own:
                 continue
-            joined: tuple[set[int], list[str]] = (own, [name])
+            joined = (own, [name])
             for other in [family for family in families if family[0] & own]:
                 families.remove(other)
                 joined = (joined[0] | other[0], [*other[1], *joined[1]])
@@ -55,8 +68,8 @@ class Channels:
 
 
 def scalable_channels(graph: Graph, shapes: Mapping[Blob, Shape]) -> Channels:
-    """Which channels of `graph` may be scaled; `shapes` are those of its blobs."""
-    same = _Union()
+    """Find which channels of `graph` may be scaled; `shapes` are those of its blobs."""
+    same = _DisjointSets()
     of: dict[Blob, Ids] = {}
     for layer in graph.layers:
         for top in layer.tops:
@@ -68,10 +81,10 @@ def scalable_channels(graph: Graph, shapes: Mapping[Blob, Shape]) -> Channels:
     return Channels({blob: same.roots(ids) for blob, ids in of.items()})
 
 
-def _join(layer: Layer, of: Mapping[Blob, Ids], same: _Union) -> None:
+def _join(layer: Layer, of: Mapping[Blob, Ids], same: _DisjointSets) -> None:
     """Say which factors of a layer's bottoms and tops must be equal, or 1."""
     bottoms, tops = [of[b] for b in layer.bottoms], [of[t] for t in layer.tops]
-    if scales_weights(layer) and _one_to_one(layer, bottoms):
+    if can_scale_weights(layer) and _one_to_one(layer, bottoms):
         return
     pairs = _equal(layer, bottoms, tops)
     if pairs is None:
@@ -97,7 +110,7 @@ def _equal(layer: Layer, bottoms: list[Ids], tops: list[Ids]) -> list[tuple[Ids,
     return pairs if fits else None
 
 
-def scales_weights(layer: Layer) -> bool:
+def can_scale_weights(layer: Layer) -> bool:
     """Whether a layer's weights can take factors of its bottom and its top."""
     if len(layer.bottoms) != 1 or len(layer.tops) != 1 or not layer.weights:
         return False
@@ -116,13 +129,138 @@ def _one_to_one(layer: Layer, bottoms: list[Ids]) -> bool:
     return int(weight.shape[1]) * groups(layer.params) == len(bottoms[0])
 
 
-class _Union:
-    """Sets of numbers that grow together; the set of FIXED stays fixed."""
+def channel_sensitivity(graph: Graph, shapes: Mapping[Blob, Shape]) -> dict[Blob, Float64Array]:
+    """Estimate for each blob, float64 (C,), the squared error at the outputs for one of its values.
+
+    Squared weights, passed from the outputs back to the inputs: exact for errors that are
+    independent of each other, and near enough to tell channels that matter from channels that do
+    not. Outputs have 1 for each channel. Blobs without axis 1 have one value.
+    """
+    result: dict[Blob, Float64Array] = {}
+    for layer in reversed(graph.layers):
+        if any(blob not in shapes for blob in (*layer.bottoms, *layer.tops)):
+            continue  # it cannot run, so its bottoms count as outputs
+        tops = [result.get(top, np.ones(_channel_count(shapes, top))) for top in layer.tops]
+        result.update(zip(layer.tops, tops, strict=True))
+        if not tops or not layer.bottoms:
+            continue
+        for bottom, part in zip(layer.bottoms, _backward(layer, shapes, tops), strict=True):
+            result[bottom] = result[bottom] + part if bottom in result else part
+    return result
+
+
+def _channel_count(shapes: Mapping[Blob, Shape], blob: Blob) -> int:
+    shape = shapes.get(blob, ())
+    return shape[1] if len(shape) > 1 else 1
+
+
+def _backward(
+    layer: Layer, shapes: Mapping[Blob, Shape], tops: list[Float64Array]
+) -> list[Float64Array]:
+    """The sensitivity of a layer's bottoms, from that of its tops."""
+    counts = [_channel_count(shapes, bottom) for bottom in layer.bottoms]
+    if can_scale_weights(layer):
+        return [_through_weights(layer, counts[0], tops[0], shapes)]
+    if layer.type == "Concat" and sum(counts) == len(tops[0]):
+        return np.split(tops[0], np.cumsum(counts)[:-1])
+    share = _pooling_share(layer, shapes) if layer.type == "Pooling" else 1.0
+    if layer.type in ("ReLU", "PReLU", "ReLU6"):
+        share = 0.5  # about half of the values pass
+    whole = tops[0] * share
+    return [whole if len(whole) == n else np.full(n, whole.mean()) for n in counts]
+
+
+def _through_weights(
+    layer: Layer, count: int, top: Float64Array, shapes: Mapping[Blob, Shape]
+) -> Float64Array:
+    squares = np.square(layer_matrices(sole_layer(layer)).weights, dtype=np.float64)
+    group, outputs, _ = squares.shape
+    sums = np.einsum("gm,gmk->gk", top.reshape(group, outputs), squares)
+    # Every window's taps fall on as many positions as there are in the bottom.
+    return np.asarray(sums.reshape(count, -1).sum(axis=1) * _windows_share(layer, shapes))
+
+
+def _windows_share(layer: Layer, shapes: Mapping[Blob, Shape]) -> float:
+    """Output positions per position of the bottom."""
+    if layer.type == "InnerProduct":
+        return 1.0
+    bottom, top = shapes[layer.bottoms[0]], shapes[layer.tops[0]]
+    return float(np.prod(top[2:])) / float(np.prod(bottom[2:]))
+
+
+def _pooling_share(layer: Layer, shapes: Mapping[Blob, Shape]) -> float:
+    """Pooling's share: a maximum passes one value of its window, a mean the 1/n of each."""
+    bottom, top = (float(np.prod(shapes[b][2:])) for b in (layer.bottoms[0], layer.tops[0]))
+    if layer.params.pooling_param.pool == PoolingParameter.MAX:
+        return top / bottom
+    param = layer.params.pooling_param
+    if param.global_pooling:
+        return 1 / bottom**2
+    kernel = pair("kernel_size", [param.kernel_size], param.kernel_h, param.kernel_w, 1)
+    return top / bottom / (kernel[0] * kernel[1])
+
+
+def center_scores(graph: Graph) -> Graph:
+    """Take what all class scores have in common out of the layer that makes them.
+
+    Weights that carry that part need coarse steps. So each input's mean over the outputs is
+    subtracted from the weights: the probabilities stay what they are. It is done where nothing
+    but a Softmax over axis 1 sees the scores.
+    """
+    readers = graph.readers()
+    return replace(
+        graph,
+        layers=tuple(
+            _centered(layer) if _only_softmax_sees(layer, readers) else layer
+            for layer in graph.layers
+        ),
+    )
+
+
+def _only_softmax_sees(layer: Layer, readers: dict[Blob, list[Layer]]) -> bool:
+    """Whether a Softmax over axis 1 is all that sees the layer's outputs."""
+    if not can_scale_weights(layer):
+        return False
+    if layer.type != "InnerProduct" and sole_layer(layer).rows == 1:
+        return False
+    following = readers[layer.tops[0]]
+    while len(following) == 1 and _keeps_common_part(following[0]):
+        following = readers[following[0].tops[0]]
+    if len(following) != 1 or following[0].type != "Softmax":
+        return False
+    return bool(following[0].params.softmax_param.axis == 1)
+
+
+def _keeps_common_part(layer: Layer) -> bool:
+    """Whether what all channels have in common stays common: means over positions do that."""
+    if layer.type != "Pooling":
+        return layer.type == "Dropout"
+    pool = layer.params.pooling_param.pool
+    padded = pooling_windows(layer.params, 1, 1).padded
+    return pool == PoolingParameter.AVE_EXC_PAD or (pool == PoolingParameter.AVE and not padded)
+
+
+def _centered(layer: Layer) -> Layer:
+    quantized = sole_layer(layer)
+    matrix = layer_matrices(quantized).weights
+    if matrix.shape[0] != 1:
+        return layer
+    weights = matrix - matrix.mean(axis=1, keepdims=True, dtype=np.float64)
+    blobs = [weight_blob(quantized, np.asarray(weights, np.float32))]
+    if len(layer.weights) > 1:
+        bias = layer.weights[1].reshape(-1)
+        blobs.append(np.asarray(bias - bias.mean(dtype=np.float64), np.float32))
+    return replace(layer, weights=tuple(blobs))
+
+
+class _DisjointSets:
+    """Sets of ids that are joined (union-find); the set of FIXED keeps FIXED as its root."""
 
     def __init__(self) -> None:
         self._parent = [FIXED]
 
     def new(self, count: int) -> Ids:
+        """`count` new ids, each a set of its own."""
         first = len(self._parent)
         self._parent += range(first, first + count)
         return np.arange(first, first + count)
@@ -139,8 +277,8 @@ class _Union:
             self._parent[high] = low
 
     def fix(self, ids: Ids) -> None:
-        for number in ids.tolist():
-            self._parent[self.root(number)] = FIXED
+        for each in ids.tolist():
+            self._parent[self.root(each)] = FIXED
 
     def roots(self, ids: Ids) -> Ids:
-        return np.array([self.root(number) for number in ids.tolist()], np.intp)
+        return np.array([self.root(each) for each in ids.tolist()], np.intp)

@@ -1,4 +1,4 @@
-"""Options of a tuning, and its result."""
+"""The options of a tuning, and its result."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class TuneOptions:
     change_model : bool
         True lets weights and biases change too: the result is a table and a model.
     techniques : tuple of str
-        Which changes are allowed then: `equalize` (even channels, centered class scores),
-        `copies` (channels whose rounding costs most are copied, so that it is finer),
+        Which changes are allowed then: `equalize` (channels equalized, class scores centered),
+        `copies` (channels whose rounding costs most are split, so that it is finer),
         `rounding` (weights rounded for least output error), `refit` (weights that make good what
         layers before lose), `bias` (mean errors taken back).
     more_work : float
-        Multiply-adds that copies of channels may add, as a share of those of the net.
+        Multiply-adds that split channels may add, as a share of those of the network.
     max_drop : float or None
         Points of top-1 that INT8 may lose on the validation images; needs labels.
     min_agreement : float or None

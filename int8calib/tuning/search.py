@@ -1,12 +1,13 @@
-"""A network and images come in; the best table that was found, and why, goes out: `tune`.
+"""Search the table, and if wanted the weights, that lose least in INT8: `tune`.
 
-Some images decide layer by layer, the others, which nothing is fitted to, decide between results.
+Some images tune layer by layer, the others, which nothing is fitted to, decide between results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -22,14 +23,23 @@ from int8calib.evaluation.evaluate import LabelledLoader
 from int8calib.evaluation.outputs import compared_blobs
 from int8calib.evaluation.results import Evaluation
 from int8calib.simulation.build import int8_layers, simulate
-from int8calib.table.model import CalibrationTable, LayerScales
-from int8calib.tuning.budget import OutOfTimeError, check_targets, clock_of, split, taken
-from int8calib.tuning.explain import choices_of
-from int8calib.tuning.float_layers import leave_float, meets, without
-from int8calib.tuning.judge import Judge, nearness
+from int8calib.table.model import CalibrationTable
+from int8calib.tuning.candidates import (
+    Candidate,
+    PreparedNetwork,
+    explain_choices,
+    prepare_network,
+)
+from int8calib.tuning.layer_solver import LayerSolution, SolverOptions, solve_layers
 from int8calib.tuning.results import TuneOptions, Tuning
-from int8calib.tuning.sequence import SettledLayer, settle_layers
-from int8calib.tuning.suited import Suited, suit_channels
+from int8calib.tuning.validation import (
+    Validator,
+    check_targets,
+    first_batches,
+    lowest_sqnr,
+    meets_targets,
+    split_batches,
+)
 from int8calib.tuning.weights import Changes
 from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas
 
@@ -41,23 +51,8 @@ SCALES = "weights tuned"
 RANKING_IMAGES = 12
 
 
-@dataclass(eq=False)
-class _State:
-    """The best so far, which a stopped run returns."""
-
-    net: Net
-    table: CalibrationTable
-    name: str
-    changed: bool = False
-    evaluation: Evaluation | None = None
-    suited: Suited | None = None
-    settled: dict[str, SettledLayer] = field(default_factory=dict)
-    floats: tuple[str, ...] = ()
-    target_met: bool | None = None
-
-    def take(self, other: _State) -> None:
-        """Be as `other` is."""
-        vars(self).update(vars(other))
+class OutOfTimeError(Exception):
+    """The time is over; never leaves this module."""
 
 
 def tune(
@@ -103,216 +98,224 @@ def tune(
     """
     options, tuning = options or Options(), tuning or TuneOptions()
     job = prepare(net, options)
-    fitted, held = split(taken(batches(), tuning.images), tuning, job, net)
-    judge = Judge(net, held, scores=tuning.scores, outputs=tuning.outputs, workers=options.workers)
-    check_targets(tuning, held)
-    clock = clock_of(progress, tuning.seconds)
-    images = sum(batch_size(batch) for batch in fitted)
-    run = _Run(net, job, options, tuning, fitted, images, judge, clock, meta)
-    statistics = run_job(job, lambda: fitted, options, total=images, progress=progress).statistics
-    plain = {m: _plain_table(job, statistics, options, m, meta) for m in PLAIN}
-    state = _State(net, plain[PLAIN[0]], PLAIN[0])
+    given = first_batches(batches(), tuning.images)
+    tuned, held_out = split_batches(given, tuning, job.executor.graph, net.input_shapes)
+    validator = Validator(
+        net, held_out, scores=tuning.scores, outputs=tuning.outputs, workers=options.workers
+    )
+    check_targets(tuning, held_out)
+    within_time = _with_deadline(progress, tuning.seconds)
+    search = _Search(net, job, options, tuning, tuned, validator, within_time, meta)
+    images = sum(batch_size(batch) for batch in tuned)
+    statistics = run_job(job, lambda: tuned, options, total=images, progress=progress).statistics
+    plain = {method: search.plain_table(job, statistics, method) for method in PLAIN}
+    best = Candidate(net, plain[PLAIN[0]], PLAIN[0])
     stopped = None
     try:
-        run.search(state, plain)
+        for candidate in search.improve(plain):
+            best = candidate
     except KeyboardInterrupt:
         stopped = "interrupted"
     except OutOfTimeError:
         stopped = "time"
-    return run.result(state, stopped)
+    table = replace(best.table, meta={**best.table.meta, "tuned": best.name})
+    return Tuning(
+        table,
+        best.net,
+        best.changed,
+        best.name,
+        explain_choices(best),
+        best.evaluation,
+        images,
+        stopped,
+        best.target_met,
+        (*validator.compared.notes, *_notes(best, stopped)),
+    )
 
 
-def _plain_table(
-    job: Job[CaffeExecutor],
-    statistics: Statistics,
-    options: Options,
-    method: str,
-    meta: Mapping[str, Any],
-) -> CalibrationTable:
-    """The table of one method, the layers' own methods left aside."""
-    chosen = replace(options, method=method, layer_methods=())
-    return make_table(job, statistics, chosen, meta).table
+def _with_deadline(progress: Progress | None, seconds: float | None) -> Progress:
+    """`progress` that also ends the search, by `OutOfTimeError`, when the time is over."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+
+    def report(stage: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(stage, done, total)
+        if deadline is not None and time.monotonic() > deadline:
+            raise OutOfTimeError
+
+    return report
+
+
+def _notes(best: Candidate, stopped: str | None) -> list[str]:
+    """What there is to say about a result."""
+    notes = []
+    if best.changed and best.prepared is not None and best.prepared.grown:
+        notes.append(
+            f"split channels: {100 * best.prepared.work:.1f} % more multiply-adds; the layers "
+            f"{', '.join(best.prepared.grown)} have more outputs"
+        )
+    if stopped is not None:
+        notes.append(
+            f"stopped ({stopped}): {len(best.solutions)} of {len(best.table.layers)} layers are "
+            "tuned, the others have plain thresholds"
+        )
+    return notes
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
-    """What one search works with."""
+class _Search:
+    """What one search works with; its steps take a candidate and give a better one."""
 
     net: Net
     job: Job[CaffeExecutor]
     options: Options
     tuning: TuneOptions
-    fitted: Sequence[Batch]
-    images: int
-    judge: Judge
-    clock: Progress
+    batches: Sequence[Batch]
+    validator: Validator
+    progress: Progress
     meta: Mapping[str, Any]
 
-    def search(self, state: _State, plain: Mapping[str, CalibrationTable]) -> None:
-        """Improve `state` step by step."""
-        judged = {name: self._int8(self.net, table) for name, table in plain.items()}
-        state.evaluation = self.judge(judged, self.clock)
-        best = max(state.evaluation.tables, key=nearness)
-        state.table, state.name = plain[best.name], best.name
+    def plain_table(
+        self, job: Job[CaffeExecutor], statistics: Statistics, method: str = PLAIN[0]
+    ) -> CalibrationTable:
+        """The table of one method, the layers' own methods left aside."""
+        chosen = replace(self.options, method=method, layer_methods=())
+        return make_table(job, statistics, chosen, self.meta).table
+
+    def improve(self, plain: Mapping[str, CalibrationTable]) -> Iterator[Candidate]:
+        """Give the best candidate so far, again and again, until nothing is left to try."""
+        best = self._best_plain(plain)
+        yield best
+        prepared = self._prepare(plain[PLAIN[0]])
         for name in (TUNED,) if self.tuning.change_model else (TUNED, SCALES):
-            before = replace(state)
-            state.settled = {}
-            try:
-                tuned = self._tuned(state, plain[PLAIN[0]], name)
-                found = self.judge({name: self._int8(*tuned)}, self.clock)
-            except (KeyboardInterrupt, OutOfTimeError):
-                if name == SCALES:  # what is known to be good goes before half a second try
-                    state.take(before)
-                raise
-            tables = (*state.evaluation.tables, *found.tables)
-            if nearness(found.tables[0]) >= nearness(best):
-                best = found.tables[0]
-            else:
-                state.take(before)
-            state.evaluation = replace(found, tables=tables)
-        if best.name in plain:
-            # Where a model is to be written, it is the given one with BatchNorm folded.
-            graph = self.job.executor.graph if self.tuning.change_model else self.net.graph
-            state.net = Net(graph, self.net.input_shapes)
-            state.table, state.name, state.changed = plain[best.name], best.name, False
-            state.settled, state.suited = {}, None
-        self._reach_target(state)
+            tuned = best
+            for tuned in self._solve(prepared, best, name):
+                # A second try counts only as a whole: what is known to be good goes before half.
+                if name == TUNED:
+                    yield tuned
+            best = self._better(best, tuned)
+            yield best
+        if best.name in plain and self.tuning.change_model:
+            # A model is to be written: it is the given one with BatchNorm folded.
+            best = replace(best, net=Net(self.job.executor.graph, self.net.input_shapes))
+            yield best
+        yield from self._reach_target(best)
+
+    def _best_plain(self, plain: Mapping[str, CalibrationTable]) -> Candidate:
+        """The best of the plain tables."""
+        nets = {name: self._int8(self.net, table) for name, table in plain.items()}
+        evaluation = self.validator(nets, self.progress)
+        name = max(evaluation.tables, key=lowest_sqnr).name
+        return Candidate(self.net, plain[name], name, evaluation=evaluation)
+
+    def _better(self, best: Candidate, tuned: Candidate) -> Candidate:
+        """The one of two that is nearer to the float network, with the results of both."""
+        new = self.validator({tuned.name: self._int8(tuned.net, tuned.table)}, self.progress)
+        known = () if best.evaluation is None else best.evaluation.tables
+        (before,) = (lowest_sqnr(result) for result in known if result.name == best.name)
+        better = tuned if lowest_sqnr(new.tables[0]) >= before else best
+        return replace(better, evaluation=replace(new, tables=(*known, *new.tables)))
 
     def _int8(self, net: Net, table: CalibrationTable) -> Net:
         return simulate(net, table, fold_bn=self.options.fold_bn)
 
-    def _tuned(
-        self, state: _State, start: CalibrationTable, name: str
-    ) -> tuple[Net, CalibrationTable]:
-        """Tune layer by layer; `state` has what is done at any time."""
-        suited = suit_channels(
-            self.net,
-            self.job,
-            start,
-            self.fitted,
-            self.judge.watched,
+    def _prepare(self, start: CalibrationTable) -> PreparedNetwork:
+        """The network whose layers are solved, with the table of `start` or a new one."""
+        net = self.net
+        if self.tuning.change_model:
+            net = Net(self.job.executor.graph, net.input_shapes)
+        return prepare_network(
+            PreparedNetwork(net, self.job, start),
+            self.batches,
+            self.validator.compared,
             self.options,
             self.tuning,
-            table_of=lambda job, found: _plain_table(job, found, self.options, PLAIN[0], self.meta),
-            clock=self.clock,
+            make_table=self.plain_table,
+            progress=self.progress,
         )
-        state.suited = suited
-        job = suited.job
-        grids = {layer.name: self.options.weights.grid(layer) for layer in job.candidates}
-        techniques = self.tuning.techniques if self.tuning.change_model else ()
-        changes = Changes(
-            rounding="rounding" in techniques,
-            refit="refit" in techniques,
-            bias="bias" in techniques,
+
+    def _solve(self, prepared: PreparedNetwork, best: Candidate, name: str) -> Iterator[Candidate]:
+        """Solve layer by layer: each candidate has one more solved layer than that before."""
+        changed = self.tuning.change_model
+        graph = prepared.job.executor.graph
+        grids = {layer.name: self.options.weights.grid(layer) for layer in prepared.job.candidates}
+        techniques = self.tuning.techniques if changed else ()
+        start = {rows.name: rows for rows in prepared.start.layers}
+        solver = SolverOptions(
+            Changes(
+                rounding="rounding" in techniques,
+                refit="refit" in techniques,
+                bias="bias" in techniques,
+            ),
+            thresholds=name == TUNED,
+            reference=prepared.reference,
+            workers=self.options.workers,
         )
-        rows = {layer.name: layer for layer in suited.start.layers}
+        solutions: dict[str, LayerSolution] = {}
+        shapes = infer_shapes(graph, self.net.input_shapes)
         with single_threaded_blas():
-            for settled in settle_layers(
-                job.executor.graph,
-                infer_shapes(job.executor.graph, self.net.input_shapes),
-                self.fitted,
-                rows,
-                {name: grids[name] for name in rows},
-                changes,
-                thresholds=name == TUNED,
-                aim=suited.aim,
-                workers=self.options.workers,
-            ):
-                state.settled[settled.layer.name] = settled
-                state.net, state.table = self._merged(suited, state.settled)
-                state.name, state.changed = name, self.tuning.change_model
-                self.clock("layers", len(state.settled), len(rows))
-        return state.net, state.table
+            for solution in solve_layers(graph, shapes, self.batches, start, grids, solver):
+                solutions = {**solutions, solution.layer.name: solution}
+                net, table = prepared.with_solutions(solutions, changed=changed)
+                yield Candidate(net, table, name, changed, best.evaluation, prepared, solutions)
+                self.progress("layers", len(solutions), len(start))
 
-    def _merged(
-        self, suited: Suited, settled: Mapping[str, SettledLayer]
-    ) -> tuple[Net, CalibrationTable]:
-        """The net and the table with what is settled, and the start for all other layers."""
-        rows: list[LayerScales] = [
-            settled[layer.name].rows if layer.name in settled else layer
-            for layer in suited.start.layers
-        ]
-        table = replace(suited.start, layers=tuple(rows))
-        if not self.tuning.change_model:
-            return self.net, table
-        layers = tuple(
-            settled[layer.name].layer if layer.name in settled else layer
-            for layer in suited.job.executor.graph.layers
-        )
-        return Net(
-            replace(suited.job.executor.graph, layers=layers), suited.net.input_shapes
-        ), table
-
-    def _reach_target(self, state: _State) -> None:
-        """Leave layers in float until the targets hold, if there are any."""
-        tuning, evaluation = self.tuning, state.evaluation
+    def _reach_target(self, best: Candidate) -> Iterator[Candidate]:
+        """Leave layers in float until the targets hold, those that cost the outputs most first."""
+        tuning, evaluation = self.tuning, best.evaluation
         if evaluation is None or (tuning.max_drop is None and tuning.min_agreement is None):
             return
-        (now,) = (table for table in evaluation.tables if table.name == state.name)
-        state.target_met = meets(evaluation, now, tuning)
-        if state.target_met:
-            return
-        for trial in leave_float(
-            state.table,
-            self._ranked(state),
-            tuning,
-            lambda table: self._judge_floats(state, table),
-        ):
-            result = trial.evaluation.tables[0]
-            evaluation = replace(evaluation, tables=(*evaluation.tables, result))
-            state.evaluation = evaluation
-            state.floats = trial.left
-            state.target_met = meets(trial.evaluation, result, tuning)
-        state.table = without(state.table, state.floats)
-        if state.floats:
-            state.name = evaluation.tables[-1].name
+        (now,) = (result for result in evaluation.tables if result.name == best.name)
+        best = replace(best, target_met=meets_targets(evaluation, now, tuning))
+        yield best
+        if not best.target_met:
+            yield leave_float(
+                best,
+                self._ranked(best),
+                tuning,
+                lambda tried: self.validator(
+                    {tried.name: self._int8(tried.net, tried.table)}, self.progress
+                ),
+            )
 
-    def _judge_floats(self, state: _State, table: CalibrationTable) -> Evaluation:
-        count = len(state.table.layers) - len(table.layers)
-        name = f"{state.name}, {count} in float"
-        return self.judge({name: self._int8(state.net, table)}, self.clock)
-
-    def _ranked(self, state: _State) -> list[str]:
+    def _ranked(self, candidate: Candidate) -> list[str]:
         """The layers in INT8, the one that costs the outputs most first."""
-        graph = fold_batch_norm(state.net.graph) if self.options.fold_bn else state.net.graph
-        base = Net(graph, state.net.input_shapes)
+        fold = self.options.fold_bn
+        graph = fold_batch_norm(candidate.net.graph) if fold else candidate.net.graph
+        base = Net(graph, candidate.net.input_shapes)
         effects, _ = output_sensitivity(
             base,
-            int8_layers(graph, state.table, optimized=self.options.fold_bn),
-            lambda: self.fitted,
+            int8_layers(graph, candidate.table, optimized=fold),
+            lambda: self.batches,
             compared_blobs(base, self.tuning.scores, self.tuning.outputs),
             images=RANKING_IMAGES,
             workers=self.options.workers,
-            progress=self.clock,
+            progress=self.progress,
         )
         return sorted(effects, key=lambda name: effects[name].sqnr)
 
-    def result(self, state: _State, stopped: str | None) -> Tuning:
-        """The state as what `tune` returns."""
-        suited = state.suited if state.changed else None
-        choices = choices_of(state.table, state.settled, suited, state.floats)
-        notes = [*self.judge.watched.notes]
-        if suited is not None and suited.grown:
-            notes.append(
-                f"copies of channels: {100 * suited.work:.1f} % more multiply-adds; the layers "
-                f"{', '.join(suited.grown)} have more outputs"
-            )
-        if stopped is not None:
-            total = len(state.table.layers)
-            notes.append(
-                f"stopped ({stopped}): {len(state.settled)} of {total} layers are tuned, the "
-                "others have plain thresholds"
-            )
-        table = replace(state.table, meta={**state.table.meta, "tuned": state.name})
-        return Tuning(
-            table,
-            state.net,
-            state.changed,
-            state.name,
-            choices,
-            state.evaluation,
-            self.images,
-            stopped,
-            state.target_met,
-            tuple(notes),
-        )
+
+def leave_float(
+    best: Candidate,
+    ranked: Sequence[str],
+    options: TuneOptions,
+    validate: Callable[[Candidate], Evaluation],
+) -> Candidate:
+    """Leave one after the other of the layers `ranked` in float until the targets hold.
+
+    Where they never do, as many are left as `max_float_layers` allows; one layer stays INT8.
+    """
+    allowed = len(best.table.layers) - 1
+    if options.max_float_layers is not None:
+        allowed = min(allowed, options.max_float_layers)
+    tried = best
+    for count in range(1, allowed + 1):
+        known = () if tried.evaluation is None else tried.evaluation.tables
+        tried = best.without(ranked[:count], f"{best.name}, {count} in float")
+        new = validate(tried)
+        met = meets_targets(new, new.tables[0], options)
+        evaluation = replace(new, tables=(*known, *new.tables))
+        tried = replace(tried, evaluation=evaluation, target_met=met)
+        if met:
+            break
+    return tried

@@ -1,4 +1,4 @@
-"""A layer's weights and sampled columns come in; its weight scales, and new weights, go out."""
+"""Solve one layer: its weight scales, and if it may change its weights and bias."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import numpy as np
 
 from int8calib.arrays import Array
 from int8calib.calibration.scales import DEAD_ABSMAX, DEAD_SCALE, Grid
-from int8calib.tuning.gram import Gram, gram_of, refit
-from int8calib.tuning.rounding import best_levels, level_errors, nearest
-from int8calib.tuning.samples import Problem
+from int8calib.tuning.rounding import best_levels, level_errors, nearest, refit
+from int8calib.tuning.samples import LayerMatrices, Moments, moments
 
-SHARES = tuple(float(x) for x in np.linspace(1.0, 0.4, 31))
+CLIP_SHARES = tuple(float(x) for x in np.linspace(1.0, 0.4, 31))
 """Where weights are clipped, as shares of the largest weight of their row."""
 ROOM = 0.97
 """The share of a row's largest sum of levels that plain rounding aims at."""
 CHUNKS = 20
 """Parts of the columns, image after image, whose means are compared."""
-LARGEST = 1536
-"""Inputs of a layer that are judged together; more are cut into parts, each judged alone."""
+MAX_INPUTS = 1536
+"""Inputs of a layer that are solved together; more are cut into parts, each solved alone."""
 
 
 @dataclass(frozen=True, eq=False)
-class Settled:
-    """What a layer will have in INT8.
+class WeightSolution:
+    """What the weights of a layer become in INT8.
 
+    Attributes
+    ----------
     scales
         float32 (rows of the table,).
     weights, bias
@@ -56,57 +57,69 @@ class Changes:
         return self.rounding or self.refit or self.bias
 
 
-def settle_scales(problem: Problem, real: Array, used: Array, grid: Grid) -> Settled:
-    """The weight scales with which the unchanged weights give the least error of outputs.
+def solve_scales(
+    matrices: LayerMatrices, float_columns: Array, int8_columns: Array, grid: Grid
+) -> WeightSolution:
+    """Find the weight scales with which the unchanged weights give the least error of outputs.
 
-    `real`, `used`: columns (G, K, n) of the float net, and as INT8 multiplies them.
+    Parameters
+    ----------
+    matrices
+        The layer.
+    float_columns, int8_columns
+        float32 (G, K, n): columns of the float network, and as INT8 multiplies them.
+    grid
+        What weights may become.
     """
-    parts = _parts(problem.weights, real, used)
-    moments = [gram.moment for _, gram in parts]
-    scales = _search(problem.weights, [part for part, _ in parts], moments, grid)
-    return Settled(_rows(scales), None, None)
+    parts = _parts(matrices.weights, float_columns, int8_columns)
+    return WeightSolution(_table_rows(_best_scales(matrices.weights, parts, grid)), None, None)
 
 
-def settle_weights(
-    problem: Problem, real: Array, used: Array, grid: Grid, changes: Changes
-) -> Settled:
-    """New weights on the grid of new scales, and the bias that goes with them."""
-    parts = _parts(problem.weights, real, used)
-    moments = [gram.moment for _, gram in parts]
-    goal = problem.weights
+def solve_weights(
+    matrices: LayerMatrices,
+    float_columns: Array,
+    int8_columns: Array,
+    grid: Grid,
+    changes: Changes,
+) -> WeightSolution:
+    """Find new weights on the grid of new scales, and the bias that goes with them.
+
+    Parameters as in `solve_scales`; `changes` says what may change.
+    """
+    parts = _parts(matrices.weights, float_columns, int8_columns)
+    target = matrices.weights
     if changes.refit:
-        goal = np.concatenate(
-            [refit(goal[:, :, part], gram, changes.damping) for part, gram in parts], axis=2
+        target = np.concatenate(
+            [refit(target[:, :, part], given, changes.damping) for part, given in parts], axis=2
         )
-    scales = _search(goal, [part for part, _ in parts], moments, grid)
+    scales = _best_scales(target, parts, grid)
+    levels = nearest(target, scales, grid.qmax)
     if changes.rounding:
-        levels = np.concatenate(
-            [
-                best_levels(goal[:, :, part], scales, moment, grid.qmax)
-                for (part, _), moment in zip(parts, moments, strict=True)
-            ],
-            axis=2,
-        )
-        levels = _within(levels, nearest(goal, scales, grid.qmax), grid)
-    else:
-        levels = nearest(goal, scales, grid.qmax)
+        rounded = [
+            best_levels(target[:, :, part], scales, given.second, grid.qmax)
+            for part, given in parts
+        ]
+        levels = _within_row_sum(np.concatenate(rounded, axis=2), levels, grid)
     weights = np.asarray(levels / scales[:, :, None], np.float32)
-    bias = problem.bias
+    bias = matrices.bias
     if changes.bias:
-        bias = bias + _steady_error(problem.weights, weights, real, used)
-    return Settled(_rows(scales), weights, np.asarray(bias, np.float32))
+        bias = bias + _steady_error(matrices.weights, weights, float_columns, int8_columns)
+    return WeightSolution(_table_rows(scales), weights, np.asarray(bias, np.float32))
 
 
-def _steady_error(weights: Array, changed: Array, real: Array, used: Array) -> Array:
+def _steady_error(
+    weights: Array, changed: Array, float_columns: Array, int8_columns: Array
+) -> Array:
     """The mean error of each output, (G, M), as far as all images agree on it.
 
     The estimate is shrunk by its own variance (James and Stein's positive part): a mean that comes
     from a few images with values beyond the threshold would only harm the others.
     """
-    chunks = min(CHUNKS, real.shape[2])
-    edges = np.linspace(0, real.shape[2], chunks + 1).astype(int)[:-1]
-    sizes = np.diff([*edges, real.shape[2]])
-    x, z = (np.add.reduceat(c, edges, axis=2) / sizes for c in (real, used))
+    count = float_columns.shape[2]
+    chunks = min(CHUNKS, count)
+    edges = np.linspace(0, count, chunks + 1).astype(int)[:-1]
+    sizes = np.diff([*edges, count])
+    x, z = (np.add.reduceat(c, edges, axis=2) / sizes for c in (float_columns, int8_columns))
     errors = np.matmul(weights, x) - np.matmul(changed, z)
     mean = errors.mean(axis=2)
     doubt = errors.var(axis=2, ddof=1) / chunks if chunks > 1 else np.square(mean)
@@ -114,16 +127,20 @@ def _steady_error(weights: Array, changed: Array, real: Array, used: Array) -> A
     return np.asarray(mean * kept, np.float32)
 
 
-def _parts(weights: Array, real: Array, used: Array) -> list[tuple[slice, Gram]]:
-    """The inputs, cut into parts of at most LARGEST, each with its moments."""
+_Parts = list[tuple[slice, Moments]]
+"""Parts of a layer's inputs, each with the moments of its columns."""
+
+
+def _parts(weights: Array, float_columns: Array, int8_columns: Array) -> _Parts:
+    """The inputs, cut into parts of at most MAX_INPUTS."""
     size = weights.shape[2]
-    count = -(-size // LARGEST)
+    count = -(-size // MAX_INPUTS)
     edges = np.linspace(0, size, count + 1).astype(int).tolist()
     parts = [slice(a, b) for a, b in pairwise(edges)]
-    return [(part, gram_of(real[:, part], used[:, part])) for part in parts]
+    return [(part, moments(float_columns[:, part], int8_columns[:, part])) for part in parts]
 
 
-def _search(weights: Array, parts: list[slice], moments: list[Array], grid: Grid) -> Array:
+def _best_scales(weights: Array, parts: _Parts, grid: Grid) -> Array:
     """The scale of each row, (G, M), with the least error of plain rounding.
 
     A grouped layer has one scale per group: ncnn's table holds no more.
@@ -136,28 +153,29 @@ def _search(weights: Array, parts: list[slice], moments: list[Array], grid: Grid
     safe = np.where(alive, absmax, 1)
     # Rounding up and down evens out, so a little room is enough.
     largest = ROOM * grid.row_sum / np.maximum(np.abs(weights).sum(axis=2), DEAD_ABSMAX)
+    second = [(part, given.second) for part, given in parts]
     best = np.zeros_like(safe)
-    least = np.full(safe.shape, np.inf, np.float32)
-    for share in SHARES:
+    best_errors = np.full(safe.shape, np.inf, np.float32)
+    for share in CLIP_SHARES:
         scales = np.float32(grid.qmax) / (safe * np.float32(share))
         scales = np.asarray(np.minimum(scales, largest), np.float32)
         levels = nearest(weights, scales, grid.qmax)
         errors = np.zeros(safe.shape, np.float32)
-        for part, moment in zip(parts, moments, strict=True):
+        for part, moment in second:
             errors += level_errors(levels[:, :, part], weights[:, :, part], scales, moment)
         if grouped:
             errors = np.broadcast_to(errors.sum(axis=1, keepdims=True), errors.shape)
-        better = errors < least
-        best, least = np.where(better, scales, best), np.where(better, errors, least)
+        better = errors < best_errors
+        best, best_errors = np.where(better, scales, best), np.where(better, errors, best_errors)
     return np.asarray(np.where(alive, best, DEAD_SCALE), np.float32)
 
 
-def _within(levels: Array, plain: Array, grid: Grid) -> Array:
+def _within_row_sum(levels: Array, plain: Array, grid: Grid) -> Array:
     """`levels`, but `plain` ones in rows that add up to too much."""
     fits = np.abs(levels).sum(axis=2, keepdims=True) <= grid.row_sum
     return np.where(fits, levels, plain)
 
 
-def _rows(scales: Array) -> Array:
+def _table_rows(scales: Array) -> Array:
     """The scales (G, M) as the table has them: one per output, or per group."""
     return np.ascontiguousarray(scales[:, 0] if len(scales) > 1 else scales[0])

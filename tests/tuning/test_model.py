@@ -19,11 +19,10 @@ from int8calib.calibration.pipeline import prepare, run_job
 from int8calib.calibration.scales import Grid, WeightOptions
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table
-from int8calib.tuning.center import center_scores
-from int8calib.tuning.channels import FIXED, scalable_channels
-from int8calib.tuning.equalize import equalize
-from int8calib.tuning.layerwise import Layerwise
-from int8calib.tuning.samples import Places, problem_of, weight_blob
+from int8calib.tuning.channels import FIXED, center_scores, scalable_channels
+from int8calib.tuning.equalization import equalize
+from int8calib.tuning.execution import Layerwise
+from int8calib.tuning.samples import SampledPositions, layer_matrices, weight_blob
 from tests.opencv import deviation, opencv_tops
 from tests.tuning_nets import batches, chain
 
@@ -42,7 +41,7 @@ def grids_of(net: Net) -> dict[str, Grid]:
     return {f.name: WeightOptions().grid(f) for f in quantized_layers(net.graph)}
 
 
-def evened(net: Net) -> Net:
+def equalized(net: Net) -> Net:
     shapes = infer_shapes(net.graph, net.input_shapes)
     found = equalize(net.graph, shapes, batches(7), grids_of(net), workers=1)
     assert any(share < 0.9 for share in found.left.values())
@@ -63,7 +62,7 @@ def test_channels_that_may_be_scaled(folded) -> None:
 
 
 def test_an_equalized_net_computes_the_same(folded, tmp_path) -> None:
-    found = evened(folded)
+    found = equalized(folded)
     changed = [
         a.name
         for a, b in zip(folded.graph.layers, found.graph.layers, strict=True)
@@ -127,10 +126,10 @@ def test_layer_by_layer_is_the_whole_net(folded) -> None:
     int8 = simulate(folded, table)
     nets = Layerwise(folded.graph, given, workers=2)
     found = {}
-    for layer, twin in zip(folded.graph.layers, int8.graph.layers, strict=True):
+    for layer, int8_layer in zip(folded.graph.layers, int8.graph.layers, strict=True):
         if layer.name == "prob":
             found = dict(zip(("float", "int8"), nets.bottoms(layer.bottoms[0]), strict=True))
-        nets.step(layer, twin)
+        nets.step(layer, int8_layer)
     for i, batch in enumerate(given):
         assert np.array_equal(found["float"][i], folded.forward(batch, outputs=["fc"])["fc"])
         assert np.array_equal(found["int8"][i], int8.forward(batch, outputs=["fc"])["fc"])
@@ -146,8 +145,8 @@ def test_weights_times_all_columns_are_the_layers_outputs(folded, name) -> None:
     folded.forward(batch, on_top=lambda layer, blob, top: tops.update({layer: top.copy()}))
     producer = folded.graph.producer(found.bottom)
     bottom = tops[producer.name]
-    problem = problem_of(found)
-    columns = Places(found.layer, [bottom], 10**6).columns([bottom])
-    outputs = problem.weights @ columns + problem.bias[:, :, None]
+    matrices = layer_matrices(found)
+    columns = SampledPositions(found.layer, [bottom], 10**6).columns([bottom])
+    outputs = matrices.weights @ columns + matrices.bias[:, :, None]
     assert deviation(outputs.reshape(-1), tops[name].reshape(-1)) < 1e-5
-    assert np.array_equal(weight_blob(found, problem.weights), found.layer.weights[0])
+    assert np.array_equal(weight_blob(found, matrices.weights), found.layer.weights[0])

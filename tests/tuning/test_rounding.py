@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from int8calib.calibration.scales import Grid
-from int8calib.tuning.gram import Gram, gram_of, refit, row_errors
-from int8calib.tuning.rounding import best_levels, nearest
-from int8calib.tuning.samples import Problem
-from int8calib.tuning.weights import SHARES, Changes, settle_scales, settle_weights
+from int8calib.tuning.rounding import best_levels, nearest, refit, row_errors
+from int8calib.tuning.samples import LayerMatrices, Moments, moments
+from int8calib.tuning.weights import CLIP_SHARES, Changes, solve_scales, solve_weights
 
 
-def problem(seed: int, groups: int = 1, outputs: int = 7, size: int = 13, count: int = 211):
+def layer(seed: int, groups: int = 1, outputs: int = 7, size: int = 13, count: int = 211):
     """Weights and columns that are correlated, as neighboring pixels are."""
     rng = np.random.default_rng(seed)
     mix = rng.normal(0, 1, (groups, size, size)) * rng.uniform(0.1, 1, (groups, size, 1))
@@ -33,17 +32,17 @@ def output_error(weights: np.ndarray, levels: np.ndarray, scales: np.ndarray, co
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("most", [31, 127, 3])
+@pytest.mark.parametrize("qmax", [31, 127, 3])
 @pytest.mark.parametrize("groups", [1, 5])
-def test_never_worse_than_plain_rounding_and_much_better_in_sum(seed, most, groups) -> None:
-    weights, columns = problem(seed, groups)
+def test_never_worse_than_plain_rounding_and_much_better_in_sum(seed, qmax, groups) -> None:
+    weights, columns = layer(seed, groups)
     covariance = np.stack([np.cov(part, bias=True) for part in columns]).astype(np.float32)
-    scales = (most / np.abs(weights).max(axis=2)).astype(np.float32)
-    levels = best_levels(weights, scales, covariance, most)
+    scales = (qmax / np.abs(weights).max(axis=2)).astype(np.float32)
+    levels = best_levels(weights, scales, covariance, qmax)
     assert np.array_equal(levels, np.trunc(levels))
-    assert np.abs(levels).max() <= most
+    assert np.abs(levels).max() <= qmax
     plain = np.clip(
-        np.sign(weights) * np.floor(np.abs(weights) * scales[:, :, None] + 0.5), -most, most
+        np.sign(weights) * np.floor(np.abs(weights) * scales[:, :, None] + 0.5), -qmax, qmax
     )
     before = output_error(weights, plain, scales, columns)
     after = output_error(weights, levels, scales, columns)
@@ -52,7 +51,7 @@ def test_never_worse_than_plain_rounding_and_much_better_in_sum(seed, most, grou
 
 
 def test_near_the_best_of_all_roundings() -> None:
-    weights, columns = problem(11, outputs=3, size=5)
+    weights, columns = layer(11, outputs=3, size=5)
     covariance = np.cov(columns[0], bias=True)[None].astype(np.float32)
     scales = np.full((1, 3), 9.0, np.float32)
     found = output_error(weights, best_levels(weights, scales, covariance, 127), scales, columns)
@@ -78,42 +77,37 @@ def test_nearest_rounds_half_away_from_zero() -> None:
 
 
 def test_moments_of_many_columns_are_numpys() -> None:
-    _, columns = problem(3, size=5, count=20_011)
+    _, columns = layer(3, size=5, count=20_011)
     real = columns + np.float32(0.25) * columns[:, ::-1]
-    gram = gram_of(real, columns)
+    found = moments(real, columns)
     expected = np.cov(columns[0], bias=True)
-    assert np.allclose(gram.spread[0], expected, atol=5e-3 * expected.max())
-    assert np.allclose(np.diag(gram.spread[0]), np.diag(expected), rtol=1e-3)
+    assert np.allclose(found.covariance[0], expected, atol=5e-3 * expected.max())
+    assert np.allclose(np.diag(found.covariance[0]), np.diag(expected), rtol=1e-3)
     joint = np.cov(real[0] - columns[0], columns[0], bias=True)[:5, 5:]
-    assert np.allclose(gram.cross[0], joint, atol=1e-4 * np.abs(joint).max() + 1e-4)
+    assert np.allclose(found.cross[0], joint, atol=1e-4 * np.abs(joint).max() + 1e-4)
     second = columns[0] @ columns[0].T / columns.shape[2]
-    assert np.allclose(gram.moment[0], second, atol=5e-3 * second.max())
+    assert np.allclose(found.second[0], second, atol=5e-3 * second.max())
 
 
 def test_few_columns_are_drawn_to_the_diagonal_and_err_less() -> None:
-    _weights, columns = problem(5, size=31, count=4001)
+    _weights, columns = layer(5, size=31, count=4001)
     truth = np.cov(columns[0], bias=True)
     few = columns[:, :, ::200]
     plain = np.cov(few[0], bias=True)
-    shrunk = gram_of(few, few).spread[0]
+    shrunk = moments(few, few).covariance[0]
     assert np.linalg.norm(shrunk - truth) < np.linalg.norm(plain - truth)
     assert np.linalg.matrix_rank(plain) < 31 == np.linalg.matrix_rank(shrunk)
 
 
 def test_refit_is_ridge_regression() -> None:
-    weights, columns = problem(8, size=7, count=400)
+    weights, columns = layer(8, size=7, count=400)
     rng = np.random.default_rng(1)
     used = (columns + rng.normal(0, 0.2, columns.shape)).astype(np.float32)
     x, z = (c[0] - c[0].mean(axis=1, keepdims=True) for c in (columns, used))
     n = columns.shape[2]
     spread = (z @ z.T / n).astype(np.float32)
-    gram = Gram(
-        spread[None],
-        ((x - z) @ z.T / n).astype(np.float32)[None],
-        used.mean(axis=2),
-        used.mean(axis=2),
-    )
-    found = refit(weights, gram, 1e-9)
+    given = Moments(spread[None], ((x - z) @ z.T / n).astype(np.float32)[None], used.mean(axis=2))
+    found = refit(weights, given, 1e-9)
     expected = np.linalg.lstsq(
         z.T.astype(np.float64), (weights[0].astype(np.float64) @ x).T, rcond=None
     )[0].T
@@ -121,7 +115,7 @@ def test_refit_is_ridge_regression() -> None:
 
 
 def test_row_errors_by_the_definition() -> None:
-    weights, columns = problem(2, groups=3, outputs=2, size=4)
+    weights, columns = layer(2, groups=3, outputs=2, size=4)
     moment = np.stack([part @ part.T for part in columns]).astype(np.float32)
     found = row_errors(weights, moment)
     for g, m in np.ndindex(3, 2):
@@ -131,74 +125,74 @@ def test_row_errors_by_the_definition() -> None:
 
 
 def test_scales_are_the_best_of_all_candidates() -> None:
-    weights, columns = problem(4, outputs=5, size=9, count=5003)
+    weights, columns = layer(4, outputs=5, size=9, count=5003)
     weights[0, 2, 4] = 0.9  # an outlier that is worth clipping
-    settled = settle_scales(
-        Problem(weights, np.zeros((1, 5), np.float32)), columns, columns, Grid(7)
+    solved = solve_scales(
+        LayerMatrices(weights, np.zeros((1, 5), np.float32)), columns, columns, Grid(7)
     )
-    second = gram_of(columns, columns).moment[0].astype(np.float64)
-    assert settled.weights is None
-    assert settled.bias is None
+    second = moments(columns, columns).second[0].astype(np.float64)
+    assert solved.weights is None
+    assert solved.bias is None
     for m in range(5):
         row = weights[0, m].astype(np.float64)
         errors = []
-        for share in SHARES:
+        for share in CLIP_SHARES:
             scale = 7 / (np.abs(row).max() * share)
             difference = (
                 np.clip(np.sign(row) * np.floor(np.abs(row) * scale + 0.5), -7, 7) / scale - row
             )
             errors.append(difference @ second @ difference)
-        used = settled.scales[m]
+        used = solved.scales[m]
         difference = np.clip(np.sign(row) * np.floor(np.abs(row) * used + 0.5), -7, 7) / used - row
         assert difference @ second @ difference <= min(errors) * 1.01
 
 
 @pytest.mark.parametrize("groups", [1, 5])
-def test_settled_weights_lie_on_the_grid_and_a_bias_takes_the_mean_error(groups) -> None:
-    weights, columns = problem(6, groups, outputs=3, size=9)
+def test_solved_weights_lie_on_the_grid_and_a_bias_takes_the_mean_error(groups) -> None:
+    weights, columns = layer(6, groups, outputs=3, size=9)
     step = np.float32(0.4)
     used = np.trunc(columns / step) * step  # cut off, so every value is too small on average
-    given = Problem(weights, np.full((groups, 3), 0.5, np.float32))
-    settled = settle_weights(
+    given = LayerMatrices(weights, np.full((groups, 3), 0.5, np.float32))
+    solved = solve_weights(
         given, columns, used, Grid(31), Changes(rounding=True, refit=False, bias=True)
     )
-    scales = settled.scales.reshape(groups, -1) if groups > 1 else settled.scales[None]
-    levels = settled.weights * scales[:, :, None]
+    scales = solved.scales.reshape(groups, -1) if groups > 1 else solved.scales[None]
+    levels = solved.weights * scales[:, :, None]
     assert np.abs(levels - np.rint(levels)).max() < 1e-3
     assert np.abs(levels).max() < 31.01
     target = weights @ columns + 0.5
-    plain = np.abs((settled.weights @ used + 0.5 - target).mean(axis=2))
-    corrected = np.abs((settled.weights @ used + settled.bias[:, :, None] - target).mean(axis=2))
+    plain = np.abs((solved.weights @ used + 0.5 - target).mean(axis=2))
+    corrected = np.abs((solved.weights @ used + solved.bias[:, :, None] - target).mean(axis=2))
     assert plain.mean() > 0.02
     assert corrected.max() < 0.05 * plain.mean()
 
 
 def test_a_mean_error_of_one_image_alone_is_left() -> None:
-    weights, columns = problem(12, outputs=3, size=9, count=400)
+    weights, columns = layer(12, outputs=3, size=9, count=400)
     used = columns.copy()
     used[:, :, -20:] -= 2  # the last image alone: the others agree with the float net
-    given = Problem(weights, np.zeros((1, 3), np.float32))
+    given = LayerMatrices(weights, np.zeros((1, 3), np.float32))
     changes = Changes(rounding=True, refit=False, bias=True)
-    one = settle_weights(given, columns, used, Grid(127), changes)
-    all_images = settle_weights(given, columns, columns - np.float32(0.1), Grid(127), changes)
+    one = solve_weights(given, columns, used, Grid(127), changes)
+    all_images = solve_weights(given, columns, columns - np.float32(0.1), Grid(127), changes)
     assert np.abs(one.bias).max() < 0.02 * np.abs(all_images.bias).max()
 
 
 @pytest.mark.parametrize("change", [True, False])
 def test_levels_of_a_row_add_up_to_no_more_than_they_may(change) -> None:
-    weights, columns = problem(8, outputs=5, size=90, count=900)
+    weights, columns = layer(8, outputs=5, size=90, count=900)
     weights[0, 3] *= 0.01
     weights[0, 3, 7] = 0.8  # one large weight: this row needs no room
-    given = Problem(weights, np.zeros((1, 5), np.float32))
+    given = LayerMatrices(weights, np.zeros((1, 5), np.float32))
     grid = Grid(127, 900.0)
     if change:
-        settled = settle_weights(
+        solved = solve_weights(
             given, columns, columns, grid, Changes(rounding=True, refit=False, bias=False)
         )
-        levels = settled.weights[0] * settled.scales[:, None]
+        levels = solved.weights[0] * solved.scales[:, None]
     else:
-        settled = settle_scales(given, columns, columns, grid)
-        levels = nearest(weights, settled.scales[None], 127)[0]
+        solved = solve_scales(given, columns, columns, grid)
+        levels = nearest(weights, solved.scales[None], 127)[0]
     sums = np.abs(levels).sum(axis=1)
     assert sums.max() <= 900.5
     assert np.delete(sums, 3).min() > 800  # and use what they may

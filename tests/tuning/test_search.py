@@ -21,10 +21,10 @@ from int8calib.calibration.pipeline import prepare, run_job
 from int8calib.errors import ImageError, OptionError
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table
-from int8calib.tuning.float_layers import leave_float, meets
-from int8calib.tuning.importance import importance
-from int8calib.tuning.judge import Judge
-from int8calib.tuning.search import PLAIN
+from int8calib.tuning.candidates import Candidate
+from int8calib.tuning.channels import channel_sensitivity
+from int8calib.tuning.search import PLAIN, leave_float
+from int8calib.tuning.validation import Validator
 from tests.tuning_nets import batches, chain, demo_loader, demo_net, sqnr
 
 IMAGES = 60
@@ -59,10 +59,10 @@ def test_a_changed_model_loses_far_less_and_its_files_say_the_same(net, plain, t
     write_model(found.net, tmp_path / "n.prototxt", tmp_path / "n.caffemodel")
     again = load_caffe(tmp_path / "n.prototxt", tmp_path / "n.caffemodel")
     assert sqnr(net, again, fresh) > 20
-    twin = simulate(again, found.table)
+    int8_again = simulate(again, found.table)
     one = fresh[0].batch
     out = net.graph.outputs[0].name
-    assert np.array_equal(twin.forward(one)[out], int8.forward(one)[out])
+    assert np.array_equal(int8_again.forward(one)[out], int8.forward(one)[out])
     findings = check_table(found.table, requirements=requirements_from_graph(again.graph))
     assert [each for each in findings if each.severity == "error"] == []
 
@@ -91,7 +91,7 @@ def test_a_table_alone_is_better_than_plain_ones(net, plain) -> None:
 
 def test_validation_images_are_never_tuned_on(net, monkeypatch) -> None:
     # Validation images choose between results, so here the tuned one wins whatever they say.
-    monkeypatch.setattr("int8calib.tuning.search.nearness", lambda r: float(r.name == "tuned"))
+    monkeypatch.setattr("int8calib.tuning.search.lowest_sqnr", lambda r: float(r.name == "tuned"))
     seen = demo_loader(12)
     other = demo_loader(3, seed=1234)
     mixed = [other[i // 4] if i % 4 == 3 else each for i, each in enumerate(seen)]
@@ -151,23 +151,31 @@ def test_greedy_stops_where_the_target_holds_and_at_the_limit(net) -> None:
             for row in table.layers
         ),
     )
-    judge = Judge(net, given, scores=None, workers=2)
+    validator = Validator(net, given, scores=None, workers=2)
     ranked = ["conv5", "conv2", "conv1", "conv8"]
 
-    def trials(**target):
-        tuning = TuneOptions(**target)
-        return tuning, leave_float(
-            spoiled, ranked, tuning, lambda t: judge({"trial": simulate(net, t)})
-        )
+    def left(**target):
+        tried = []
 
-    tuning, found = trials(min_agreement=0.9)
-    assert found[-1].left == ("conv5", "conv2")
-    verdicts = [meets(each.evaluation, each.evaluation.tables[0], tuning) for each in found]
-    assert verdicts == [False, True]
-    assert "conv5" not in found[0].table
-    assert "conv2" in found[0].table
-    assert len(trials(min_agreement=0.9, max_float_layers=1)[1]) == 1
-    assert trials(max_drop=10.0)[1][-1].left == ("conv5", "conv2")
+        def validate(candidate: Candidate):
+            tried.append(candidate.float_layers)
+            return validator({candidate.name: simulate(net, candidate.table)})
+
+        best = Candidate(net, spoiled, "spoiled")
+        return leave_float(best, ranked, TuneOptions(**target), validate), tried
+
+    found, tried = left(min_agreement=0.9)
+    assert tried == [("conv5",), ("conv5", "conv2")]
+    assert found.target_met
+    assert found.float_layers == tried[-1]
+    assert [result.agreement.value >= 0.9 for result in found.evaluation.tables] == [False, True]
+    assert [row.name for row in found.table.layers] == [
+        row.name for row in table.layers if row.name not in tried[-1]
+    ]
+    found, tried = left(min_agreement=0.9, max_float_layers=1)
+    assert tried == [("conv5",)]
+    assert not found.target_met
+    assert left(max_drop=10.0)[0].float_layers == ("conv5", "conv2")
 
 
 def test_the_time_limit_leaves_the_best_so_far(net) -> None:
@@ -231,13 +239,13 @@ def test_targets_that_cannot_be_told_are_refused(net) -> None:
             TuneOptions(**wrong)
 
 
-def test_importance_is_the_mean_squared_gradient_for_random_signs(tmp_path) -> None:
+def test_sensitivity_is_the_mean_squared_gradient_for_random_signs(tmp_path) -> None:
     """Of the layer before the scores: the sum of squared weights, found by differences."""
     net = chain(tmp_path)
     graph = prepare(net, Options()).executor.graph
     from int8calib.caffe.network.shapes import infer_shapes
 
-    found = importance(graph, infer_shapes(graph, net.input_shapes))
+    found = channel_sensitivity(graph, infer_shapes(graph, net.input_shapes))
     fc = next(layer for layer in graph.layers if layer.name == "fc")
     expected = [float((fc.weights[0][:, c].astype(float) ** 2).sum()) for c in range(13)]
     assert np.allclose(found[fc.bottoms[0]], expected, rtol=1e-5)

@@ -10,9 +10,9 @@ from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob
 from int8calib.evaluation.outputs import ComparedBlobs
 from int8calib.simulation.build import simulate
-from int8calib.tuning.layerwise import Layerwise
+from int8calib.tuning.execution import MIN_IMAGES, Layerwise, SuffixNetwork, reference_outputs
 from int8calib.tuning.search import tune
-from int8calib.tuning.tail import FEWEST, Tail, aim_of, best_by_outputs
+from int8calib.tuning.thresholds import threshold_by_network
 from tests.tuning_nets import batches, chain, demo_loader, demo_net, loss_of, sqnr
 
 SCORES = Blob("fc")
@@ -20,7 +20,7 @@ SCORES = Blob("fc")
 
 @pytest.fixture(autouse=True)
 def any_number_of_images(monkeypatch) -> None:
-    monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 1)
+    monkeypatch.setattr("int8calib.tuning.execution.MIN_IMAGES", 1)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,11 @@ def test_threshold_is_near_the_best_of_a_plain_search(net, case, factor) -> None
     nets = Layerwise(net.graph, given, workers=1)
     for layer in layers[:done]:
         nets.step(layer, layer)
-    aim = aim_of(net.graph, given, ComparedBlobs(SCORES, (SCORES,), ()), workers=2)
+    reference = reference_outputs(net.graph, given, ComparedBlobs(SCORES, (SCORES,), ()), workers=2)
     absmax = max(float(np.abs(x).max()) for x in nets.live[blob])
     start = factor * absmax
-    tail = Tail(net.graph, done, nets.live, blob, readers, aim, workers=2)
-    found = best_by_outputs(tail, start, 5 * absmax, headroom=False)
+    suffix = SuffixNetwork(nets, blob, readers, reference, workers=2)
+    found = threshold_by_network(suffix, start, 5 * absmax, headroom=False)
     losses = [loss(net, given, readers, t) for t in absmax * np.geomspace(0.2, 4, 40)]
     mine = loss(net, given, readers, found)
     assert mine <= loss(net, given, readers, start)
@@ -71,25 +71,27 @@ def test_outputs_that_do_not_follow_leave_the_threshold(net) -> None:
     nets = Layerwise(net.graph, given, workers=1)
     for layer in layers[:done]:
         nets.step(layer, layer)
-    aim = aim_of(net.graph, given, ComparedBlobs(None, (Blob("a", 1),), ()), workers=1)
+    reference = reference_outputs(
+        net.graph, given, ComparedBlobs(None, (Blob("a", 1),), ()), workers=1
+    )
     blob = layers[done].bottoms[0]
-    tail = Tail(net.graph, done, nets.live, blob, {"fc"}, aim, workers=1)
-    assert best_by_outputs(tail, 3.0, 9.0, headroom=True) == 3
+    suffix = SuffixNetwork(nets, blob, {"fc"}, reference, workers=1)
+    assert threshold_by_network(suffix, 3.0, 9.0, headroom=True) == 3
 
 
 def test_few_images_have_no_say(net, monkeypatch) -> None:
     watched = ComparedBlobs(SCORES, (SCORES,), ())
-    assert aim_of(net.graph, batches(2), watched, workers=1) is not None
-    monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 3)
-    assert aim_of(net.graph, batches(2), watched, workers=1) is None
-    assert aim_of(net.graph, batches(3), ComparedBlobs(None, (), ()), workers=1) is None
+    assert reference_outputs(net.graph, batches(2), watched, workers=1) is not None
+    monkeypatch.setattr("int8calib.tuning.execution.MIN_IMAGES", 3)
+    assert reference_outputs(net.graph, batches(2), watched, workers=1) is None
+    assert reference_outputs(net.graph, batches(3), ComparedBlobs(None, (), ()), workers=1) is None
 
 
 def test_thresholds_by_the_outputs_are_worth_it(monkeypatch) -> None:
     net, fresh = demo_net(), demo_loader(60, seed=71)
     found = {}
-    for fewest in (FEWEST, 10**6):
-        monkeypatch.setattr("int8calib.tuning.tail.FEWEST", fewest)
+    for fewest in (MIN_IMAGES, 10**6):
+        monkeypatch.setattr("int8calib.tuning.execution.MIN_IMAGES", fewest)
         done = tune(net, lambda: demo_loader(90))
         found[fewest] = sqnr(net, simulate(net, done.table), fresh)
-    assert found[FEWEST] > found[10**6]
+    assert found[MIN_IMAGES] > found[10**6]

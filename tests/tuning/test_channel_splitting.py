@@ -17,10 +17,15 @@ from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import prepare, run_job
 from int8calib.evaluation.outputs import ComparedBlobs
 from int8calib.simulation.build import simulate
+from int8calib.tuning.channel_splitting import (
+    MAX_COPIES,
+    SplitNetwork,
+    split_channels,
+    splittable,
+    with_copies,
+)
 from int8calib.tuning.channels import scalable_channels
-from int8calib.tuning.copies import can_be_copied, with_copies
-from int8calib.tuning.splitting import MOST_COPIES, Split, split_channels
-from int8calib.tuning.tail import aim_of
+from int8calib.tuning.execution import reference_outputs
 from tests.generated import make_model
 from tests.opencv import deviation, opencv_tops
 from tests.tuning_nets import batches, chain, demo_loader, demo_net, loss_of, sqnr
@@ -64,25 +69,25 @@ def net(tmp_path_factory) -> Net:
 
 @pytest.fixture(autouse=True)
 def few_images_will_do(monkeypatch) -> None:
-    monkeypatch.setattr("int8calib.tuning.tail.FEWEST", 1)
+    monkeypatch.setattr("int8calib.tuning.execution.MIN_IMAGES", 1)
 
 
 @pytest.fixture
 def any_gain_is_worth_it(monkeypatch) -> None:
-    monkeypatch.setattr("int8calib.tuning.splitting.WORTH", 0.0)
+    monkeypatch.setattr("int8calib.tuning.channel_splitting.WORTH", 0.0)
 
 
-def split(net: Net, more_work: float, told: list | None = None) -> Split:
+def split(net: Net, more_work: float, told: list | None = None) -> SplitNetwork:
     given = images(6)
     options = Options(method="minmax", fold_bn=False)
     table = run_job(prepare(net, options), lambda: given, options).table
-    aim = aim_of(net.graph, given, ComparedBlobs(SCORES, (SCORES,), ()), workers=1)
+    reference = reference_outputs(net.graph, given, ComparedBlobs(SCORES, (SCORES,), ()), workers=1)
     return split_channels(
         net.graph,
         net.input_shapes,
         given,
         table,
-        aim,
+        reference,
         more_work,
         workers=2,
         progress=lambda *step: told.append(step) if told is not None else None,
@@ -140,11 +145,11 @@ def test_copies_are_rounded_as_by_finer_steps(net, count) -> None:
     assert error == pytest.approx(plain_error / count**2, rel=0.25)
 
 
-def test_which_channels_can_be_copied(net, tmp_path) -> None:
+def test_which_channels_splittable(net, tmp_path) -> None:
     def free(net: Net) -> dict[str, bool]:
         shapes = infer_shapes(net.graph, net.input_shapes)
         channels = scalable_channels(net.graph, shapes)
-        can = can_be_copied(net.graph, channels)
+        can = splittable(net.graph, channels)
         return {
             layer.name: bool(can[channels.of[layer.tops[0]]].all())
             for layer in net.graph.layers
@@ -185,7 +190,7 @@ def test_work_is_what_was_allowed(net) -> None:
 def test_copies_that_gain_too_little_are_not_made(net, monkeypatch) -> None:
     grown = {}
     for worth in (0.0, 0.3, 1e9):
-        monkeypatch.setattr("int8calib.tuning.splitting.WORTH", worth)
+        monkeypatch.setattr("int8calib.tuning.channel_splitting.WORTH", worth)
         grown[worth] = split(net, 1.0).work
     assert grown[0.0] > grown[0.3] > grown[1e9] == 0
 
@@ -197,7 +202,7 @@ def test_layers_are_judged_by_what_the_outputs_lose(net, monkeypatch) -> None:
         seen.update({name: float(noise[own].sum()) for name, own in makers.items()})
         return np.ones(len(noise), np.intp)
 
-    monkeypatch.setattr("int8calib.tuning.splitting._choose", choose)
+    monkeypatch.setattr("int8calib.tuning.channel_splitting._choose_copies", choose)
     told: list = []
     assert split(net, 0.5, told).grown == {}
     options = Options(method="minmax", fold_bn=False)
@@ -228,7 +233,7 @@ def test_channels_that_nobody_uses_get_no_copies(tmp_path: Path) -> None:
     reads = next(layer for layer in found.graph.layers if layer.name == "a").weights[0]
     unused = (reads == 0).all(axis=(0, 2, 3))
     assert old == 8
-    assert unused.sum() == 4 + max(0, new - 4 - 4 * MOST_COPIES)
+    assert unused.sum() == 4 + max(0, new - 4 - 4 * MAX_COPIES)
 
 
 def test_copies_are_worth_it() -> None:
