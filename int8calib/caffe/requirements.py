@@ -10,7 +10,7 @@ from int8calib.caffe.network.graph import Graph
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.calibration.scales import DEAD_ABSMAX, WeightOptions, weight_scales
 from int8calib.levels import WINOGRAD_LEVELS
-from int8calib.table.requirement import Requirement
+from int8calib.table.model import Requirement
 
 
 def requirements_from_graph(

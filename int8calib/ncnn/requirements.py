@@ -9,7 +9,7 @@ from int8calib.errors import ModelFileError
 from int8calib.levels import LEVELS, WINOGRAD_LEVELS
 from int8calib.ncnn.model import read_text
 from int8calib.ncnn.param import NcnnLayer, parse_param
-from int8calib.table.requirement import Requirement
+from int8calib.table.model import Requirement
 
 
 def read_param(path: str | os.PathLike[str]) -> list[Requirement]:

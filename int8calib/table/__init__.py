@@ -1,4 +1,4 @@
-"""Scales per layer come in, calibration table files go out; and back, checked and compared."""
+"""Calibration tables: read, written, checked and compared, in all formats."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from int8calib.table.files import (
     read_text,
     write_table,
 )
-from int8calib.table.findings import Finding, Scan
 from int8calib.table.formats import FORMATS, Format, detect_format, get_format
-from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.table.requirement import Requirement
+from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales, Requirement
+from int8calib.table.rules import Finding, Scan
 
 __all__ = [
     "FORMATS",

@@ -1,4 +1,4 @@
-"""A table, and what a network needs, come in; what is wrong with the table goes out."""
+"""Check a table by the rules of its format, and against what a network needs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.levels import LEVELS, WINOGRAD_LEVELS
-from int8calib.table.findings import Finding, Scan, sort_findings
 from int8calib.table.formats import detect_format, get_format
-from int8calib.table.model import CalibrationTable, LayerScales
-from int8calib.table.requirement import Requirement
-from int8calib.table.rules import lint_layers
+from int8calib.table.model import CalibrationTable, LayerScales, Requirement
+from int8calib.table.rules import Finding, Scan, lint_layers, sort_findings
 
 # Two ways to the same absmax differ by rounding and by the digits of `%f`, not by more.
 SAME = 1e-3
@@ -34,11 +32,30 @@ def check_table(
     format: str | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> list[Finding]:
-    """All findings about a table's text, or about a table; errors first, then by line.
+    """Find what is wrong with a table.
 
-    A text is linted by the rules of its `format` (None: told from the content), a table by those
-    of ncnn. `requirements` adds what the network says; a weight scale further than the factor
-    `tolerance` from what the weights give is an error, a smaller difference a warning.
+    Parameters
+    ----------
+    source : str or CalibrationTable
+        The text of a table, which is held to the rules of its format; or a table, held to those
+        of ncnn.
+    requirements : sequence of Requirement, optional
+        What the network needs.
+    format : str, optional
+        The format of the text; told from the content otherwise.
+    tolerance : float
+        A weight scale further than this factor from what the weights give is an error, a smaller
+        difference a warning.
+
+    Returns
+    -------
+    list of Finding
+        Errors first, then by line.
+
+    Raises
+    ------
+    OptionError
+        For an unknown format.
     """
     if isinstance(source, CalibrationTable):
         scan = Scan(source, tuple(lint_layers(source)))

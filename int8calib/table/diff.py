@@ -1,4 +1,4 @@
-"""Two tables come in, their rows side by side go out, the worst first."""
+"""Compare two tables, row by row."""
 
 from __future__ import annotations
 
@@ -18,9 +18,21 @@ Kind = Literal["layer", "weights", "bottom", "blob"]
 class DiffRow:
     """One scale, or one row of weight scales, in both tables.
 
-    `a` and `b` are the scales (None where a table has none), of the channel `channel` that
-    differs most where `kind` is "weights"; `ratio` is b over a. A "layer" row is a layer that
-    only one table has (`a` and `b` are its bottom scales); `note` says so, or tells counts.
+    Attributes
+    ----------
+    layer : str
+        The layer, or the blob.
+    kind : str
+        ``weights``, ``bottom``, ``blob``, or ``layer`` for a layer that only one table has.
+    a, b : float or None
+        The scales; of weights those of the channel that differs most, of a layer its bottom
+        scale. None where a table has none.
+    ratio : float or None
+        `b` over `a`.
+    channel : int or None
+        The channel of weights that differs most.
+    note : str
+        Which table has the layer, or the counts of weight scales that differ.
     """
 
     layer: str
@@ -40,10 +52,18 @@ class DiffRow:
 
 
 def diff_tables(a: CalibrationTable, b: CalibrationTable) -> list[DiffRow]:
-    """Every layer's bottom and weight scales and every blob scale, the worst ratio first.
+    """Compare every layer's bottom and weight scales and every blob scale of two tables.
 
-    What only one table has, and weight rows of different length, come before all ratios; equal
-    rows come last, in the order of table `a`.
+    Parameters
+    ----------
+    a, b : CalibrationTable
+        The tables.
+
+    Returns
+    -------
+    list of DiffRow
+        The worst ratio first. What only one table has, and weight rows of different length, come
+        before all ratios; equal rows come last, in the order of table `a`.
     """
     rows = _diff_layers(a, b)
     rows += _diff_blobs(a.blob_scales, b.blob_scales)

@@ -1,4 +1,4 @@
-"""Table files, read and written in any format."""
+"""Read and write table files, in any format."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from int8calib.errors import TableError
 from int8calib.files import read_bounded, write_atomic
 from int8calib.limits import MAX_TABLE_BYTES
-from int8calib.table.findings import Scan
 from int8calib.table.formats import detect_format, get_format
 from int8calib.table.model import CalibrationTable
+from int8calib.table.rules import Scan
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a table file; raises TableError when it is missing or no text."""
+    """Return the text of a table file; raises TableError when it is missing or no text."""
     try:
         data = read_bounded(path, MAX_TABLE_BYTES, pipes=True)
     except FileNotFoundError:
@@ -57,7 +57,26 @@ def read_table(path: str | os.PathLike[str], format: str | None = None) -> Calib
 
 
 def read_table_lenient(path: str | os.PathLike[str], format: str | None = None) -> Scan:
-    """The usable rows of the file `path` with all findings; raises only for an unreadable file."""
+    """Read the usable rows of a table file, with all findings about the others.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    format : str, optional
+        As in `read_table`.
+
+    Returns
+    -------
+    Scan
+
+    Raises
+    ------
+    TableError
+        For a file that cannot be read; never for its content.
+    OptionError
+        For an unknown format.
+    """
     text = read_text(path)
     chosen = detect_format(text) if format is None else get_format(format)
     return chosen.scan(text)
@@ -97,10 +116,30 @@ def convert_table(
     source_format: str | None = None,
     target_format: str = "ncnn",
 ) -> CalibrationTable:
-    """Read `source` strictly, write it to `target`, return the table.
+    """Write a table file in another format; nothing is invented.
 
-    Raises TableError that says what is missing when `target_format` needs more than `source`
-    holds: nothing is invented.
+    Parameters
+    ----------
+    source, target : path
+        The file to read, strictly, and the one to write.
+    source_format : str, optional
+        As in `read_table`.
+    target_format : str
+        As in `write_table`.
+
+    Returns
+    -------
+    CalibrationTable
+        What `source` holds.
+
+    Raises
+    ------
+    TableError
+        As `read_table`; and for what `target_format` needs and `source` does not hold.
+    OutputError
+        Where the file cannot be written.
+    OptionError
+        For an unknown format.
     """
     table = read_table(source, source_format)
     try:

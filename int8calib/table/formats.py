@@ -1,4 +1,4 @@
-"""The registry of table formats: a name comes in, its writer and reader go out.
+"""The registry of table formats, and how a text's format is told.
 
 A new format is one file with `SUMMARY`, `write(table) -> str` and `scan(text) -> Scan`, and one
 row in `FORMATS`.
@@ -12,18 +12,27 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from int8calib.errors import OptionError
-from int8calib.table import json_format, ncnn, tensorrt, tool, tool_v1
-from int8calib.table.findings import Scan, raise_first_error
+from int8calib.table import json_format, ncnn, tensorrt, tool
 from int8calib.table.model import CalibrationTable
-from int8calib.table.rules import WEIGHT_MARK, WEIGHT_SUFFIX
+from int8calib.table.rules import WEIGHT_MARK, WEIGHT_SUFFIX, Scan, raise_first_error
 
 
 @dataclass(frozen=True)
 class Format:
     """One layout of a table file.
 
-    `write` raises TableError for what the format cannot hold; `scan` reads leniently and never
-    raises for the content of the text.
+    Attributes
+    ----------
+    name : str
+        What the format is called in options.
+    suffix : str
+        What names of such files end in.
+    write : callable
+        Gives the text of a table; raises TableError for what the format cannot hold.
+    scan : callable
+        Reads a text leniently; never raises for its content.
+    summary : str
+        The format in one line.
     """
 
     name: str
@@ -33,7 +42,7 @@ class Format:
     summary: str
 
     def read(self, text: str, name: str) -> CalibrationTable:
-        """The table of `text`; raises TableError `name:line: ...` for the first error."""
+        """Return the table of `text`; raises TableError `name:line: ...` for the first error."""
         result = self.scan(text)
         raise_first_error(result.findings, name)
         return result.table
@@ -45,7 +54,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         for entry in (
             Format("ncnn", ".table", ncnn.write, ncnn.scan, ncnn.SUMMARY),
             Format("tool", ".table", tool.write, tool.scan, tool.SUMMARY),
-            Format("tool-v1", ".table", tool_v1.write, tool_v1.scan, tool_v1.SUMMARY),
+            Format("tool-v1", ".table", tool.write_v1, tool.scan_v1, tool.SUMMARY_V1),
             Format("tensorrt", ".cache", tensorrt.write, tensorrt.scan, tensorrt.SUMMARY),
             Format("json", ".json", json_format.write, json_format.scan, json_format.SUMMARY),
         )
@@ -57,7 +66,7 @@ _LONG = re.compile(r"\d*\.(?!\d{6}$)\d+(?:e[+-]?\d+)?")
 
 
 def get_format(name: str) -> Format:
-    """The format `name`; raises OptionError that lists the known ones."""
+    """Return the format `name`; raises OptionError that lists the known ones."""
     try:
         return FORMATS[name]
     except KeyError:
@@ -66,7 +75,7 @@ def get_format(name: str) -> Format:
 
 
 def detect_format(text: str) -> Format:
-    """The format that `text` most likely has.
+    """Tell the format that `text` most likely has.
 
     JSON and TensorRT caches show in their first characters. Rows are the reference tool's when a
     number has the digits of a 64-bit float or is a plain 0; of those, a text with blob rows

@@ -1,4 +1,4 @@
-"""A table comes in, complete JSON goes out, and back: every field, bit for bit.
+"""The json format: every field of a table, which reads back bit for bit.
 
 One object with `format`, `schema` (the version of this layout), `layers` (one a line),
 `blob_scales` and `meta`. 32-bit scales are written with the fewest digits that read back to the
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from int8calib.errors import TableError
 from int8calib.parsing import parse_json
-from int8calib.table.findings import Finding, Scan
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.table.rules import duplicates
+from int8calib.table.rules import Finding, Scan, duplicates
 
 SUMMARY = "complete, for tools: every field, reads back bit for bit"
 FORMAT = "int8calib-table"

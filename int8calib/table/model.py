@@ -1,4 +1,4 @@
-"""The calibration table as a value: scales of layers and blobs, with their evidence."""
+"""The calibration table as a value, and what a network needs of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from int8calib.levels import LEVELS
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,40 @@ class CalibrationTable:
     def __contains__(self, name: object) -> bool:
         """Whether the layer `name` is quantized."""
         return any(layer.name == name for layer in self.layers)
+
+
+@dataclass(frozen=True, eq=False)
+class Requirement:
+    """What a network needs of the table for one layer that can be INT8.
+
+    Attributes
+    ----------
+    name : str
+        The layer.
+    ncnn_type : str
+        ``Convolution``, ``ConvolutionDepthWise`` or ``InnerProduct``.
+    weight_count : int
+        How many weight scales ncnn loads: num_output, or group.
+    weight_scales_folded, weight_scales_raw : array (weight_count,) or None
+        The absmax scales of the weights with and without BatchNorm folded in, at `levels`; None
+        where the weights are unknown.
+    levels : int
+        127, or 31 where ncnn may run the layer by int8 winograd.
+    max_scales : array (weight_count,) or None
+        Where 31 levels suit int8 winograd whatever the weights: the largest scales with which
+        these weights do as well.
+    folded : bool
+        Which of the two weights the network will run with.
+    bottom : str or None
+        The blob that the layer reads, before any Split; None where unknown.
+    """
+
+    name: str
+    ncnn_type: str
+    weight_count: int
+    weight_scales_folded: NDArray[np.floating[Any]] | None = None
+    weight_scales_raw: NDArray[np.floating[Any]] | None = None
+    levels: int = LEVELS
+    max_scales: NDArray[np.floating[Any]] | None = None
+    folded: bool = True
+    bottom: str | None = None

@@ -1,4 +1,4 @@
-"""A table comes in, ncnn's calibration table goes out, and back: the input of ncnn2int8.
+"""The ncnn format: the calibration table that ncnn2int8 reads.
 
 All weight rows in network order, then all bottom rows; single spaces, nine significant digits
 (enough for every 32-bit float), a dead channel as 1. Format: ncnn, tools/quantize/ncnn2table.cpp
@@ -12,10 +12,9 @@ import math
 import numpy as np
 
 from int8calib.errors import TableError
-from int8calib.table.findings import Scan, raise_first_error
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.table.rows import pair_layers, parse_rows
-from int8calib.table.rules import WEIGHT_SUFFIX, lint_layers
+from int8calib.table.rules import WEIGHT_SUFFIX, Scan, lint_layers, raise_first_error
 
 SUMMARY = "what ncnn2int8 reads: two rows a layer"
 

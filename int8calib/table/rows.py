@@ -1,4 +1,4 @@
-"""Text with one row a line comes in; weight rows and blob rows, checked, go out.
+"""Read a text of one row a line into weight rows and blob rows, and check them.
 
 The formats ncnn, tool and tool-v1 share this layout: `<layer>_param_0 <scale> ...` is a weight
 row, `<name> <scale>` a blob row. Each finding says what ncnn's reader (`read_int8scale_table` in
@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.table.findings import Finding, Scan, Severity
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.table.rules import (
     MAX_KEY_BYTES,
     WEIGHT_MARK,
     WEIGHT_SUFFIX,
+    Finding,
+    Scan,
+    Severity,
     name_problem,
     scale_problem,
 )

@@ -1,4 +1,4 @@
-"""Names, scales and whole tables come in; what ncnn's table reader would misread goes out.
+"""The rules that a table's names and scales must keep, and findings for what breaks them.
 
 The rules follow `read_int8scale_table` and `quantize_*` in ncnn's tools/quantize/ncnn2int8.cpp:
 rows are cut at spaces, keys are read by `%255s`, `_param_` anywhere makes a weight row, and
@@ -8,11 +8,14 @@ the weight row of a layer is looked up through a 256-byte buffer holding `<name>
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 
-from int8calib.table.findings import Finding
+from int8calib.errors import TableError
 from int8calib.table.model import CalibrationTable, LayerScales
 
 WEIGHT_SUFFIX = "_param_0"
@@ -20,6 +23,76 @@ WEIGHT_MARK = "_param_"
 # 255 bytes hold a key; the weight row's key is the name and its suffix of 8 bytes.
 MAX_KEY_BYTES = 255
 MAX_NAME_BYTES = MAX_KEY_BYTES - len(WEIGHT_SUFFIX)
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a table.
+
+    Attributes
+    ----------
+    severity : str
+        ``error``: ncnn would misread the table or compute nonsense; ``warning``: it works, but
+        somebody should look.
+    line : int or None
+        The line of the text, from 1; None where none belongs to the finding.
+    layer : str or None
+        The layer that it is about.
+    message : str
+        What is wrong.
+    """
+
+    severity: Severity
+    line: int | None
+    layer: str | None
+    message: str
+
+    def located(self, name: str) -> str:
+        """One line of text, `name:line: message`, for the table file `name`."""
+        place = name if self.line is None else f"{name}:{self.line}"
+        return f"{place}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A table read leniently: rows that cannot be used are left out.
+
+    Attributes
+    ----------
+    table : CalibrationTable
+        The usable rows.
+    findings : tuple of Finding
+        What is wrong with the text.
+    lines : mapping of str to int
+        The line of each layer's weight row, where the format has lines.
+    """
+
+    table: CalibrationTable
+    findings: tuple[Finding, ...] = ()
+    lines: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort errors first, then by line (findings without one last), layer and message."""
+    return sorted(
+        findings,
+        key=lambda f: (
+            f.severity != "error",
+            f.line is None,
+            f.line or 0,
+            f.layer or "",
+            f.message,
+        ),
+    )
+
+
+def raise_first_error(findings: Iterable[Finding], name: str) -> None:
+    """Raise TableError for the topmost error, located in the file `name`; warnings pass."""
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        first = min(errors, key=lambda f: (f.line is None, f.line or 0))
+        raise TableError(first.located(name))
 
 
 def name_problem(name: str) -> str | None:
@@ -83,7 +156,7 @@ def layer_problem(layer: LayerScales, *, zero_is_dead: bool = False) -> str | No
 
 
 def duplicates(names: Sequence[str]) -> list[str]:
-    """Names that stand more than once, in order of their second appearance."""
+    """Return the names that stand more than once, in order of their second appearance."""
     seen: set[str] = set()
     twice: dict[str, None] = {}
     for name in names:
@@ -94,7 +167,7 @@ def duplicates(names: Sequence[str]) -> list[str]:
 
 
 def lint_layers(table: CalibrationTable, *, zero_is_dead: bool = False) -> list[Finding]:
-    """Every rule that the layers of `table` would break as rows, one error a layer at most."""
+    """Find the rules that the layers of `table` would break as rows, one error a layer at most."""
     findings = [
         Finding("error", None, name, f"layer {name}: stands more than once")
         for name in duplicates([layer.name for layer in table.layers])

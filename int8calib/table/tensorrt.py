@@ -1,4 +1,4 @@
-"""A table comes in, a calibration cache that TensorRT reads goes out, and back.
+"""The tensorrt format: a calibration cache that TensorRT reads.
 
 A header line `TRT-<version>-<calibrator>`, then `<blob>: <hex>` where hex are the eight digits of
 the scale as a big-endian IEEE 754 32-bit float; the scale is threshold / 127, so it is 1 over
@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from int8calib.errors import TableError
-from int8calib.table.findings import Finding, Scan
 from int8calib.table.model import CalibrationTable
-from int8calib.table.rules import scale_problem
+from int8calib.table.rules import Finding, Scan, scale_problem
 
 SUMMARY = "a TensorRT calibration cache: one scale for each blob, in hex"
 HEADER = "TRT-8601-EntropyCalibration2"
