@@ -203,15 +203,9 @@ def _equalized(
 def explain_choices(candidate: Candidate) -> tuple[Choice, ...]:
     """Say for each layer of a candidate, in one short sentence, what was chosen and why."""
     prepared = candidate.prepared if candidate.changed else None
-    equalized, grown = {}, {}
-    if prepared is not None:
-        equalized = {
-            name: share
-            for names, share in prepared.error_left.items()
-            if share < 1
-            for name in names
-        }
-        grown = prepared.grown
+    families = prepared.error_left if prepared else {}
+    grown = prepared.grown if prepared else {}
+    equalized = {name: left for names, left in families.items() if left < 1 for name in names}
     choices = [
         Choice(name, "float", "leaving it in float does most for the outputs")
         for name in candidate.float_layers
