@@ -48,10 +48,6 @@ if TYPE_CHECKING:
     from int8calib.tuning.results import TuneOptions, Tuning
 
 
-SPELLINGS = {"equalise": "equalize"}
-"""Other spellings of techniques, as earlier versions had them."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `int8calib tune`."""
     add_config_argument(parser)
@@ -252,7 +248,8 @@ class _TuneOptions:
         """The library's options for the search; raises `OptionError`."""
         from int8calib.tuning.results import TECHNIQUES, TuneOptions
 
-        skipped = tuple(SPELLINGS.get(name, name) for name in self.skip or ())
+        # "equalise" is how earlier versions spelled it.
+        skipped = ["equalize" if name == "equalise" else name for name in self.skip or ()]
         for name in skipped:
             if name not in TECHNIQUES:
                 raise OptionError(f"--skip {name}: expected one of {', '.join(TECHNIQUES)}")
