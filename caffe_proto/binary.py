@@ -140,7 +140,7 @@ def read_blob(path: Path) -> NDArray[np.float32]:
 
 
 def _open(path: Path, wanted: str, text_hint: str = "") -> memoryview:
-    """Map the file into memory and refuse what is recognisably something else."""
+    """Map the file into memory and refuse what is recognizably something else."""
     with open_regular(path, pipes=True) as file:
         try:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

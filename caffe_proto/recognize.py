@@ -50,7 +50,7 @@ def holds_control_bytes(head: bytes) -> bool:
 
 
 def refuse_foreign(path: Path, head: bytes, wanted: str) -> None:
-    """Refuse a file that is recognisably something else.
+    """Refuse a file that is recognizably something else.
 
     Parameters
     ----------

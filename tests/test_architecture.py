@@ -1,13 +1,17 @@
-"""The house rules that a machine can hold: directions of imports, and who may import what."""
+"""The house rules that a machine can hold: who imports whom, sizes, where tests lie, words."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from int8calib.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*(ROOT / "int8calib").rglob("*.py"), *(ROOT / "caffe_proto").rglob("*.py")])
@@ -42,13 +46,26 @@ STAGES = {
     "int8calib.reporting": 16,
     "int8calib.cli": 20,
 }
-# Stages that another converter embeds, and what they must not drag in.
+# Stages, with all that stands below their name, and what they must do without. Caffe and ncnn meet
+# in ncnn.convert, and in what stands above it.
 ALONE = {
-    "int8calib.table": {"int8calib.caffe", "int8calib.ncnn", "caffe_proto"},
-    "int8calib.calibration": {"int8calib.caffe", "int8calib.ncnn", "caffe_proto"},
-    "int8calib.images": {"int8calib.caffe"},
-    "int8calib.ncnn": {"int8calib.caffe", "caffe_proto"},
+    "int8calib.table": ("int8calib.caffe", "int8calib.ncnn", "caffe_proto"),
+    "int8calib.calibration": ("int8calib.caffe", "int8calib.ncnn", "caffe_proto"),
+    "int8calib.images": ("int8calib.caffe", "int8calib.ncnn"),
+    "int8calib.ncnn": ("int8calib.caffe", "caffe_proto"),
+    "int8calib.caffe": ("int8calib.ncnn",),
 }
+MEETING = "int8calib.ncnn.convert"
+MOST_FILES, MOST_LINES = 12, 350
+# Packages that are lists, one file an entry: a family of layers, a command.
+LISTS = {"int8calib/caffe/layers", "int8calib/cli"}
+# Packages that are still being joined.
+FILES_ALLOWED = {"int8calib/tuning": 21, "int8calib/table": 14}
+UNFINISHED = ("int8calib.tuning", "int8calib.table")
+# Tests of the program as a whole, and of modules that stand in no folder.
+WHOLE_PROGRAM = re.compile(
+    r"test_(architecture|public_api|docs|benchmarks|dialects|golden|networks|real_models)"
+)
 HOMES = {
     "numba": {"int8calib/compiled/machine.py"},
     "llvmlite": {"int8calib/compiled/machine.py"},
@@ -63,8 +80,12 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def _below(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
 def _stage(module: str) -> str | None:
-    found = [name for name in STAGES if module == name or module.startswith(name + ".")]
+    found = [name for name in STAGES if _below(module, name)]
     return max(found, key=len) if found else None
 
 
@@ -93,9 +114,10 @@ def test_stages_import_earlier_stages_only(path: Path) -> None:
         if stage is None or stage == own:
             continue
         assert STAGES[stage] < STAGES[own], f"{path}:{line}: {own} imports {stage}"
-        assert stage not in ALONE.get(own, set()), (
-            f"{path}:{line}: {own} must stand without {stage}"
-        )
+        for alone, without in ALONE.items():
+            if _below(own, alone) and not _below(own, MEETING):
+                others = [other for other in without if _below(stage, other)]
+                assert not others, f"{path}:{line}: {alone} must stand without {stage}"
 
 
 @pytest.mark.parametrize("library", HOMES)
@@ -115,7 +137,7 @@ def test_files_say_what_they_are_for_and_stay_short(path: Path) -> None:
     if path.name.endswith("_pb2.py"):
         return
     assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
-    assert text.count("\n") <= 350, f"{path} has {text.count(chr(10))} lines"
+    assert text.count("\n") <= MOST_LINES, f"{path} has {text.count(chr(10))} lines"
 
 
 @pytest.mark.parametrize(
@@ -150,3 +172,120 @@ def test_importing_stays_light(statement: str, absent: set[str]) -> None:
     )
     loaded = set(done.stdout.split())
     assert not loaded & absent, f"{statement} loads {sorted(loaded & absent)}"
+
+
+def _folders() -> list[str]:
+    """Every package of int8calib, from the root of the repository."""
+    return sorted(
+        {path.parent.relative_to(ROOT).as_posix() for path in FILES if "int8" in str(path)}
+    )
+
+
+@pytest.mark.parametrize("folder", _folders())
+def test_packages_stay_small(folder: str) -> None:
+    modules = [path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
+    if folder == "int8calib/cli":
+        programs = COMMANDS.keys() | {"main", "convert_tool"}
+        modules = [name for name in modules if name not in programs]
+    elif folder in LISTS:
+        return
+    assert len(modules) <= FILES_ALLOWED.get(folder, MOST_FILES), f"{folder}: {len(modules)} files"
+
+
+@pytest.mark.parametrize("folder", _folders())
+def test_tests_mirror_the_folders(folder: str) -> None:
+    modules = [path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
+    tests = ROOT / "tests" / Path(folder).relative_to("int8calib")
+    assert not modules or any(tests.glob("test_*.py")), f"{folder} has no tests in {tests}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "tests").rglob("test_*.py")),
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_a_test_lies_where_its_module_is(path: Path) -> None:
+    place = path.parent.relative_to(ROOT / "tests").as_posix()
+    if place == ".":
+        module = ROOT / "int8calib" / path.name.removeprefix("test_")
+        assert module.exists() or WHOLE_PROGRAM.match(path.name), f"{path.name} tests no module"
+        return
+    homes = (ROOT / "int8calib" / place, ROOT / place, ROOT / "tests" / place / "__main__.py")
+    assert any(home.exists() for home in homes), f"there is no folder {place} to test"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_parsed_arguments_stay_in_the_command(path: Path) -> None:
+    """A namespace ends in the file of its command, where it becomes dataclasses and values."""
+    text = path.read_text(encoding="utf-8")
+    if "Namespace" not in text:
+        return
+    readers = {"main", "options", "image_options", "convert_tool", "config"}
+    assert path.parent == ROOT / "int8calib/cli", f"{path} sees parsed arguments"
+    assert path.stem in readers | COMMANDS.keys(), f"{path} sees parsed arguments"
+    tree = ast.parse(text)
+    own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    allowed = own | {"vars", "getattr", "hasattr", "read_options", "image_options", "run"}
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        given = [arg.id for arg in call.args if isinstance(arg, ast.Name)]
+        if "args" in given and not isinstance(call.func, ast.Subscript):
+            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            assert name in allowed, f"{path}:{call.lineno}: hands its arguments to {name}"
+
+
+# British spelling, and words of an earlier text that say less than the field's own.
+BRITISH = re.compile(
+    r"\w*(quantis|normalis|optimis|initialis|serialis|organis|recognis|summaris|minimis|maximis"
+    r"|colour|behaviour|neighbour|favour|honour|artefact|catalogue)\w*"
+    r"|\b(centres?|grey|analysed?|cancelled|modelling|licence)\b",
+    re.IGNORECASE,
+)
+OLD_NAMES = {
+    *("feed", "feeds", "twin", "twins", "shelf", "tally", "evened", "suited", "settle", "settled"),
+    *("aim", "judge", "clock", "weighing", "arriving", "screen", "tolerantly"),
+}
+
+
+def _written() -> list[Path]:
+    """Every text that people write here: code, tests, pages."""
+    folders = ("int8calib", "caffe_proto", "tests", "benchmarks", "docs")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    return [
+        path
+        for path in (*paths, *ROOT.glob("*.md"))
+        if path.suffix in (".py", ".md", ".proto") and path != Path(__file__).resolve()
+    ]
+
+
+def test_spelling_is_american() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in _written()
+        for match in BRITISH.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, found
+
+
+def _identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every name in a file with its line."""
+    for node in ast.walk(tree):
+        for attribute in ("id", "attr", "arg", "name"):
+            name = getattr(node, attribute, None)
+            if isinstance(name, str):
+                yield getattr(node, "lineno", 0), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=_module)
+def test_words_are_those_of_the_field(path: Path) -> None:
+    if path.name.endswith("_pb2.py") or any(_below(_module(path), p) for p in UNFINISHED):
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for line, name in [(1, path.stem), *_identifiers(tree)]:
+        words = re.sub(r"([A-Z])", r"_\1", name).lower().split("_")
+        assert not OLD_NAMES.intersection(words), f"{path}:{line}: {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            text = ast.get_docstring(node) or ""
+            assert not re.search(r"\bcomes? in\b.*\bgo(es)? out\b", text, re.DOTALL), (
+                f"{path}: {text[:80]}"
+            )

@@ -1,1 +1,1 @@
-"""Command lines come in, exit codes go out: one thin file per command."""
+"""The command line: one file for each command, and what commands share."""

@@ -1,4 +1,4 @@
-"""The demo's ten shapes: points of the plane come in, signed distances to a shape's edge go out.
+"""The ten shapes of the demo, as signed distances of points of the plane to a shape's edge.
 
 Every function takes x and y (float64 arrays of one shape, the outline fits about into the unit
 circle) and `style` in 0..1, which picks a thickness or a pitch. It returns an array of the same

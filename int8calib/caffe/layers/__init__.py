@@ -1,1 +1,1 @@
-"""Caffe layer types: parameters, weights and bottoms come in, tops go out."""
+"""Caffe layer types: one shape rule and one pure function of arrays for each."""
