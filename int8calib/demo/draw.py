@@ -1,4 +1,4 @@
-"""The pictures of the demo, drawn from a count and a seed: labeled arrays, or a folder of PNG files.
+"""The pictures of the demo, drawn from a count and a seed: labeled arrays, or PNG files.
 
 One picture shows one of ten shapes at a random place, size and angle, in random colors, on an
 uneven background, with smaller marks around or on it, and with noise. Some are hard on purpose:
