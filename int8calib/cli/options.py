@@ -121,6 +121,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, model_required: bool
         "--model", required=model_required, metavar="FILE", help="the caffemodel with the weights"
     )
     add_input_shape_argument(group)
+    add_ignore_field_argument(group)
+
+
+def add_ignore_field_argument(group: Any) -> None:
+    """Declare `--ignore-field`."""
     group.add_argument(
         "--ignore-field",
         action="append",

@@ -14,7 +14,13 @@ import math
 from typing import TYPE_CHECKING
 
 from int8calib.cli.console import Console
-from int8calib.cli.options import MessageOptions, add_message_arguments, finite, read_options
+from int8calib.cli.options import (
+    MessageOptions,
+    add_ignore_field_argument,
+    add_message_arguments,
+    finite,
+    read_options,
+)
 from int8calib.cli.table_options import FORMATS
 from int8calib.errors import OptionError
 from int8calib.levels import LEVELS
@@ -54,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_check_arguments(check: argparse.ArgumentParser) -> None:
     check.add_argument("--proto", metavar="FILE", help="check against this network, with --model")
     check.add_argument("--model", metavar="FILE", help="its weights")
+    add_ignore_field_argument(check)
     check.add_argument("--param", metavar="FILE", help="check against this ncnn structure file")
     check.add_argument(
         "--no-fold-bn",
@@ -140,7 +147,7 @@ def _requirements(args: argparse.Namespace, table: CalibrationTable) -> list[Req
     from int8calib.caffe.network.load import load_unsized
     from int8calib.caffe.requirements import requirements_from_graph
 
-    graph = load_unsized(args.proto, args.model)
+    graph = load_unsized(args.proto, args.model, ignore_fields=args.ignore_field)
     by_blob = bool(table.blob_scales) and all(math.isnan(x.bottom_scale) for x in table.layers)
     return requirements_from_graph(
         graph, fold_bn=args.fold_bn, winograd=args.winograd, versions=not by_blob

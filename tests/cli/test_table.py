@@ -67,6 +67,19 @@ def test_check_against_the_network(folder: Path, capsys: pytest.CaptureFixture[s
     assert "made from folded weights" in out
 
 
+def test_check_takes_fields_to_ignore_and_needs_none(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (folder / "net.prototxt").read_text(encoding="utf-8")
+    assert "convolution_param {" in text
+    proto = tmp_path / "net.prototxt"
+    proto.write_text(text.replace("convolution_param {", "convolution_param { odd: 3", 1), "utf-8")
+    words = ["check", folder / "folded.table", "--proto", proto]
+    words += ["--model", folder / "net.caffemodel"]
+    assert "nothing runs here" in said(capsys, *words)[1]
+    assert "as told" in said(capsys, *words, "--ignore-field", "convolution_param.odd")[1]
+
+
 def test_check_finds_what_a_hand_breaks(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

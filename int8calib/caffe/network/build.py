@@ -248,7 +248,8 @@ def included(layer: LayerParameter, state: NetState) -> bool:
     With include rules one of them must hold; otherwise no exclude rule may. Source: Caffe's
     Net::FilterNet and Net::StateMeetsRule. The older `phase` field of a layer itself is no rule
     in Caffe and is not looked at. A layer whose rules hold something that is not understood takes
-    part unless what is understood speaks against it: it then cannot run as written.
+    part unless what is understood speaks against it: it then cannot run as written. A value given
+    twice is not understood.
 
     Parameters
     ----------
@@ -257,9 +258,13 @@ def included(layer: LayerParameter, state: NetState) -> bool:
     state
         The phase, level and stages.
     """
+    unread = unread_fields(layer)
+    twice = any(one.kind == "repeated" and one.field.startswith("include.") for one in unread)
+    if twice and layer.type not in INPUT_TYPES:
+        return True
     if layer.include:
         return any(_meets(rule, state) for rule in layer.include)
-    if any(one.field.startswith("exclude.") for one in unread_fields(layer)):
+    if any(one.field.startswith("exclude.") for one in unread):
         return True
     return not any(_meets(rule, state) for rule in layer.exclude)
 

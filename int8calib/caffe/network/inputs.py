@@ -53,10 +53,12 @@ def input_shapes(layer: LayerParameter) -> dict[str, Shape | None]:
 
 
 def _from_shapes(layer: LayerParameter, shapes: list[Shape]) -> dict[str, Shape | None]:
-    """One shape per top, or one for all of them."""
+    """One shape per top, or one for all of them, as Caffe asks; otherwise none is known."""
     if len(shapes) == 1:
         shapes = shapes * len(layer.top)
-    return {top: shapes[i] if i < len(shapes) else None for i, top in enumerate(layer.top)}
+    if len(shapes) != len(layer.top):
+        return dict.fromkeys(layer.top)
+    return dict(zip(layer.top, shapes, strict=True))
 
 
 def _dummy_shapes(layer: LayerParameter) -> list[Shape]:

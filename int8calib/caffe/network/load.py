@@ -29,7 +29,13 @@ from int8calib.caffe.network.shapes import (
     refuse_misfits,
     refuse_unread,
 )
-from int8calib.caffe.network.unread import outside_error, summary, unneeded_notes
+from int8calib.caffe.network.unread import (
+    NOT_NEEDED,
+    NOT_RUN,
+    outside_error,
+    summary,
+    unneeded_notes,
+)
 from int8calib.errors import (
     ModelError,
     ModelFileError,
@@ -98,9 +104,9 @@ def load_graph(
     return free_batch(_noted(graph), reached.shapes), inputs
 
 
-def _noted(graph: Graph) -> Graph:
+def _noted(graph: Graph, reason: str = NOT_NEEDED) -> Graph:
     """The graph with notes of what nothing needs, after a warning that tells all notes."""
-    graph = replace(graph, notes=(*graph.notes, *unneeded_notes(graph.layers)))
+    graph = replace(graph, notes=(*graph.notes, *unneeded_notes(graph.layers, reason)))
     if graph.notes:
         message = one_line(f"{graph.source}: not understood: {summary(graph.notes)}")
         warnings.warn(message, caffe_proto.UnknownFieldWarning, stacklevel=4)
@@ -138,7 +144,8 @@ def load_unsized(
         For a shape given to something that is no input.
     """
     net, weights = read_files(prototxt, caffemodel)
-    graph = _noted(build_graph(net, os.fspath(prototxt), ignore_fields=ignore_fields))
+    built = build_graph(net, os.fspath(prototxt), ignore_fields=ignore_fields)
+    graph = _noted(built, NOT_RUN)
     given = checked_inputs(graph, input_shapes)
     shapes = {
         name: given.get(name) or complete_input(graph, name, declared, weights or {})

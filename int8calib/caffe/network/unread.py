@@ -18,6 +18,7 @@ HARMLESS = "it changes nothing here"
 NEVER_RUNS = "the layer does not run here"
 AS_TOLD = "left out as told (--ignore-field)"
 NOT_NEEDED = "no quantized layer needs the layer"
+NOT_RUN = "nothing runs here, weights alone are compared"
 OUTSIDE = "it stands outside of the layers"
 NOT_THERE = "given to --ignore-field, but the file has no such field that is not known"
 
@@ -56,8 +57,6 @@ _HARMLESS_NAMES = frozenset(
         "name_size_file",
         "output_directory",
         "display_name",
-        # the phase of a layer, which is no rule in Caffe
-        "phase",
     )
 )
 _HARMLESS_BEGINNINGS = ("cudnn", "mkldnn", "mlu", "quant", "transform", "visual", "default_")
@@ -102,6 +101,8 @@ _SHOWN = 5
 
 def is_harmless(unread: Unread) -> bool:
     """Whether leaving something out cannot change what a layer computes."""
+    if unread.field == "phase":  # of a layer itself it is no rule in Caffe
+        return True
     for name in unread.field.split("."):
         if name in _HARMLESS_NAMES or name == "data_param":
             return True
@@ -193,10 +194,10 @@ def net_notes(
     return tuple(stops), notes
 
 
-def unneeded_notes(layers: Iterable[Layer]) -> list[FieldNote]:
-    """Notes of layers that cannot run as they are written, where nothing needs them."""
+def unneeded_notes(layers: Iterable[Layer], reason: str = NOT_NEEDED) -> list[FieldNote]:
+    """Notes of layers that cannot run as they are written, where nothing needs them to run."""
     return [
-        _note(layer.name, layer.type, group, NOT_NEEDED)
+        _note(layer.name, layer.type, group, reason)
         for layer in layers
         for group in by_field(layer.unread)
     ]

@@ -139,3 +139,12 @@ def test_batchable_means_one_entry_per_image() -> None:
         graph = graph_of(INPUT % DIMS + shape.format(dims))
         inputs = resolve_inputs(graph)
         assert is_batchable(graph, inputs, graph.layers) is batchable
+
+
+def test_shapes_that_do_not_fit_the_tops_are_not_guessed() -> None:
+    # Source: Caffe's InputLayer::LayerSetUp checks that there is one shape, or one for each top.
+    for sizes, a, b in (([5], 5, 5), ([5, 7], 5, 7), ([5, 7, 11], None, None)):
+        shapes = "".join(f"shape {{ dim: 2 dim: {size} }} " for size in sizes)
+        text = f'layer {{ name: "d" type: "Input" top: "a" top: "b" input_param {{ {shapes} }} }}'
+        found = graph_of(text + relu("r", "a", "r") + relu("s", "b", "s")).inputs
+        assert found == {"a": a and (2, a), "b": b and (2, b)}

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from google.protobuf import text_format
 
 import caffe_proto
 import int8calib
@@ -166,6 +167,17 @@ def test_a_phase_rule_that_is_not_understood_keeps_its_layer(tmp_path: Path) -> 
         text = FIRST + layer("ReLU", "p", "c1", param=rule) + conv("c2", "c1", POINT, relu=False)
         graph = load(tmp_path, text)
         assert ("p" in [layer.name for layer in graph.layers]) == kept
+
+
+@pytest.mark.parametrize("phases", ["VAL", "TEST phase: TRAIN", "TRAIN phase: TEST"])
+@pytest.mark.parametrize("kind", ["include", "exclude"])
+def test_a_phase_rule_that_is_not_understood_stops(kind: str, phases: str, tmp_path: Path) -> None:
+    rule = f"{kind} {{ phase: {phases} }}"
+    text = FIRST + layer("ReLU", "p", "c1", "c1", rule) + conv("c2", "c1", POINT, relu=False)
+    with pytest.raises(text_format.ParseError):  # nor does Caffe's reader take it
+        text_format.Parse(text, caffe_proto.NetParameter())
+    with pytest.raises(ModelError, match=rf"'p' .* cannot run as written: {kind}.phase[: ].*line"):
+        load(tmp_path, text)
 
 
 def test_a_warning_names_what_was_left_out(tmp_path: Path) -> None:
