@@ -156,6 +156,8 @@ def _value(value: Any, name: str) -> Any:
         return value
     if isinstance(value, ModuleType) and value.__name__ in _LIBRARIES:
         return value.__name__
+    if isinstance(value, np.ufunc):
+        return f"ufunc {value.__name__}"
     if getattr(value, "__module__", None) in _LIBRARIES and hasattr(value, "__name__"):
         return f"{value.__module__}.{value.__name__}"
     raise TypeError(
