@@ -59,9 +59,8 @@ MEETING = "int8calib.ncnn.convert"
 MOST_FILES, MOST_LINES = 12, 350
 # Packages that are lists, one file an entry: a family of layers, a command.
 LISTS = {"int8calib/caffe/layers", "int8calib/cli"}
-# Packages that are still being joined.
-FILES_ALLOWED = {"int8calib/tuning": 21, "int8calib/table": 14}
-UNFINISHED = ("int8calib.tuning", "int8calib.table")
+# Packages that are larger, with the number they must not exceed.
+FILES_ALLOWED = {"int8calib/tuning": 13}
 # Tests of the program as a whole, and of modules that stand in no folder.
 WHOLE_PROGRAM = re.compile(
     r"test_(architecture|public_api|docs|benchmarks|dialects|golden|networks|real_models)"
@@ -242,7 +241,7 @@ BRITISH = re.compile(
 )
 OLD_NAMES = {
     *("feed", "feeds", "twin", "twins", "shelf", "tally", "evened", "suited", "settle", "settled"),
-    *("aim", "judge", "clock", "weighing", "arriving", "screen", "tolerantly"),
+    *("aim", "judge", "clock", "weighing", "arriving", "screen", "tolerantly", "importance"),
 }
 
 
@@ -277,7 +276,7 @@ def _identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", FILES, ids=_module)
 def test_words_are_those_of_the_field(path: Path) -> None:
-    if path.name.endswith("_pb2.py") or any(_below(_module(path), p) for p in UNFINISHED):
+    if path.name.endswith("_pb2.py"):
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for line, name in [(1, path.stem), *_identifiers(tree)]:
