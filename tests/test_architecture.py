@@ -288,3 +288,10 @@ def test_words_are_those_of_the_field(path: Path) -> None:
             assert not re.search(r"\bcomes? in\b.*\bgo(es)? out\b", text, re.DOTALL), (
                 f"{path}: {text[:80]}"
             )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_do_not_import_one_another(command: str) -> None:
+    others = {f"int8calib.cli.{name}" for name in COMMANDS if name != command}
+    imported = {name for _, name in _imports(ROOT / "int8calib/cli" / f"{command}.py")}
+    assert not imported & others
