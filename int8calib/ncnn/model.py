@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from caffe_proto.limits import MAX_MODEL_BYTES
 from int8calib.errors import ModelFileError
-from int8calib.files import write_all
+from int8calib.files import read_bounded, write_all
 from int8calib.ncnn.param import NcnnLayer, format_param, parse_param
 from int8calib.ncnn.weights import read_weights, write_weights
 
 MOST_PARAM_BYTES = 64 * 2**20
+"""Bytes of a structure file: 64 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +47,17 @@ def load_model(param: str | os.PathLike[str], weights: str | os.PathLike[str]) -
     """Load an ncnn model from its `.param` and `.bin`; raises `ModelFileError`."""
     layers = parse_param(read_text(param), str(Path(param)))
     try:
-        data = Path(weights).read_bytes()
+        data = read_bounded(weights, MAX_MODEL_BYTES)
     except OSError as error:
-        raise ModelFileError(f"{Path(weights)}: cannot be read: {error.strerror}") from error
+        message = f"{Path(weights)}: cannot be read: {error.strerror or error}"
+        raise ModelFileError(message) from error
     return NcnnModel(read_weights(layers, data, str(Path(weights))), str(Path(param)))
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a structure file; raises `ModelFileError` where it is none."""
     try:
-        if Path(path).stat().st_size > MOST_PARAM_BYTES:
-            raise ModelFileError(
-                f"{Path(path)}: larger than {MOST_PARAM_BYTES >> 20} MB, which no .param file is"
-            )
-        return Path(path).read_bytes().decode("utf-8")
+        return read_bounded(path, MOST_PARAM_BYTES).decode("utf-8")
     except OSError as error:
         message = f"{Path(path)}: cannot be read: {error.strerror or error}"
         raise ModelFileError(message) from error

@@ -25,6 +25,7 @@ MOST_NUMBER = 15
 """The characters of a number that ncnn's reader keeps."""
 MOST_ID = 31
 MOST_LAYERS = 1_000_000
+MOST_BLOBS = 4 * MOST_LAYERS
 _FIELD = re.compile(r'[^\s"]*"[^"]*"|\S+')
 _PARAMETER = re.compile(r"(-?\d{1,6})=(.+)", re.ASCII | re.DOTALL)
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
@@ -133,10 +134,10 @@ def parse_param(text: str, name: str) -> tuple[NcnnLayer, ...]:
         )
     layers = tuple(_parse_line(line, f"{name}:{number}", number) for number, line in numbered[2:])
     tops = [top for layer in layers for top in layer.tops]
-    if blobs < len(set(tops)):
+    if not len(set(tops)) <= blobs <= MOST_BLOBS:
         raise ModelFileError(
             f"{name}:2: {blobs} blobs announced, the layers make {len(set(tops))}; ncnn writes "
-            "out of bounds with too small a count"
+            f"out of bounds with too small a count, and at most {MOST_BLOBS} are right"
         )
     return layers
 

@@ -5,6 +5,7 @@ Source: ncnn, tools/quantize/ncnn2int8.cpp and quantize_to_int8 of src/mat.cpp.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,9 @@ CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
 QUANTIZED = (*CONVOLUTIONS, "InnerProduct")
 """Layer types that a blob row and a weight row of the table make INT8."""
 _REQUANTIZE = 100
+_NUMBER = re.compile(
+    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity", re.ASCII | re.IGNORECASE
+)
 _SMALLEST = np.float32(1e-30)
 
 
@@ -48,8 +52,9 @@ def read_rows(text: str, name: str) -> Rows:
     Raises
     ------
     TableError
-        For a row that ncnn would misread: no number, none at all, twice the same name, or rows
-        behind a blank line, where ncnn stops reading.
+        For a row that ncnn would misread: no number, none at all, a scale that is negative or no
+        number, a bottom scale of 0 or infinity, twice the same name, or rows behind a blank line,
+        where ncnn stops reading.
     """
     weights: dict[str, Array] = {}
     bottoms: dict[str, Array] = {}
@@ -65,12 +70,21 @@ def read_rows(text: str, name: str) -> Rows:
             )
         key, *values = words
         rows = weights if "_param_" in key else bottoms
+        row = f"{name}:{number}: row {key[:60]!r}"
+        if not values:
+            raise TableError(f"{row} has no scale")
+        # Python also takes 1_000 and digits of other scripts.
+        if not line.isascii() or any("_" in value for value in values):
+            values = [value if _NUMBER.fullmatch(value) else "?" for value in values]
         try:
-            scales = np.array(values, np.float32)
+            with np.errstate(over="ignore"):
+                scales = np.array(values, np.float32)
         except ValueError:
-            raise TableError(f"{name}:{number}: row {key[:60]!r} holds what is no number") from None
-        if not len(scales):
-            raise TableError(f"{name}:{number}: row {key[:60]!r} has no scale")
+            raise TableError(f"{row} holds what is no number") from None
+        # 0 and infinity stand for channels whose weights are all 0.
+        wrong = ~(scales >= 0) if rows is weights else ~((scales > 0) & np.isfinite(scales))
+        if wrong.any():
+            raise TableError(f"{row} holds the scale {scales[wrong][0]:g}, above 0 is right")
         if key in rows:
             raise TableError(f"{name}:{number}: row {key[:60]!r} is there twice")
         rows[key] = scales

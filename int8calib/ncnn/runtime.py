@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from int8calib.arrays import Array
 from int8calib.errors import ModelError, OptionError
 from int8calib.ncnn.model import NcnnModel
 from int8calib.ncnn.param import format_param
+from int8calib.ncnn.sound import check_bottoms, check_graph
 from int8calib.ncnn.weights import write_weights
 
 
@@ -56,6 +59,7 @@ class RuntimeNet:
             Where ncnn does not load the model.
         """
         ncnn = import_ncnn()
+        check_graph(model.layers, model.source)
         self._ncnn = ncnn
         self._net = ncnn.Net()
         option = self._net.opt
@@ -66,13 +70,21 @@ class RuntimeNet:
             option.use_fp16_packed = option.use_fp16_storage = False
             option.use_fp16_arithmetic = option.use_bf16_storage = False
             option.use_packing_layout = False
-        # ncnn refers to this memory as long as the net lives.
-        self._weights = write_weights(model.layers)
         text = format_param(model.layers)
         if self._net.load_param_mem(text) != 0:
-            raise ModelError(f"{model.source}: ncnn does not know a layer of this model")
-        self._net.load_model_mem(self._weights)
+            raise ModelError(
+                f"{model.source}: ncnn does not know a layer of this model, or refuses its "
+                "parameters"
+            )
+        # Only from a file does ncnn tell whether it could load all weights.
+        with tempfile.TemporaryDirectory() as folder:
+            binary = Path(folder, "weights.bin")
+            binary.write_bytes(write_weights(model.layers))
+            if self._net.load_model(str(binary)) != 0:
+                raise ModelError(f"{model.source}: ncnn cannot load the weights of a layer")
         self._source = model.source
+        self._layers = model.layers
+        self._checked: set[tuple[object, ...]] = set()
         self.inputs = tuple(
             top for layer in model.layers if layer.type == "Input" for top in layer.tops
         )
@@ -107,6 +119,8 @@ class RuntimeNet:
         for name, array in kept.items():
             if extractor.input(name, self._ncnn.Mat(array).clone()) != 0:
                 raise ModelError(f"{self._source}: the model has no input {name!r}")
+        blobs = tuple(blobs)
+        self._check_sizes(extractor, kept, blobs)
         started = time.perf_counter()
         found = {blob: extractor.extract(blob) for blob in blobs}
         self.seconds = time.perf_counter() - started
@@ -117,3 +131,32 @@ class RuntimeNet:
                 raise ModelError(f"{self._source}: blob {blob!r} {known}")
             tops[blob] = np.zeros(0, np.float32) if mat.dims == 0 else np.array(mat, np.float32)
         return tops
+
+    def _check_sizes(
+        self, extractor: Any, inputs: Mapping[str, Array], blobs: Sequence[str]
+    ) -> None:
+        """Compute layer by layer for the first inputs of a shape, each when its bottoms fit it."""
+        key = (blobs, *((name, array.shape) for name, array in inputs.items()))
+        if key in self._checked:
+            return
+        needed = set(blobs)
+        for layer in reversed(self._layers):
+            if needed & set(layer.tops):
+                needed.update(layer.bottoms)
+        for layer in self._layers:
+            if not needed & set(layer.tops):
+                continue
+            bottoms = []
+            for bottom in layer.bottoms:
+                code, mat = extractor.extract(bottom)
+                if code != 0:
+                    raise ModelError(f"{self._source}: blob {bottom!r} could not be computed")
+                bottoms.append(_extents(mat))
+            check_bottoms(layer, bottoms, self._source)
+        self._checked.add(key)
+
+
+def _extents(mat: Any) -> tuple[int, ...]:
+    """The extents of ncnn's blob, the outermost first."""
+    named = ((), (mat.w,), (mat.h, mat.w), (mat.c, mat.h, mat.w), (mat.c, mat.d, mat.h, mat.w))
+    return named[mat.dims]

@@ -112,6 +112,30 @@ def damaged_text(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) 
     return "".join(tokens).encode("utf-8", "surrogateescape")
 
 
+PAIR = b"\0WEIGHTS\0"
+"""Stands between the two files of an ncnn model in the one file of a case."""
+_NCNN_WORD = re.compile(r"(?<=[=,])-?[\d.e+-]+|(?<=\s)[\w/.-]+(?=\s)")
+_NCNN_NUMBERS = (*map(str, INTEGERS), *("-1", "-233", "-2147483648", "-0.5", "1e38", "nan", "1e-9"))
+
+
+def damaged_pair(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) -> bytes:
+    """An ncnn model: mostly other numbers and names in its structure, else damaged weights."""
+    structure, weights = data.split(PAIR)
+    if rng.random() < 0.2:
+        return structure + PAIR + damaged_bytes(weights, rng)
+    if rng.random() < 0.2:
+        return damaged_text(structure, rng) + PAIR + weights
+    text = structure.decode()
+    begin = text.index("Input")
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        words = list(_NCNN_WORD.finditer(text, begin))
+        word = rng.choice(words)
+        number = re.match(r"-?\d", word[0])
+        new = rng.choice(_NCNN_NUMBERS) if number else rng.choice(words)[0]
+        text = text[: word.start()] + new + text[word.end() :]
+    return text.encode() + PAIR + weights
+
+
 def damaged_prototxt(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) -> bytes:
     """Mostly a text of valid form: other numbers, names, values, options, layers left out."""
     if rng.random() < 0.3:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -16,7 +16,11 @@ import int8calib
 from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.collect import collect_statistics
 from int8calib.cli.main import main
+from int8calib.ncnn.layout import blob_layout
+from int8calib.ncnn.param import parse_param
+from int8calib.ncnn.weights import write_weights
 from int8calib.table import CalibrationTable, read_table, write_table
+from tests.fuzz.mutate import PAIR
 from tests.generated import generate_weights, make_model
 from tests.network_styles import conv, conv_bn, data, layer, pool
 from tests.table_helpers import layer as table_layer
@@ -116,6 +120,8 @@ def make_seeds(folder: Path) -> Seeds:
         "npz": _archives(),
         "table": _tables(folder, read_table(f"{table}.json")),
         "param": [_param()],
+        "ncnn": _ncnn_models(folder, run),
+        "quantize": [table.read_bytes()],
         "statistics": [(folder / "stats.npz").read_bytes()],
         "checkpoint": [_checkpoint(folder)],
         "evaluation": [evaluation],
@@ -195,6 +201,38 @@ def _param() -> bytes:
         b"ConvolutionDepthWise dw 1 1 a dw 0=5 1=3 5=1 6=45 7=5 -23303=2,1,2\n"
         b"InnerProduct fc 1 1 b fc 0=4 1=1 2=100\n"
     )
+
+
+NCNN = """7767517
+13 15
+Input data 0 1 data 0=13 1=11 2=3
+Convolution c1 1 1 data c1 0=5 1=3 4=1 5=1 6=135
+BatchNorm bn 1 1 c1 bn 0=5 1=1e-3
+Scale sc 1 1 bn sc 0=5 1=1
+ConvolutionDepthWise dw 1 1 sc dw 0=5 1=3 5=1 6=45 7=5 9=2 -23310=1,0.1
+MemoryData md 0 1 md 0=1
+BinaryOp mul 2 1 dw md mul 0=2
+Split s 1 3 mul a b c
+Convolution c2 1 1 a c2 0=7 1=1 6=35
+PReLU pr 1 1 b pr 0=1
+Pooling p 1 1 pr p 0=1 4=1
+InnerProduct fc 1 1 p fc 0=4 1=1 2=20
+LSTM l 1 1 fc l 0=3 1=48 2=0
+"""
+
+
+def _ncnn_models(folder: Path, run: list[str]) -> list[bytes]:
+    """Structure and weights of a converted model and of one with other layers of ncnn."""
+    param, weights = folder / "net.param", folder / "net.bin"
+    _succeed(["convert", *run[:4], "--output", str(param), str(weights)])
+    layers = parse_param(NCNN, "net.param")
+    rng = np.random.default_rng(13)
+    blobs = [[rng.uniform(0.5, 1, b.size).astype("f4") for b in blob_layout(la)] for la in layers]
+    filled = [replace(la, weights=tuple(b)) for la, b in zip(layers, blobs, strict=True)]
+    return [
+        param.read_bytes() + PAIR + weights.read_bytes(),
+        NCNN.encode() + PAIR + write_weights(filled),
+    ]
 
 
 def _checkpoint(folder: Path) -> bytes:

@@ -7,7 +7,8 @@ import io
 import math
 import os
 import random
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,13 @@ from int8calib.evaluation.stored import read_evaluation
 from int8calib.images.decode import read_image
 from int8calib.images.mean import read_mean
 from int8calib.images.source import open_source
+from int8calib.ncnn.model import encode_model, load_model
+from int8calib.ncnn.optimize import optimize_model
+from int8calib.ncnn.param import NcnnLayer
+from int8calib.ncnn.quantize import quantize_model, read_rows
 from int8calib.ncnn.requirements import read_param
 from int8calib.table import read_table, read_table_lenient
+from int8calib.table import read_text as read_table_text
 from tests.fuzz import mutate
 
 REFUSED = (Int8CalibError, caffe_proto.CaffeFormatError)
@@ -177,6 +183,39 @@ def _param(path: Path, folder: Path, rng: random.Random) -> None:
     read_param(path)
 
 
+def _ncnn(path: Path, folder: Path, rng: random.Random) -> None:
+    """An ncnn model goes through all that is made of one: optimized, quantized, written, read."""
+    structure, _, weights = path.read_bytes().partition(mutate.PAIR)
+    param, binary = path.with_suffix(".param"), path.with_suffix(".bin")
+    param.write_bytes(structure)
+    binary.write_bytes(weights)
+    layers = load_model(param, binary).layers
+    table = read_table_text(folder / "net.table")
+    if b"LSTM" in structure:
+        scales = " 50" * 12
+        table += f"l_param_0{scales}\nl_param_1{scales}\n"
+    rows = read_rows(table, "net.table")
+    refusing(lambda: _written(optimize_model(layers), param, binary))
+    _written(quantize_model(layers, rows), param, binary)
+
+
+def _written(layers: Iterable[NcnnLayer], param: Path, binary: Path) -> None:
+    structure, weights = encode_model(layers)
+    param.write_text(structure)
+    binary.write_bytes(weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = encode_model(load_model(param, binary).layers)
+    assert again == (structure, weights)
+
+
+def _quantize(path: Path, folder: Path, rng: random.Random) -> None:
+    """A damaged table for a sound ncnn model."""
+    model = load_model(folder / "net.param", folder / "net.bin")
+    rows = read_rows(read_table_text(path), "net.table")
+    encode_model(quantize_model(model.layers, rows))
+
+
 def _statistics(path: Path, folder: Path, rng: random.Random) -> None:
     load_statistics(path)
     refusing(lambda: load_collected(path))
@@ -245,6 +284,8 @@ TARGETS: dict[str, Target] = {
     "npz": Target(mutate.damaged_npz, ".npz", _array),
     "table": Target(mutate.damaged_text, ".table", _table),
     "param": Target(mutate.damaged_text, ".param", _param),
+    "ncnn": Target(mutate.damaged_pair, ".ncnn", _ncnn),
+    "quantize": Target(mutate.damaged_text, ".table", _quantize),
     "statistics": Target(_signed_npz, ".npz", _statistics),
     "checkpoint": Target(_signed_npz, ".npz", _checkpoint),
     "evaluation": Target(mutate.damaged_json, ".json", _evaluation),
