@@ -15,6 +15,9 @@ MAX_VALUES = caffe_proto.limits.MAX_VALUES
 """Values of a blob or weight (8 GiB of float32). Source: Blob::Reshape of Caffe's
 src/caffe/blob.cpp, which refuses a count above INT_MAX."""
 
+MAX_MODEL_BYTES = caffe_proto.limits.MAX_MODEL_BYTES
+"""Bytes of a file of weights, Caffe's or ncnn's: 2 GiB."""
+
 MAX_PIXELS = 1 << 27
 """Pixels of one image, as its file declares them and after resizing: 134 million."""
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from caffe_proto.limits import MAX_MODEL_BYTES
 from int8calib.errors import ModelFileError
 from int8calib.files import read_bounded, write_all
+from int8calib.limits import MAX_MODEL_BYTES
 from int8calib.ncnn.param import NcnnLayer, format_param, parse_param
 from int8calib.ncnn.weights import read_weights, write_weights
 
