@@ -79,7 +79,7 @@ def _description(parser: argparse.ArgumentParser) -> str:
         if lines and lines[-1] and code != lines[-1].startswith("    "):
             lines.append("")
         lines.append(f"    {line[2:]}" if code else line)
-    return "\n".join(lines)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
 def _option_rows(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -90,6 +90,7 @@ def _option_rows(parser: argparse.ArgumentParser) -> Iterator[str]:
         names, values = ", ".join(action.option_strings), _values(action)
         shown = " ".join(f"`{part}`" for part in (names, values) if part)
         text = (action.help or "") % {**vars(action), "prog": parser.prog}
+        text += " (required)" if action.option_strings and action.required else ""
         yield f"| {_cell(shown)} | {_cell(text)} |"
 
 

@@ -35,6 +35,21 @@ def test_the_reference_is_what_the_program_says(capsys: pytest.CaptureFixture[st
         assert stored == make(), f"{name} is out of date: run python docs/generate.py"
 
 
+def test_check_tells_outdated_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runpy.run_path(str(ROOT / "docs" / "generate.py"))["main"]
+    monkeypatch.setitem(run.__globals__, "REFERENCE", tmp_path)
+    checking, writing = ["generate.py", "--check"], ["generate.py"]
+    for words, status in ((checking, 1), (writing, 0), (checking, 0)):
+        monkeypatch.setattr("sys.argv", words)
+        assert run() == status
+        assert any(tmp_path.iterdir()) == (words is writing or status == 0)
+    (tmp_path / "api.md").write_text("old")
+    assert run() == 1
+    assert capsys.readouterr().out.endswith("api.md: out of date\n")
+
+
 @pytest.mark.parametrize("method", method_names())
 def test_every_method_is_explained(method: str) -> None:
     assert f"`{method}`" in (ROOT / "docs/guide/calibrate.md").read_text(encoding="utf-8")
