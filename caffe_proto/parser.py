@@ -14,6 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from caffe_proto.caffe_pb2 import NetParameter, UnreadField, V1LayerParameter
+from caffe_proto.errors import CaffeFormatError
 from caffe_proto.lexer import CLOSERS, Token, Tokens
 from caffe_proto.limits import MAX_LAYERS
 from caffe_proto.scalars import Reader, enum_number, scalar_reader
@@ -22,6 +23,7 @@ from caffe_proto.unread import Entries, UnreadReader
 __all__ = ["Parser"]
 
 _LAYERS = ("layer", "layers")
+_NEEDED = frozenset(("name", "type", "bottom", "top", "include", "exclude", "dim", *_LAYERS))
 
 
 class _Field(NamedTuple):
@@ -54,6 +56,7 @@ class Parser:
         self._path: list[str] = []  # from the layer, or from the net outside of all layers
         self._unread: Entries  # of that layer or net
         self._reader = UnreadReader(tokens)
+        self._in_layer = False
         self._layers = 0
 
     def parse(self, target: Message) -> None:
@@ -102,7 +105,13 @@ class Parser:
     def _field(self, target: Message, field: _Field) -> None:
         """Read what follows a field's name: one value, or a list of them."""
         tokens = self._tokens
-        if not tokens.accept(":") and not field.message:
+        colon = tokens.accept(":")
+        mark = tokens.peek.text if tokens.peek.kind == "mark" else ""
+        fits = field.repeated if mark == "[" else (mark in CLOSERS) == field.message
+        if not fits and (colon or mark in CLOSERS) and self._spares(field):
+            self._keep_value(field)
+            return
+        if not colon and not field.message:
             raise tokens.expected(f"':' after {field.name}")
         if not (field.repeated and tokens.accept("[")):
             self._value(target, field)
@@ -119,10 +128,16 @@ class Parser:
             self._message(target, field)
             return
         at = self._tokens.peek.at
-        if field.read:
-            value = field.read(self._tokens, field.descriptor)
-        else:
-            number, text = enum_number(self._tokens, field.descriptor)
+        try:
+            read = field.read or enum_number
+            value = read(self._tokens, field.descriptor)
+        except CaffeFormatError:
+            if self._tokens.peek.at != at or not self._spares(field):
+                raise
+            self._keep_value(field)
+            return
+        if isinstance(value, tuple):
+            number, text = value
             if number is None:
                 of_type = field.name == "type" and isinstance(target, V1LayerParameter)
                 kind = UnreadField.LAYER_TYPE if of_type else UnreadField.ENUM
@@ -135,7 +150,21 @@ class Parser:
             else:
                 setattr(target, field.name, value)
         except ValueError:
-            raise self._tokens.error(at, f"{field.name}: {value!r} is out of range") from None
+            if not self._spares(field):
+                raise self._tokens.error(at, f"{field.name}: {value!r} is out of range") from None
+            name = self._dotted(field.name)
+            self._reader.add(self._unread, name, at, UnreadField.ENUM, str(value))
+
+    def _spares(self, field: _Field) -> bool:
+        """Whether a value of another type is kept as not known, as it is for options of layers.
+
+        What says what a layer is, when it runs and what it reads, and sizes, have to be read.
+        """
+        return self._in_layer and _NEEDED.isdisjoint((*self._path[:1], field.name))
+
+    def _keep_value(self, field: _Field) -> None:
+        at = self._tokens.peek.at
+        self._reader.values(self._unread, self._dotted(field.name), at, UnreadField.ENUM)
 
     def _message(self, target: Message, field: _Field) -> None:
         tokens = self._tokens
@@ -147,16 +176,16 @@ class Parser:
             nested = nested.add()
         else:
             nested.SetInParent()  # an empty message counts as given
-        outside = self._path, self._unread
+        outside = self._path, self._unread, self._in_layer
         if field.name in _LAYERS:
             self._path = []
             if isinstance(target, NetParameter):  # not the V0 layer inside of a V1 layer
-                self._unread = nested.unread
+                self._unread, self._in_layer = nested.unread, True
                 self._count_layer(opener)
         else:
             self._path = [*self._path, field.name]
         self._fields(nested, opener)
-        self._path, self._unread = outside
+        self._path, self._unread, self._in_layer = outside
 
     def _count_layer(self, opener: Token) -> None:
         self._layers += 1

@@ -43,7 +43,8 @@ class Unread:
     line
         Its line in the file, counted from 1.
     kind
-        ``field``: the schema has no such field. ``enum``: the field's enum has no such value.
+        ``field``: the schema has no such field. ``enum``: the field's enum has no such value, or
+        its type no such value.
         ``repeated``: the field is given once more, though it may be given once only (the first
         value stands in the message).
     value
@@ -182,6 +183,19 @@ class UnreadReader:
         tokens = self._tokens
         if not tokens.accept(":") and tokens.peek.text not in ("{", "<"):
             raise tokens.expected(f"':' or '{{' after {name}")
+        self.values(into, name, at, kind, depth)
+
+    def values(
+        self, into: Entries, name: str, at: int, kind: UnreadField.Kind, depth: int = 0
+    ) -> None:
+        """Read a value or a list of them, the colon being read, and note each.
+
+        Raises
+        ------
+        CaffeFormatError
+            As for `read`.
+        """
+        tokens = self._tokens
         if not tokens.accept("["):
             self._value(into, name, at, kind, depth)
             return

@@ -118,7 +118,8 @@ def describe(unread: Sequence[Unread]) -> str:
         value = f": {first.value}" if first.value and len(first.value) <= 40 else ""
         return f"{first.field}{value} is not known"
     if first.kind == "enum":
-        return f"{first.field}: {first.value} is not a known value"
+        value = first.value if len(first.value) <= 40 else f"{first.value[:40]}..."
+        return f"{first.field}: {value or '{...}'} is not a known value"
     times = "twice" if len(unread) == 1 else f"{len(unread) + 1} times"
     message = f"{first.field} is given {times}"
     if first.field.rpartition(".")[2] in _SPATIAL and len(unread) > 1:
