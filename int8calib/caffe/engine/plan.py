@@ -173,31 +173,29 @@ def _memory_owners(layers: Sequence[Layer], kept: Sequence[Blob]) -> dict[Blob, 
     layer reads a blob that shares it (`unread`), and none of these blobs is kept.
     """
     owners: dict[Blob, Blob] = {}
-    sharing: dict[Blob, list[Blob]] = {}
     writable: set[Blob] = set()
+    kept_blobs, kept_owners = frozenset(kept), set[Blob]()
     last_read = {blob: i for i, layer in enumerate(layers) for blob in layer.bottoms}
+    read_until: dict[Blob, int] = {}
     for i, layer in enumerate(layers):
         kind = _kind(layer)
         made = {top: top for top in layer.tops}
         if kind is not None and layer.bottoms:
             owner = owners[layer.bottoms[0]]
-            unread = all(last_read.get(blob, -1) <= i for blob in sharing[owner])
+            unread = read_until[owner] <= i
             if kind.view:
                 made = dict.fromkeys(layer.tops, owner)
             elif kind.plan is None:
                 pass
-            elif (
-                kind.inplace
-                and owner in writable
-                and unread
-                and not any(blob in kept for blob in sharing[owner])
-            ):
+            elif kind.inplace and owner in writable and unread and owner not in kept_owners:
                 made[layer.tops[0]] = owner
             else:
                 writable.update(layer.tops)
-        owners.update(made)
         for top, owner in made.items():
-            sharing.setdefault(owner, []).append(top)
+            owners[top] = owner
+            read_until[owner] = max(read_until.get(owner, -1), last_read.get(top, -1))
+            if top in kept_blobs:
+                kept_owners.add(owner)
     return owners
 
 
