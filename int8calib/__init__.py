@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ShapeError,
         StatisticsError,
         TableError,
+        UnreadableImageError,
         UnsupportedLayerError,
         WeightsError,
     )
@@ -71,6 +72,7 @@ __all__ = [
     "TableError",
     "TuneOptions",
     "Tuning",
+    "UnreadableImageError",
     "UnsupportedLayerError",
     "WeightOptions",
     "WeightsError",
@@ -116,6 +118,7 @@ _HOMES = {
     "TableError": "int8calib.errors",
     "TuneOptions": "int8calib.tuning.results",
     "Tuning": "int8calib.tuning.results",
+    "UnreadableImageError": "int8calib.errors",
     "UnsupportedLayerError": "int8calib.errors",
     "WeightOptions": "int8calib.calibration.scales",
     "WeightsError": "int8calib.errors",

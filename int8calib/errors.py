@@ -7,6 +7,7 @@
     │   ├── ShapeError              a layer cannot take the shapes that reach it
     │   └── UnsupportedLayerError   a needed layer type has no implementation
     ├── ImageError              calibration images or their preprocessing
+    │   └── UnreadableImageError    one image cannot be used; the others can
     ├── StatisticsError         activations that cannot be counted, statistics that do not merge
     ├── OptionError             an option with a value that means nothing
     ├── TableError              a calibration table that breaks the reader's rules
@@ -52,11 +53,9 @@ class UnsupportedLayerError(ModelError):
 class ImageError(Int8CalibError):
     """Calibration images are missing, unreadable, or do not fit the preprocessing."""
 
-    def __init__(self, message: str) -> None:
-        """Names of files may hold anything: the message is kept to one printable line."""
-        from caffe_proto.oneline import one_line
 
-        super().__init__(one_line(message))
+class UnreadableImageError(ImageError):
+    """One image cannot be used; the others can."""
 
 
 class StatisticsError(Int8CalibError):

@@ -149,6 +149,14 @@ def test_it_stands_in_the_reference(name: str) -> None:
     assert found
 
 
+def test_all_errors_are_defined_in_one_file() -> None:
+    for path in (ROOT / "int8calib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and path.name != "errors.py":
+                bases = {getattr(base, "id", "") for base in node.bases}
+                assert not bases & ERRORS.keys(), f"{path}: {node.name}"
+
+
 def tree(text: str) -> dict[str, str]:
     """Each name of a drawn tree with the name that it hangs from."""
     above: list[tuple[int, str]] = []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from int8calib.errors import UnreadableImageError
 from int8calib.images.batches import Batch, batches, batches_of_inputs
-from int8calib.images.decode import UnreadableImageError
 from int8calib.images.mean import read_mean
 from int8calib.images.preprocess import ChannelOrder, Preprocess
 from int8calib.images.resize import ResizeMode

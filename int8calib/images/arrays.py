@@ -17,9 +17,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.errors import ImageError
+from int8calib.errors import ImageError, UnreadableImageError
 from int8calib.files import open_regular
-from int8calib.images.decode import UnreadableImageError
 from int8calib.limits import MAX_ARCHIVE_BYTES, MAX_ARRAY_VALUES
 
 # What numpy, zipfile and the decompressors raise for damaged files.

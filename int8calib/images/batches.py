@@ -14,8 +14,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from int8calib.arrays import Array, Shape
-from int8calib.errors import ImageError, OptionError, ShapeError
-from int8calib.images.decode import UnreadableImageError
+from int8calib.errors import ImageError, OptionError, ShapeError, UnreadableImageError
 from int8calib.images.preprocess import Preprocess
 from int8calib.images.source import ImageSource
 from int8calib.limits import MAX_AHEAD_BYTES

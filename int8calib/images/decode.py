@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.errors import ImageError
+from int8calib.errors import ImageError, UnreadableImageError
 from int8calib.files import read_bounded
 from int8calib.images.header import Header, NoSizeError, read_header
 from int8calib.limits import MAX_IMAGE_BYTES, MAX_PIXELS
@@ -32,10 +32,6 @@ _LARGE = 1 << 24
 _one_large_image = threading.Lock()
 
 _GIT_LFS = b"version https://git-lfs.github.com/spec"
-
-
-class UnreadableImageError(ImageError):
-    """One image cannot be used; the others can."""
 
 
 def opencv() -> Any:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from int8calib.arrays import Array
-from int8calib.errors import ImageError, OptionError
-from int8calib.images.decode import ImageU8, UnreadableImageError, resize_bilinear
+from int8calib.errors import ImageError, OptionError, UnreadableImageError
+from int8calib.images.decode import ImageU8, resize_bilinear
 from int8calib.images.mean import fit_mean, fit_norm
 from int8calib.images.resize import Resize, ResizeMode, centered, check_resize
 from int8calib.limits import MAX_PIXELS

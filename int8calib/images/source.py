@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.errors import ImageError, OptionError
+from int8calib.errors import ImageError, OptionError, UnreadableImageError
 from int8calib.images.arrays import NpyFile, check_dtype, numbers, open_npy, read_npz
-from int8calib.images.decode import Reduction, UnreadableImageError, read_image
+from int8calib.images.decode import Reduction, read_image
 from int8calib.images.find import Entry, find_inputs
 from int8calib.limits import MAX_INPUTS
 

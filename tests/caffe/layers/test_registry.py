@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,33 +11,23 @@ import pytest
 import int8calib
 from int8calib.caffe.layers.registry import add_type, find_type, has_type, type_names
 from int8calib.errors import OptionError, UnsupportedLayerError
-from tests.caffe.layers import (
-    test_activation,
-    test_arithmetic,
-    test_combine,
-    test_convolution,
-    test_detection,
-    test_normalization,
-    test_pooling,
-    test_regions,
-    test_reshaping,
-    test_resizing,
-    test_yolo,
-)
 from tests.layer_cases import Case, deviation
 
-FAMILIES = (
-    test_activation,
-    test_arithmetic,
-    test_combine,
-    test_convolution,
-    test_detection,
-    test_normalization,
-    test_pooling,
-    test_regions,
-    test_reshaping,
-    test_resizing,
-    test_yolo,
+FAMILIES = tuple(
+    import_module(f"tests.caffe.layers.test_{family}")
+    for family in (
+        "activation",
+        "arithmetic",
+        "combine",
+        "convolution",
+        "detection",
+        "normalization",
+        "pooling",
+        "regions",
+        "reshaping",
+        "resizing",
+        "yolo",
+    )
 )
 
 # What Caffe networks in the field are made of, data and loss layers aside.
