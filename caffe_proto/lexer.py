@@ -74,6 +74,7 @@ class Tokens:
         for match in _TOKEN.finditer(self._text):
             kind = match.lastgroup
             if kind == "bad":
+                self.peek = Token(kind, match[0], match.start())  # no one reads on from before it
                 if match[0] in "\"'":
                     raise self.error(match.start(), "this string does not end on its line")
                 raise self.error(match.start(), f"{_shown(match[0])} is not understood here")

@@ -152,6 +152,7 @@ def test_real_files_agree_with_protobufs_parser(shared: Path) -> None:
         ("layer {\n clip_param { min: 1 } }", "2:13", "clip_param.max must be given"),
         ("layer { ? }", "1:9", "'\\?' is not understood"),
         ("5: 3", "1:1", "name of a field, found '5'"),
+        ("layer { loss_weight: 1 ? }", "1:24", "'\\?' is not understood"),
         ("strange 5", "1:9", "':' or '{' after strange"),
         ("strange: ,", "1:10", "a value for strange"),
         ("strange { a [ b } }", "1:13", "':' or '{' after a, found '\\['"),
