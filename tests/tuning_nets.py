@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from int8calib.caffe.layers.registry import find_type
 from int8calib.caffe.network.graph import Blob
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
-from int8calib.evaluation.evaluate import Labelled
+from int8calib.evaluation.evaluate import Labelled, batch_and_labels
 from int8calib.images import Preprocess
 from tests.generated import make_model
 
@@ -85,15 +85,28 @@ def plain_scores(
 
 
 def loss_of(
-    net: Net, given: list[dict[str, np.ndarray]], scores: str, changed: dict[str, Callable]
+    net: Net,
+    given: list[dict[str, np.ndarray]],
+    scores: str,
+    changed: dict[str, Callable],
+    expected_scores: list[np.ndarray] | None = None,
 ) -> float:
-    """The mean share of error energy that `changed` makes in a blob."""
+    """The mean share of error energy that `changed` makes in a blob.
+
+    `expected_scores`: the blob without changes, where it is known.
+    """
     shares = []
-    for batch in given:
-        expected = plain_scores(net, batch, scores)
+    for i, batch in enumerate(given):
+        expected = expected_scores[i] if expected_scores else plain_scores(net, batch, scores)
         error = plain_scores(net, batch, scores, changed) - expected
         shares.append(np.square(error).sum() / np.square(expected).sum())
     return float(np.mean(shares))
+
+
+def labelled(net: Net, given: list[dict[str, np.ndarray]]) -> list[Labelled]:
+    """The batches with the class that the float net gives each image."""
+    out = net.graph.outputs[0].name
+    return [Labelled(batch, net.forward(batch)[out].argmax(axis=1).tolist()) for batch in given]
 
 
 def demo_net() -> Net:
@@ -115,12 +128,13 @@ def score_blob(net: Net) -> str:
     return net.graph.producer(net.graph.outputs[0]).bottoms[0].name
 
 
-def sqnr(reference: Net, found: Net, images: list[Labelled]) -> float:
+def sqnr(reference: Net, found: Net, images: Sequence[Labelled | dict[str, np.ndarray]]) -> float:
     """In dB, of the scores without what they have in common, by the definition."""
     signal_, error = 0.0, 0.0
     for given in images:
+        batch, _ = batch_and_labels(given)
         a, b = (
-            n.forward(given.batch, outputs=[score_blob(n)])[score_blob(n)].reshape(-1)
+            n.forward(batch, outputs=[score_blob(n)])[score_blob(n)].reshape(-1)
             for n in (reference, found)
         )
         a, b = a - a.mean(), b - b.mean()

@@ -13,6 +13,7 @@ import pytest
 from int8calib.caffe.engine.run import load_caffe
 from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.cli.main import main
+from int8calib.errors import OptionError
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table, read_table
 from tests.cli.signals import handlers_of_a_shell, send_at
@@ -85,6 +86,10 @@ def test_the_config_repeats_the_run(folder, tmp_path) -> None:
             "0 to 100",
         ),
         (["--more-work", "5"], "--write-model"),
+        (
+            ["--write-model", "{tmp}/a.caffemodel", "{tmp}/a.prototxt", "--skip", "equal"],
+            "--skip equal: expected one of equalize, copies",
+        ),
     ],
 )
 def test_what_is_refused(folder, tmp_path, capsys, more, message) -> None:
@@ -94,6 +99,20 @@ def test_what_is_refused(folder, tmp_path, capsys, more, message) -> None:
     assert error.startswith("int8calib: error:")
     assert message in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("spelling", ["equalize", "equalise"])
+def test_techniques_that_are_skipped(folder, tmp_path, monkeypatch, spelling) -> None:
+    asked = []
+
+    def stand_in(net, batches, options, tuning, **more):
+        asked.append(tuning.techniques)
+        raise OptionError("that is all")
+
+    monkeypatch.setattr("int8calib.tuning.search.tune", stand_in)
+    models = ("--write-model", str(tmp_path / "a.caffemodel"), str(tmp_path / "a.prototxt"))
+    assert main(words(folder, tmp_path / "t.table", *models, "--skip", spelling, "copies")) == 2
+    assert asked == [("rounding", "refit", "bias")]
 
 
 def test_ctrl_c_writes_the_best_so_far(folder, tmp_path, monkeypatch, capsys) -> None:

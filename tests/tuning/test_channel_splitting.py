@@ -28,7 +28,7 @@ from int8calib.tuning.channels import scalable_channels
 from int8calib.tuning.execution import reference_outputs
 from tests.generated import make_model
 from tests.opencv import deviation, opencv_tops
-from tests.tuning_nets import batches, chain, demo_loader, demo_net, loss_of, sqnr
+from tests.tuning_nets import batches, chain, loss_of, sqnr
 
 FIRE = """
 name: "fire"
@@ -145,7 +145,7 @@ def test_copies_are_rounded_as_by_finer_steps(net, count) -> None:
     assert error == pytest.approx(plain_error / count**2, rel=0.25)
 
 
-def test_which_channels_splittable(net, tmp_path) -> None:
+def test_which_channels_can_be_split(net, tmp_path) -> None:
     def free(net: Net) -> dict[str, bool]:
         shapes = infer_shapes(net.graph, net.input_shapes)
         channels = scalable_channels(net.graph, shapes)
@@ -236,12 +236,12 @@ def test_channels_that_nobody_uses_get_no_copies(tmp_path: Path) -> None:
     assert unused.sum() == 4 + max(0, new - 4 - 4 * MAX_COPIES)
 
 
-def test_copies_are_worth_it() -> None:
-    net, fresh = demo_net(), demo_loader(60, seed=71)
+def test_copies_are_worth_it(tmp_path) -> None:
+    net, given, fresh = chain(tmp_path), batches(24), batches(40, seed=71)
     found = {}
     for more_work in (0.0, 0.3):
         tuning = TuneOptions(change_model=True, more_work=more_work)
-        done = tune(net, lambda: demo_loader(90), tuning=tuning)
+        done = tune(net, lambda: given, tuning=tuning)
         found[more_work] = sqnr(net, simulate(done.net, done.table), fresh)
         assert any("more multiply-adds" in note for note in done.notes) == (more_work > 0)
-    assert found[0.3] > found[0.0]
+    assert found[0.3] > found[0.0] + 1
