@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `int8calib collect`."""
+    """Declare the options of `int8calib collect`."""
     add_config_argument(parser)
     add_model_arguments(parser)
     add_image_arguments(parser)

@@ -49,7 +49,13 @@ def add_labels_argument(group: Any) -> None:
 def add_topk_argument(group: Any) -> None:
     """Declare `--topk`: which accuracies are counted."""
     group.add_argument(
-        "--topk", type=whole(1), nargs="+", default=[1, 5], metavar="K", help="(default: 1 5)"
+        "--topk",
+        type=whole(1),
+        nargs="+",
+        default=[1, 5],
+        metavar="K",
+        help="with --labels: an image counts as right where its class is among the K best "
+        "(default: 1 5)",
     )
 
 

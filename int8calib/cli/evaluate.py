@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `int8calib evaluate`."""
+    """Declare the options of `int8calib evaluate`."""
     add_model_arguments(parser)
     add_image_arguments(parser)
     group = parser.add_argument_group("evaluation")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from int8calib.files import file_mode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,8 +18,10 @@ if TYPE_CHECKING:
     from int8calib.cli.options import ModelOptions
 
 
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
+def file_sha256(path: str) -> str | None:
+    """Return the SHA-256 of a file, in hex; None for a pipe, which can be read once only."""
+    if not stat.S_ISREG(file_mode(path)):
+        return None
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):

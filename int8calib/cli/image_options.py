@@ -125,7 +125,9 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seed", type=whole(), default=0, help="what --shuffle depends on (default: 0)"
     )
-    group.add_argument("--batch", type=int, default=1, metavar="N", help="images per forward pass")
+    group.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="images per forward pass (default: 1)"
+    )
     group.add_argument(
         "--fast-jpeg",
         action="store_true",

@@ -28,7 +28,7 @@ UNKNOWN = "?"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `int8calib inspect`."""
+    """Declare the options of `int8calib inspect`."""
     add_model_arguments(parser, model_required=False)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(

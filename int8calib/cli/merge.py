@@ -14,7 +14,7 @@ from int8calib.errors import OptionError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `int8calib merge`."""
+    """Declare the options of `int8calib merge`."""
     parser.add_argument("files", nargs="+", metavar="FILE", help="files of `int8calib collect`")
     parser.add_argument("--output", required=True, metavar="FILE", help="the .npz file to write")
 

@@ -117,9 +117,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, model_required: bool
     """Declare the options of `ModelOptions`."""
     group = parser.add_argument_group("model")
     group.add_argument("--proto", required=True, metavar="FILE", help="the deploy prototxt")
-    group.add_argument(
-        "--model", required=model_required, metavar="FILE", help="the caffemodel with the weights"
-    )
+    what = "the caffemodel with the weights" if model_required else "the caffemodel, or none"
+    group.add_argument("--model", required=model_required, metavar="FILE", help=what)
     add_input_shape_argument(group)
     add_ignore_field_argument(group)
 
@@ -216,7 +215,7 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> Any:
     """Declare `--workers`, for a command that only runs images, and return the group."""
     group = parser.add_argument_group("machine")
     group.add_argument(
-        "--workers", type=int, metavar="N", help="images in parallel (default: the cores)"
+        "--workers", type=int, metavar="N", help="images in parallel (default: one for each core)"
     )
     return group
 

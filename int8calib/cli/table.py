@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.console import Console
 from int8calib.cli.options import (
@@ -20,6 +20,7 @@ from int8calib.cli.options import (
     add_message_arguments,
     finite,
     read_options,
+    whole,
 )
 from int8calib.cli.table_options import FORMATS
 from int8calib.errors import OptionError
@@ -32,20 +33,22 @@ FOUND_ERRORS = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `int8calib table`."""
+    """Declare the options of `int8calib table`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="the scales of each layer")
-    show.add_argument("table", metavar="TABLE")
-    check = actions.add_parser("check", help="what ncnn would misread; exit code 1 for errors")
-    check.add_argument("table", metavar="TABLE")
+    show = _add_action(actions, "show", "Show the scales of each layer.")
+    show.add_argument("table", metavar="TABLE", help="a calibration table in any format")
+    check = _add_action(
+        actions, "check", "Check a table for what ncnn would misread; exit code 1 for errors."
+    )
+    check.add_argument("table", metavar="TABLE", help="a calibration table in any format")
     _add_check_arguments(check)
-    diff = actions.add_parser("diff", help="two tables side by side, the worst ratio first")
-    diff.add_argument("a", metavar="A")
-    diff.add_argument("b", metavar="B")
-    diff.add_argument("--limit", type=int, metavar="N", help="show the N worst rows only")
-    convert = actions.add_parser("convert", help="the same table in another format")
-    convert.add_argument("table", metavar="IN")
-    convert.add_argument("output", metavar="OUT")
+    diff = _add_action(actions, "diff", "Show two tables side by side, the worst ratio first.")
+    diff.add_argument("a", metavar="A", help="a calibration table in any format")
+    diff.add_argument("b", metavar="B", help="the table to compare it with")
+    diff.add_argument("--limit", type=whole(1), metavar="N", help="show the N worst rows only")
+    convert = _add_action(actions, "convert", "Write a table in another format.")
+    convert.add_argument("table", metavar="IN", help="a calibration table in any format")
+    convert.add_argument("output", metavar="OUT", help="the table to write")
     convert.add_argument("--format", choices=FORMATS, default="ncnn", help="of OUT (default: ncnn)")
     for action in (show, check, diff, convert):
         action.add_argument(
@@ -55,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="format of what is read (default: told from its content)",
         )
         add_message_arguments(action, inner=True)
+
+
+def _add_action(actions: Any, name: str, description: str) -> argparse.ArgumentParser:
+    summary = f"{description[0].lower()}{description[1:].rstrip('.')}"
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, help=summary, description=description
+    )
+    return parser
 
 
 def _add_check_arguments(check: argparse.ArgumentParser) -> None:
@@ -157,8 +168,6 @@ def _requirements(args: argparse.Namespace, table: CalibrationTable) -> list[Req
 def _diff(args: argparse.Namespace, console: Console) -> int:
     from int8calib.table import diff_tables, read_table
 
-    if args.limit is not None and args.limit < 1:
-        raise OptionError(f"--limit {args.limit}: expected at least 1")
     a, b = (read_table(path, args.source_format) for path in (args.a, args.b))
     rows = diff_tables(a, b)
     equal = sum(row.ratio == 1 for row in rows)

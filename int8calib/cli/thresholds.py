@@ -16,7 +16,7 @@ from int8calib.errors import StatisticsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `int8calib thresholds`."""
+    """Declare the options of `int8calib thresholds`."""
     parser.add_argument("statistics", metavar="FILE", help="a file of `int8calib collect` or merge")
     group = parser.add_argument_group("table")
     group.add_argument("--output", required=True, metavar="FILE", help="the table to write")

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `int8calib tune`."""
+    """Declare the options of `int8calib tune`."""
     add_config_argument(parser)
     add_model_arguments(parser)
     add_image_arguments(parser)

@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 from int8calib.calibration.statistics.histogram import BINS, Histogram, Range
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import StatisticsError
-from int8calib.files import write_atomic
+from int8calib.files import open_regular, write_atomic
 from int8calib.limits import MAX_STATISTICS_BYTES, value_count
 from int8calib.parsing import parse_json
 
@@ -123,7 +123,7 @@ def load_statistics(path: str | os.PathLike[str]) -> StatisticsFile:
     """
     where = Path(path)
     try:
-        with where.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with open_regular(where) as file, zipfile.ZipFile(file) as archive:
             arrays = _read_arrays(archive)
         head = parse_json(arrays["meta"].tobytes())
         _check_head(head, where)
