@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.console import as_utf8
-from int8calib.errors import OutputError
+from int8calib.errors import OptionError, OutputError
 from int8calib.files import check_target, file_mode, write_all
 
 if TYPE_CHECKING:
@@ -163,6 +163,8 @@ class NcnnFiles:
     """The four files of `--ncnn PREFIX`, a float ncnn model and the INT8 one; none without it."""
 
     def __init__(self, prefix: str | None) -> None:
+        if prefix is not None and prefix[-1:] in ("", "/", os.sep):
+            raise OptionError(f"--ncnn {prefix}: expected the beginning of file names, such as net")
         stems = () if prefix is None else (prefix, f"{prefix}-int8")
         self.paths = tuple(f"{stem}{end}" for stem in stems for end in (".param", ".bin"))
 
