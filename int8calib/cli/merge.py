@@ -26,8 +26,9 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(read_options(MessageOptions, args))
     check_outputs([args.output])
-    if len(set(args.files)) < len(args.files):
-        raise OptionError("a file is named twice; its images would count twice")
+    twice = [name for i, name in enumerate(args.files) if name in args.files[:i]]
+    if twice:
+        raise OptionError(f"{twice[0]}: is named twice; its images would count twice")
     parts = {name: load_collected(name) for name in args.files}
     merged = merge_collected(parts)
     common = common_images([part.statistics for part in parts.values()])

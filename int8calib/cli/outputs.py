@@ -165,6 +165,10 @@ class NcnnFiles:
     def __init__(self, prefix: str | None) -> None:
         if prefix is not None and prefix[-1:] in ("", "/", os.sep):
             raise OptionError(f"--ncnn {prefix}: expected the beginning of file names, such as net")
+        if prefix is not None and is_stream(prefix):
+            raise OutputError(
+                f"--ncnn {prefix}: is a device or a pipe; give the beginning of four file names"
+            )
         stems = () if prefix is None else (prefix, f"{prefix}-int8")
         self.paths = tuple(f"{stem}{end}" for stem in stems for end in (".param", ".bin"))
 

@@ -85,6 +85,17 @@ def test_a_protected_folder_is_refused_before_the_work(
 
 
 @pytest.mark.usefixtures("no_images")
+@pytest.mark.skipif(os.name == "nt", reason="needs devices")
+@pytest.mark.parametrize("command", ["calibrate", "tune"])
+def test_a_prefix_of_names_is_no_device(
+    command: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`/dev/null.param` would be a file in /dev."""
+    arguments = [*words(folder, command, tmp_path / "t"), "--ncnn", "/dev/null"]
+    refused(capsys, arguments, "--ncnn /dev/null: is a device or a pipe")
+
+
+@pytest.mark.usefixtures("no_images")
 @pytest.mark.parametrize(
     ("command", "output", "more"),
     [

@@ -102,7 +102,7 @@ def test_what_does_not_belong_together_is_refused(
         (["one", "three"], "merge the ranges first"),
         (["one", "raw"], "do not belong together: their fold-bn differs (True and False)"),
         (["one", "ranges"], "some of the statistics hold histograms"),
-        (["one", "one"], "a file is named twice"),
+        (["one", "one"], "one.npz: is named twice"),
         (["one", "gone"], "gone.npz: cannot be read"),
     ]
     for names, message in cases:

@@ -388,3 +388,10 @@ def test_random_changes_end_in_one_line_or_a_table(
             refused.append(str(error))
     assert 100 < len(refused) < 200
     assert not any("\n" in line for line in refused)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/full"])
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices")
+def test_a_device_is_no_file_of_statistics(path: str) -> None:
+    with pytest.raises(StatisticsError, match="it is a device; expected a file"):
+        load_statistics(path)
