@@ -123,9 +123,19 @@ def describe(error: Exception, command: str) -> str:
         )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror or type(error).__name__}"
-    place = _place(error)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"internal error in {command} ({place}{what}); please report it, --debug shows more"
+    where = f"{command}{_layer(error)} ({_place(error)}{what})"
+    return f"internal error in {where}; please report it, --debug shows more"
+
+
+def _layer(error: Exception) -> str:
+    """The layer that was at work when an error came up, as `, layer 'conv1'`."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        name = getattr(frame.f_locals.get("layer"), "name", None)
+        if isinstance(name, str):
+            return f", layer {name!r}"
+    return ""
 
 
 def _place(error: Exception) -> str:

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from int8calib.caffe.layers import registry
 from int8calib.cli import collect, merge, process
 from int8calib.cli.main import main
 from tests.caffe.engine.test_engine import NET
@@ -172,6 +174,31 @@ def test_every_error_is_one_line_and_exit_2(
     said = capsys.readouterr().err
     assert said.startswith("Traceback")
     assert message in said.splitlines()[-1]
+
+
+def test_an_internal_error_names_the_layer(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A layer of this package that fails in a way that nobody foresaw."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    broken = replace(registry.find_type("LRN"), run=fail, plan=None)
+    monkeypatch.setitem(registry._types, "LRN", broken)
+    words = [
+        *("collect", "--proto", str(folder / "net.prototxt"), "--quiet"),
+        *("--model", str(folder / "net.caffemodel"), "--images", str(folder / "images.npy")),
+        *("--output", str(tmp_path / "s.npz")),
+    ]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "internal error in collect, layer 'norm' (caffe/engine/run.py:" in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
