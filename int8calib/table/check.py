@@ -149,11 +149,11 @@ def _check_layer(
     expected, other = (folded, raw) if requirement.folded else (raw, folded)
     if expected is None:
         return []
-    found = _alive(layer.weight_scales, layer.dead_channels)
+    actual = _alive(layer.weight_scales, layer.dead_channels)
     wanted = _alive(expected)
-    if _same(found, wanted):
+    if _same(actual, wanted):
         return []
-    if other is not None and _same(found, _alive(other)):
+    if other is not None and _same(actual, _alive(other)):
         made, needs = ("un", "") if requirement.folded else ("", "un")
         message = (
             f"{layer.name}: made from {made}folded weights, the network's are {needs}folded "
@@ -161,36 +161,36 @@ def _check_layer(
         )
         return [Finding("error", line, layer.name, message)]
     if requirement.max_scales is not None:
-        most = _alive(requirement.max_scales, layer.dead_channels)
-        if (found >= wanted * (1 - SAME)).all() and (found <= most * (1 + SAME)).all():
+        upper = _alive(requirement.max_scales, layer.dead_channels)
+        if (actual >= wanted * (1 - SAME)).all() and (actual <= upper * (1 + SAME)).all():
             return []
     levels = WINOGRAD_LEVELS if requirement.levels == LEVELS else LEVELS
-    if _same(found, _alive(expected * (levels / requirement.levels))):
+    if _same(actual, _alive(expected * (levels / requirement.levels))):
         message = f"{layer.name}: weight scales for {levels} levels, {requirement.levels} expected"
         return [Finding("warning", line, layer.name, message)]
-    if _rounded_before(found, wanted, requirement.levels):
+    if _rounded_before(actual, wanted, requirement.levels):
         return []
-    return [_contradiction(layer.name, line, found, wanted, tolerance)]
+    return [_contradiction(layer.name, line, actual, wanted, tolerance)]
 
 
-def _rounded_before(found: _Array, wanted: _Array, levels: int) -> bool:
+def _rounded_before(actual: _Array, wanted: _Array, levels: int) -> bool:
     """Whether each row's largest weight is a whole level, and one of the last."""
-    largest = levels * found / wanted
+    largest = levels * actual / wanted
     whole = np.abs(largest - np.rint(largest)) < WHOLE
     last = (largest > levels - UNUSED - WHOLE) & (largest < levels + WHOLE)
     return bool((whole & last).all())
 
 
 def _contradiction(
-    name: str, line: int | None, found: _Array, wanted: _Array, tolerance: float
+    name: str, line: int | None, actual: _Array, wanted: _Array, tolerance: float
 ) -> Finding:
-    ratios = found / wanted
+    ratios = actual / wanted
     worst = int(np.argmax(np.abs(np.log(ratios))))
     ratio = float(ratios[worst])
     far = not 1 / tolerance <= ratio <= tolerance
     effect = "the weights saturate" if ratio > 1 else "levels are wasted"
     message = (
-        f"{name}: weight scale {float(found[worst]):.6g} of channel {worst} is {ratio:.4g} times "
+        f"{name}: weight scale {float(actual[worst]):.6g} of channel {worst} is {ratio:.4g} times "
         f"what the weights give ({float(wanted[worst]):.6g}): {effect}"
     )
     return Finding("error" if far else "warning", line, name, message)
@@ -204,5 +204,5 @@ def _alive(scales: _Array, dead: Sequence[int] = ()) -> _Array:
     return result
 
 
-def _same(found: _Array, wanted: _Array) -> bool:
-    return found.shape == wanted.shape and bool(np.allclose(found, wanted, rtol=SAME, atol=0.0))
+def _same(actual: _Array, wanted: _Array) -> bool:
+    return actual.shape == wanted.shape and bool(np.allclose(actual, wanted, rtol=SAME, atol=0.0))

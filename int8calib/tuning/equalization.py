@@ -41,7 +41,7 @@ from int8calib.tuning.thresholds import quantize_dequantize, sample_with_headroo
 from int8calib.workers import Batch, Progress, batch_size, work_through
 
 COLUMNS = (768, 4096)
-"""Fewest and most columns that factors are judged by."""
+"""Fewest and most columns with which factors are compared."""
 WORK = 4e7
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 CLIPS = (1.5, 1.25, 1.05, 0.85, 0.65, 0.48, 0.35, 0.25)
@@ -160,15 +160,15 @@ def _collect(
 
     def work(runner: Runner, item: tuple[int, Batch]) -> int:
         index, batch = item
-        found: dict[str, _BottomStatistics] = {}
+        bottoms: dict[str, _BottomStatistics] = {}
 
         def on_top(blob: Blob, top: Array) -> None:
             for layer, count in by_blob[blob]:
                 wanted = -(-count * len(top) // images)
-                found[layer.name] = _batch_statistics(layer, top, wanted, seed=index)
+                bottoms[layer.name] = _batch_statistics(layer, top, wanted, seed=index)
 
         runner.run(batch, on_top)
-        collected[index] = found
+        collected[index] = bottoms
         return 1
 
     report = progress or (lambda stage, done, total: None)

@@ -75,6 +75,20 @@ def test_an_equalized_net_computes_the_same(folded, tmp_path) -> None:
     assert deviation(other["prob"], folded.forward(image)["prob"]) < 1e-4
 
 
+def test_equalizing_does_not_depend_on_workers(folded) -> None:
+    # The first batch is done last where others run beside it.
+    first = {"data": np.concatenate([batch["data"] for batch in batches(31)])}
+    given = [first, *batches(6, seed=5)]
+    shapes = infer_shapes(folded.graph, folded.input_shapes)
+    a, b = (
+        equalize(folded.graph, shapes, given, grids_of(folded), workers=workers)
+        for workers in (1, 3)
+    )
+    assert a.left == b.left
+    for one, other in zip(a.graph.layers, b.graph.layers, strict=True):
+        assert all(np.array_equal(v, w) for v, w in zip(one.weights, other.weights, strict=True))
+
+
 def test_centered_scores_keep_the_probabilities(folded, tmp_path) -> None:
     found = Net(center_scores(folded.graph), folded.input_shapes)
     fc = {layer.name: layer for layer in found.graph.layers}["fc"]
