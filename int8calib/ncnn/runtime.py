@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 import warnings
@@ -17,6 +18,9 @@ from int8calib.ncnn.model import NcnnModel
 from int8calib.ncnn.param import format_param
 from int8calib.ncnn.sound import check_bottoms, check_graph
 from int8calib.ncnn.weights import write_weights
+
+MOST_THREADS = 64
+"""Threads that every machine can start; OpenMP ends the process where it cannot."""
 
 
 def import_ncnn() -> Any:
@@ -54,10 +58,13 @@ class RuntimeNet:
         Raises
         ------
         OptionError
-            Where the package is missing.
+            Where the package is missing, or for more threads than a machine can start.
         ModelError
             Where ncnn does not load the model.
         """
+        most = max(MOST_THREADS, os.cpu_count() or 1)
+        if not 1 <= threads <= most:
+            raise OptionError(f"threads {threads}: expected 1 to {most}")
         ncnn = import_ncnn()
         check_graph(model.layers, model.source)
         self._ncnn = ncnn

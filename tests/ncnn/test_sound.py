@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from int8calib.errors import ModelError, ModelFileError, TableError
+from int8calib.errors import ModelError, ModelFileError, OptionError, TableError
 from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.model import NcnnModel, load_model
 from int8calib.ncnn.param import parse_param
@@ -76,6 +76,12 @@ def test_models_that_ncnn_misreads(old: str, new: str, said: str) -> None:
 def test_inputs_that_do_not_fit_the_weights() -> None:
     with pytest.raises(ModelError, match="its bottom of shape 1x11x13 needs 45 weights"):
         _run(NET, (1, 11, 13))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 99999])
+def test_threads_that_no_machine_has(threads: int) -> None:
+    with pytest.raises(OptionError, match=f"threads {threads}: expected 1 to"):
+        RuntimeNet(_model(NET), threads=threads)
 
 
 @pytest.mark.parametrize("count", ["6", "2147483647"])
