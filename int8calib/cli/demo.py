@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from int8calib.cli.console import Console
 from int8calib.cli.options import MessageOptions, read_options
-from int8calib.errors import OutputError
+from int8calib.cli.outputs import make_folder
 
 if TYPE_CHECKING:
     from int8calib.caffe.engine.run import Net
@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.files import write_atomic
 
     console = Console(read_options(MessageOptions, args))
-    folder = _folder(args.output)
+    output: str | None = args.output
+    folder = make_folder(output or tempfile.mkdtemp(prefix="int8calib-demo-"))
     images, test = folder / "images", folder / "test"
     console.say(f"drawing {CALIBRATION_IMAGES} pictures of {len(draw.LABELS)} shapes in {folder}")
     draw.write_images(images, CALIBRATION_IMAGES, CALIBRATION_SEED)
@@ -75,18 +76,6 @@ def run(args: argparse.Namespace) -> int:
         _command([*evaluate, "--table", str(table)]),
     )
     return 0
-
-
-def _folder(output: str | None) -> Path:
-    if output is None:
-        return Path(tempfile.mkdtemp(prefix="int8calib-demo-"))
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{output}: cannot be made a folder ({reason})") from None
-    return folder
 
 
 def _command(words: Sequence[str]) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from int8calib.files import Contents
     from int8calib.table import CalibrationTable
 
+MAX_FOLDERS = 100
+"""Folders that may have to be made for one to write to."""
 _OWN_STREAMS = ("/dev/std", "/dev/fd/", "/proc/self/fd/")
 
 
@@ -71,6 +73,36 @@ def check_outputs(outputs: Iterable[str], inputs: Iterable[str | None] = ()) -> 
                 f"{path}: would be overwritten, it is named twice{other}; name another file"
             )
         taken[place] = path
+
+
+def check_folder(path: str) -> None:
+    """Raise `OutputError` for a folder that is not there and cannot be made, or be written to."""
+    missing = 0
+    for place in (Path(path), *Path(path).parents):
+        try:
+            mode = file_mode(place)
+        except FileNotFoundError:
+            missing += 1
+            continue
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be made: {error.strerror or error}") from None
+        if not stat.S_ISDIR(mode):
+            raise OutputError(f"{path}: cannot be made: {place} is no folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise OutputError(f"{path}: cannot be made: the folder {place} is write-protected")
+        break
+    if missing > MAX_FOLDERS:
+        raise OutputError(f"{path}: cannot be made: {missing} folders are missing")
+
+
+def make_folder(path: str) -> Path:
+    """Make a folder where there is none; raises `OutputError` as `check_folder`."""
+    check_folder(path)
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be made: {error.strerror or error}") from None
+    return Path(path)
 
 
 def is_stream(path: str) -> bool:

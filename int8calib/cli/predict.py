@@ -26,6 +26,7 @@ from int8calib.cli.options import (
     read_options,
     whole,
 )
+from int8calib.cli.outputs import make_folder
 from int8calib.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     nets = [RuntimeNet(model, threads=options.threads) for model in models]
     source, how = _open(images, models[0], nets[0], options)
     detectors = [_detections(model) for model in models]
-    folder = _folder(options.output)
+    folder = None if options.output is None else make_folder(options.output)
     shown = 0
     for index, label in enumerate(source.names):
         blob = _loaded(source, how, index, console)
@@ -197,18 +198,6 @@ def _read_names(path: str) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"--names {path}: cannot be read: {error}") from None
     return tuple(line.strip() for line in text.splitlines())
-
-
-def _folder(output: str | None) -> Path | None:
-    from int8calib.errors import OutputError
-
-    if output is None:
-        return None
-    try:
-        Path(output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be made a folder ({error.strerror})") from None
-    return Path(output)
 
 
 def _called(label: int, names: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ from int8calib.cli.options import (
     read_options,
     whole,
 )
-from int8calib.cli.outputs import check_outputs
+from int8calib.cli.outputs import check_folder, check_outputs
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     model = read_options(ModelOptions, args)
     options = read_options(_ReportOptions, args)
     check_outputs([args.output], inputs=(model.proto, model.model, *args.table))
+    if args.png is not None:
+        check_folder(args.png)
     require_matplotlib()
     tables = read_tables(args.table)
     first = next(iter(tables.values()))
