@@ -40,7 +40,7 @@ from int8calib.cli.options import (
     read_options,
     whole,
 )
-from int8calib.cli.outputs import check_folder, check_outputs
+from int8calib.cli.outputs import check_folder, check_outputs, is_stdout
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.simulation.build import folds
 
     started = time.perf_counter()
-    console = Console(read_options(MessageOptions, args))
+    console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
     model = read_options(ModelOptions, args)
     options = read_options(_ReportOptions, args)
     check_outputs([args.output], inputs=(model.proto, model.model, *args.table))
@@ -132,8 +132,10 @@ def run(args: argparse.Namespace) -> int:
         workers=machine.worker_count,
         blobs=[layer.bottom for layer in layers_to_quantize(net.graph, net.input_shapes)[0]],
     )
+    labels = options.labels
+    labelled = batches if labels is None else LabelledImages(batches, labels)
     with console.progress() as progress:
-        job = _Job(options, model, machine, net, tables, known, batches, progress)
+        job = _Job(options, model, machine, net, tables, known, batches, labelled, progress)
         statistics = job.statistics(fold)
         evaluation = job.evaluation()
         analyses = job.analyses()
@@ -215,6 +217,7 @@ class _Job:
     tables: Tables
     known: _Known
     batches: ImageLoader
+    labelled: ImageLoader | LabelledImages
     progress: Progress
 
     def statistics(self, fold: bool) -> Statistics:
@@ -249,11 +252,10 @@ class _Job:
         if self.known.evaluation is not None:
             return self.known.evaluation
         options = self.options
-        labels = options.labels
         return evaluate(
             self.net,
             self.tables,
-            self.batches if labels is None else LabelledImages(self.batches, labels),
+            self.labelled,
             topk=options.topk,
             scores=options.scores,
             outputs=options.outputs,

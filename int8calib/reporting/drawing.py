@@ -106,14 +106,20 @@ def _figure(plot: Plot, colors: Mapping[str, str], *, title: bool) -> Figure:
         _add(axes, series, colors)
     if title:
         figure.text(
-            left / width, 1 - 20 / height, plot.title, color=colors["ink"], parse_math=False
+            left / width, 1 - 20 / height, _utf8(plot.title), color=colors["ink"], parse_math=False
         )
         for i, series in enumerate(legend):
             y = (18 * (len(legend) - i) - 12) / height
             color = colors[series.color]
             figure.text(left / width, y, "■ ", color=color, parse_math=False)
-            figure.text((left + 18) / width, y, series.label, color=colors["ink"], parse_math=False)
+            label = _utf8(series.label)
+            figure.text((left + 18) / width, y, label, color=colors["ink"], parse_math=False)
     return figure
+
+
+def _utf8(text: str) -> str:
+    """A text that matplotlib takes: bytes of a file's name that are no UTF-8 stand escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _width(plot: Plot) -> int:
@@ -139,7 +145,7 @@ def _dress(figure: Figure, axes: Axes, plot: Plot, colors: Mapping[str, str]) ->
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: _short(value)))
     if plot.rows:
         axes.yaxis.set_major_locator(FixedLocator(range(len(plot.rows))))
-        axes.set_yticklabels(plot.rows, parse_math=False)
+        axes.set_yticklabels([_utf8(row) for row in plot.rows], parse_math=False)
     axes.set_xlabel(plot.x_label, color=ink, parse_math=False)
     axes.set_ylabel(plot.y_label, color=ink, parse_math=False)
     # At the edge, so that long numbers cannot push it out of the picture.

@@ -226,3 +226,24 @@ def test_a_missing_matplotlib_is_told_before_the_work(
         said
         == "int8calib: error: a report needs matplotlib to draw: pip install int8calib[report]\n"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_table_whose_name_is_no_utf8(files: Files, tmp_path: Path) -> None:
+    odd = tmp_path / "\udcff.table"
+    odd.write_bytes(files["kl"].read_bytes())
+    page, pictures = tmp_path / "page.html", tmp_path / "png"
+    options = [f"--table={odd}", f"--output={page}", f"--png={pictures}", "--quiet"]
+    options += ["--sensitivity=0", "--samples=0", f"--table={files['mse']}"]
+    assert main(["report", *common(files), *options]) == 0
+    assert page.read_text(encoding="utf-8").count('<figure class="histogram">') == 5
+
+
+def test_labels_are_read_before_the_work(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"--table={files['kl']}", f"--output={tmp_path}/p.html", "--labels=gone.txt"]
+    assert main(["report", *common(files), *options]) == 2
+    said = capsys.readouterr().err
+    assert "gone.txt" in said
+    assert said.count("\n") == 1
