@@ -83,9 +83,24 @@ def add_json_argument(group: Any) -> None:
 
 
 def read_tables(paths: Sequence[str]) -> dict[str, CalibrationTable]:
-    """Return the tables of `--table` by path, in their order.
+    """Read the tables of `--table`.
 
-    Raises `OptionError` for one that is given twice, `TableError` for one that cannot be read.
+    Parameters
+    ----------
+    paths
+        The files.
+
+    Returns
+    -------
+    dict of str to CalibrationTable
+        The tables by path, in their order.
+
+    Raises
+    ------
+    OptionError
+        For a file that is given twice.
+    TableError
+        For a file that cannot be read.
     """
     from int8calib.table import read_table
 
@@ -106,7 +121,26 @@ def comparison_images(
     workers: int,
     blobs: Sequence[Blob] = (),
 ) -> ImageLoader:
-    """Return the images for the inputs that the compared blobs need, and `blobs` if any."""
+    """Open the images for the inputs that a comparison needs.
+
+    Parameters
+    ----------
+    options
+        The image options.
+    net
+        The network.
+    scores, outputs
+        The values of `--scores` and `--outputs`.
+    workers
+        Images in parallel.
+    blobs
+        Blobs that are wanted too.
+
+    Returns
+    -------
+    ImageLoader
+        Batches for the inputs on the way to what is compared, and to `blobs`.
+    """
     from int8calib.evaluation.outputs import compared_blobs, needed_inputs
 
     wanted = (*compared_blobs(net, scores, outputs).blobs, *blobs)

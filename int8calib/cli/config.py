@@ -73,7 +73,23 @@ class ConfigParser(Parser):
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The keys and values of a TOML file; raises `OptionError` for one that cannot be read."""
+    """Read a TOML file of options.
+
+    Parameters
+    ----------
+    path
+        The file, of at most `MAX_CONFIG_BYTES`; a pipe will do.
+
+    Returns
+    -------
+    dict
+        Its keys and values.
+
+    Raises
+    ------
+    OptionError
+        The file cannot be read, or is no TOML.
+    """
     try:
         return parse_toml(read_bounded(path, MAX_CONFIG_BYTES, pipes=True).decode("utf-8"))
     except OSError as error:
@@ -87,7 +103,22 @@ def config_text(
     values: Mapping[str, Any],
     add_arguments: Callable[[argparse.ArgumentParser], None],
 ) -> str:
-    """Return a TOML file with every option of `command` that has a value, in their own order."""
+    """Write the options of a run as TOML, from which `--config` repeats it.
+
+    Parameters
+    ----------
+    command
+        The command.
+    values
+        Its arguments by their names in the parser.
+    add_arguments
+        What declares its options, whose order the text follows.
+
+    Returns
+    -------
+    str
+        The text, with every option that has a value.
+    """
     parser = ConfigParser()
     add_arguments(parser)
     rows = [f"# Options of `int8calib {command}`; to repeat the run: --config with this file."]

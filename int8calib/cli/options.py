@@ -25,9 +25,19 @@ Options = TypeVar("Options")
 
 
 def read_options(kind: type[Options], args: argparse.Namespace) -> Options:
-    """Return the dataclass `kind` with the parsed arguments of its fields' names.
+    """Read parsed arguments into a dataclass.
 
-    Lists become tuples. A field with a default may be missing in `args`.
+    Parameters
+    ----------
+    kind
+        A dataclass whose fields have the names of arguments.
+    args
+        The parser's result. A field with a default may be missing in it.
+
+    Returns
+    -------
+    kind
+        The dataclass, lists as tuples.
     """
     values: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]
@@ -147,7 +157,23 @@ def add_input_shape_argument(group: Any) -> None:
 
 
 def parse_input_shapes(texts: tuple[str, ...] | list[str]) -> Mapping[str, Shape]:
-    """Return the shapes in texts such as `data=1,3,224,224` by name; raises `OptionError`."""
+    """Read input shapes.
+
+    Parameters
+    ----------
+    texts
+        The values of `--input-shape`, such as ``data=1,3,224,224``.
+
+    Returns
+    -------
+    mapping of str to Shape
+        Each input's shape by name.
+
+    Raises
+    ------
+    OptionError
+        For a text of another form, or a size below 1.
+    """
     shapes: dict[str, Shape] = {}
     for text in texts:
         name, equals, dims = text.rpartition("=")

@@ -59,7 +59,17 @@ class TableFiles:
 def check_outputs(outputs: Iterable[str], inputs: Iterable[str | None] = ()) -> None:
     """Check that files can be written, before the work begins.
 
-    Raises `OutputError` for one that cannot, that is named twice, or that is one of `inputs`.
+    Parameters
+    ----------
+    outputs
+        The files that will be written.
+    inputs
+        Files that must not be overwritten; None counts for nothing.
+
+    Raises
+    ------
+    OutputError
+        For a file that cannot be written, is named twice, or is one of the inputs.
     """
     taken = {_place(path): path for path in inputs if path is not None and not is_stream(path)}
     for path in outputs:
@@ -141,7 +151,26 @@ def calibration_texts(
     options: Options,
     notes: Sequence[str] = (),
 ) -> tuple[str, str]:
-    """Return the table in its format, and the report with everything, as texts."""
+    """Write a calibration's table and report as texts.
+
+    Parameters
+    ----------
+    format
+        The table's format.
+    done
+        What the calibration found.
+    layers
+        The layers that could have had rows, which formats keyed by blob need.
+    options
+        The options that the table was made with.
+    notes
+        What was said while the table was made, for the report.
+
+    Returns
+    -------
+    tuple of str
+        The table, and the report as JSON.
+    """
     from int8calib.cli.table_options import laid_out
     from int8calib.table import get_format
 

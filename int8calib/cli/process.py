@@ -62,9 +62,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_process(run: Callable[[], int]) -> int:
-    """Run `run` with standard streams that can be written, and see that all was written.
+    """Run a program with standard streams that can be written, and see that all was written.
 
-    Returns what `run` returns, 2 where stdout is full, or 141 where its reader went away.
+    Parameters
+    ----------
+    run
+        The program; returns its exit code.
+
+    Returns
+    -------
+    int
+        What `run` returns, 2 where stdout is full, or 141 where its reader went away.
     """
     _mend_streams()
     try:
@@ -89,9 +97,23 @@ def run_process(run: Callable[[], int]) -> int:
 def run_guarded(
     name: str, run: Callable[[], int], messages: MessageOptions, *, checkpoint: str | None = None
 ) -> int:
-    """Run the command `name`; turn what it raises into a line and an exit code.
+    """Run a command; turn what it raises, warns of and is signaled into lines and an exit code.
 
-    `checkpoint` is the file from which a run that was stopped goes on.
+    Parameters
+    ----------
+    name
+        The command, for messages.
+    run
+        Runs it and returns its exit code.
+    messages
+        Whether warnings are left out, and whether an error shows a traceback.
+    checkpoint
+        The file from which a run that was stopped goes on, if there is one.
+
+    Returns
+    -------
+    int
+        The exit code; see the module.
     """
     try:
         with _signals_raised(), _warnings_as_lines(quiet=messages.quiet):
