@@ -131,7 +131,7 @@ def _show_times(console: Console, timed: RuntimeEvaluation) -> None:
     slow = timed.milliseconds["float"]
     rows = [(name, f"{ms:.2f}", f"{slow / ms:.2f}") for name, ms in timed.milliseconds.items()]
     title = f"\nTime in ncnn, {timed.threads} thread{'s' * (timed.threads > 1)}"
-    console.table(title, ("", "ms an image", "times as fast"), rows)
+    console.table(title, ("", "ms an image", "speedup"), rows)
 
 
 def _show(console: Console, found: Evaluation) -> None:
@@ -181,4 +181,4 @@ def _show_confusion(console: Console, name: str, accuracy: Accuracy | None) -> N
     counts = accuracy.confusion.tolist()
     columns = ("label", *(str(i) for i in range(len(counts))))
     rows = [(str(i), *map(str, row)) for i, row in enumerate(counts)]
-    console.table(f"{name}: labels (rows) and what the net said (columns)", columns, rows)
+    console.table(f"{name}: labels (rows) and predictions (columns)", columns, rows)

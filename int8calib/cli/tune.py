@@ -195,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     console.say(
         f"{options.output}: {len(found.table.layers)} layers in INT8, tuned on {found.images} "
-        f"images in {seconds:.1f} s{files.told({'.txt': 'the choices explained'})}"
+        f"images in {seconds:.1f} s{files.told({'.txt': 'the choices'})}"
     )
     models.tell(console, notes)
     return 0
