@@ -130,7 +130,7 @@ def _show_times(console: Console, timed: RuntimeEvaluation) -> None:
     """The median time of each model, and how much faster than float it is."""
     slow = timed.milliseconds["float"]
     rows = [(name, f"{ms:.2f}", f"{slow / ms:.2f}") for name, ms in timed.milliseconds.items()]
-    title = f"\nTime in ncnn, {timed.threads} thread{'s' * (timed.threads > 1)}"
+    title = f"Time in ncnn, {timed.threads} thread{'s' * (timed.threads > 1)}"
     console.table(title, ("", "ms an image", "speedup"), rows)
 
 
