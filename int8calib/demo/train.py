@@ -29,6 +29,8 @@ _TRAIN_SEED = 1
 _CHECK_SEED = 2
 _CHECK_PICTURES = 2000
 _BATCH = 64
+_BEHIND_HEADS = ("Permute", "Flatten", "Reshape", "PriorBox", "DetectionOutput")
+"""A detector's types without weights, which come after all that is trained."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,25 +59,33 @@ class TorchNet:
 
     def logits(self, data: Any) -> Any:
         """Run float32 (N, 3, H, W) to the bottom of the Softmax, (N, classes)."""
+        (softmax,) = (layer for layer in self._layers if layer.type == "Softmax")
+        return self.blobs(data)[softmax.bottom[0]]
+
+    def blobs(self, data: Any) -> dict[str, Any]:
+        """Run float32 (N, 3, H, W) through every layer with a module; blobs by name.
+
+        What a detector does behind its heads is left to the loss.
+        """
         import torch
 
         blobs = {"data": data}
         for layer in self._layers:
-            bottoms = [blobs[name] for name in layer.bottom]
+            bottoms = [blobs[name] for name in layer.bottom if name in blobs]
+            if len(bottoms) < len(layer.bottom):
+                continue
             if layer.name in self.modules:
                 top = self.modules[layer.name](bottoms[0])
             elif layer.type == "Concat":
                 top = torch.cat(bottoms, 1)
             elif layer.type == "Eltwise":
                 top = sum(bottoms)
-            elif layer.type == "Softmax":
-                return bottoms[0]
             elif layer.type == "Scale":
                 top = bottoms[0]
             else:
                 continue
             blobs[layer.top[0]] = top
-        raise ValueError("the net ends without a Softmax")
+        return blobs
 
     def weights(self) -> dict[str, tuple[npt.NDArray[np.float32], ...]]:
         """Every layer's blobs in Caffe's order and shapes, by layer name.
@@ -136,7 +146,7 @@ def _make_module(layer: LayerParameter, inputs: list[int]) -> tuple[Any, int]:
     elif layer.type == "InnerProduct":
         outputs = layer.inner_product_param.num_output
         module = nn.Linear(inputs[0], outputs)
-    elif layer.type not in ("Scale", "Concat", "Eltwise", "Softmax"):
+    elif layer.type not in ("Scale", "Concat", "Eltwise", "Softmax", *_BEHIND_HEADS):
         raise ValueError(f"layer {layer.name!r}: the trainer knows no type {layer.type!r}")
     return module, outputs
 
