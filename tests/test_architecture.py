@@ -70,7 +70,7 @@ HOMES = {
     "llvmlite": {"int8calib/compiled/machine.py"},
     "cv2": {"int8calib/images/decode.py"},
     "matplotlib": {"int8calib/reporting/drawing.py"},
-    "torch": {"int8calib/demo/train.py"},
+    "torch": {"int8calib/demo/train.py", "int8calib/demo/train_detector.py"},
 }
 
 

@@ -1,7 +1,8 @@
 """Calibrate the built-in network on pictures that are drawn on the spot.
 
-Writes pictures, model, table and report into a folder, compares the accuracy in float and in INT8,
-and shows commands that go on from there.
+Writes pictures, model, table, report and ncnn models into a folder, compares the accuracy in float
+and in INT8, in ncnn itself where that is installed, and shows commands that go on from there.
+--detection does the same for a small detector: average precision, and boxes drawn on scenes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from int8calib.cli.console import Console
 from int8calib.cli.options import MessageOptions, read_options
 from int8calib.cli.outputs import make_folder
+from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
     from int8calib.caffe.engine.run import Net
@@ -36,17 +38,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help="where to write (default: a new folder for temporary files)"
     )
+    parser.add_argument(
+        "--detection", action="store_true", help="the built-in detector in place of the classifier"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw, calibrate, compare, and show what came out."""
-    from int8calib.cli.main import run_command
-    from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
-    from int8calib.files import write_atomic
+    from int8calib.cli.demo_detection import run_detection
 
     console = Console(read_options(MessageOptions, args))
     output: str | None = args.output
     folder = make_folder(output or tempfile.mkdtemp(prefix="int8calib-demo-"))
+    messages = ["--quiet"] * args.quiet + ["--verbose"] * args.verbose
+    if args.detection:
+        run_detection(console, folder, messages)
+    else:
+        _run_classification(console, folder, messages)
+    return 0
+
+
+def _run_classification(console: Console, folder: Path, messages: Sequence[str]) -> None:
+    from int8calib.cli.main import run_command
+    from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
+    from int8calib.files import write_atomic
+
     images, test = folder / "images", folder / "test"
     console.say(f"drawing {CALIBRATION_IMAGES} pictures of {len(draw.LABELS)} shapes in {folder}")
     draw.write_images(images, CALIBRATION_IMAGES, CALIBRATION_SEED)
@@ -56,26 +72,29 @@ def run(args: argparse.Namespace) -> int:
     write_atomic(model, CAFFEMODEL.read_bytes())
     network = ["--proto", str(proto), "--model", str(model)]
     pixels = ["--mean", *(f"{m:g}" for m in MEAN), "--norm", f"{NORM:g}"]
-    calibrate = ["calibrate", *network, "--images", str(images), *pixels, "--output", str(table)]
-    messages = ["--quiet"] * args.quiet + ["--verbose"] * args.verbose
+    calibrate = ["calibrate", *network, "--images", str(images), *pixels]
+    calibrate += ["--output", str(table), "--ncnn", str(folder / "demo")]
     run_command([*calibrate, *messages])
     console.result("", f"Head of {table}:")
     for line in table.read_text(encoding="utf-8").splitlines()[:6]:
         console.result(line if len(line) <= 88 else f"{line[:85]}...")
-    in_float, in_int8 = _accuracies(proto, model, table)
+    _show_accuracy(console, proto, model, table)
     evaluate = ["evaluate", *network, "--images", str(test), "--labels", str(test), *pixels]
+    pairs = [
+        [str(folder / f"demo{name}.{end}") for name in ("", "-int8")] for end in ("param", "bin")
+    ]
+    predict = ["predict", "--param", *pairs[0], "--bin", *pairs[1], "--images", str(test), *pixels]
     console.result(
-        "",
-        f"Accuracy on {TEST_IMAGES} other pictures: {100 * in_float:.1f} % in float, "
-        f"{100 * in_int8:.1f} % in INT8 (simulated)",
-        "",
-        "To calibrate by hand and write the ncnn models too:",
-        _command([*calibrate, "--ncnn", str(folder / "demo")]),
         "",
         "To measure what a table does to the accuracy:",
         _command([*evaluate, "--table", str(table)]),
+        "",
+        "To run the ncnn models, float beside INT8 (pip install 'int8calib[ncnn]'):",
+        _command(predict),
+        "",
+        "To repeat the calibration by hand:",
+        _command(calibrate),
     )
-    return 0
 
 
 def _command(words: Sequence[str]) -> str:
@@ -83,15 +102,32 @@ def _command(words: Sequence[str]) -> str:
     return shlex.join(["int8calib", *words])
 
 
-def _accuracies(proto: Path, model: Path, table: Path) -> tuple[float, float]:
-    """The shares of fresh pictures that the network names rightly, in float and in INT8."""
+def _show_accuracy(console: Console, proto: Path, model: Path, table: Path) -> None:
+    """Float beside INT8 on fresh pictures: simulated, and in ncnn where that is installed."""
     import int8calib
-    from int8calib.table import read_table
+    from int8calib.evaluation.runtime import evaluate_runtime
 
     net = int8calib.load_caffe(proto, model)
-    found = int8calib.evaluate(net, read_table(table), lambda: _test_batches(net), topk=(1,))
-    in_float, in_int8 = found.float_accuracy, found.tables[0].accuracy
-    return _top1(in_float), _top1(in_int8)
+    tables = int8calib.read_table(table)
+    found = int8calib.evaluate(net, tables, lambda: _test_batches(net), topk=(1,))
+    in_float, in_int8 = (100 * _top1(x) for x in (found.float_accuracy, found.tables[0].accuracy))
+    console.result(
+        "",
+        f"Accuracy on {TEST_IMAGES} other pictures: {in_float:.1f} % in float, {in_int8:.1f} % in "
+        "INT8 (simulated)",
+    )
+    try:
+        real = evaluate_runtime(net, tables, lambda: _test_batches(net), topk=(1,))
+    except OptionError as error:
+        console.say(f"not run in ncnn: {error}")
+        return
+    found, times = real.evaluation, real.milliseconds
+    in_float, in_int8 = (100 * _top1(x) for x in (found.float_accuracy, found.tables[0].accuracy))
+    console.result(
+        f"In ncnn itself: {in_float:.1f} % in float, {in_int8:.1f} % in INT8, which is "
+        f"{times['float'] / times['table']:.2f} times as fast "
+        f"({times['float']:.2f} ms and {times['table']:.2f} ms a picture)"
+    )
 
 
 def _top1(accuracy: Accuracy | None) -> float:

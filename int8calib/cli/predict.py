@@ -111,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
     nets = [RuntimeNet(model, threads=options.threads) for model in models]
     source, how = _open(images, models[0], nets[0], options)
     detectors = [_detections(model) for model in models]
+    if options.output is not None and not detectors[0]:
+        raise OptionError("--output: the model gives no boxes to draw; leave it out")
     folder = None if options.output is None else make_folder(options.output)
     shown = 0
     for index, label in enumerate(source.names):

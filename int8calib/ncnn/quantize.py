@@ -18,6 +18,7 @@ from int8calib.errors import ModelFileError, TableError
 from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.param import NcnnLayer, blob_readers
 from int8calib.ncnn.schema import tidied
+from int8calib.ncnn.sound import check_graph
 from int8calib.ncnn.weights import to_float16
 
 QMAX = 127
@@ -122,6 +123,7 @@ def quantize_model(
     ModelFileError
         For a model that is INT8 already.
     """
+    check_graph(layers, "the model")
     _check_rows(layers, rows, name)
     made = [_quantized(layer, rows, name) for layer in layers]
     made = _requantized(made)

@@ -120,14 +120,10 @@ class RuntimeNet:
         ModelError
             For an input or blob that the model does not have, or that could not be computed.
         """
-        extractor = self._net.create_extractor()
-        # A Mat borrows numpy's memory without a reference, and layers may write into it.
         kept = {name: np.ascontiguousarray(array, np.float32) for name, array in inputs.items()}
-        for name, array in kept.items():
-            if extractor.input(name, self._ncnn.Mat(array).clone()) != 0:
-                raise ModelError(f"{self._source}: the model has no input {name!r}")
         blobs = tuple(blobs)
-        self._check_sizes(extractor, kept, blobs)
+        self._check_sizes(kept, blobs)
+        extractor = self._extractor(kept)
         started = time.perf_counter()
         found = {blob: extractor.extract(blob) for blob in blobs}
         self.seconds = time.perf_counter() - started
@@ -139,13 +135,21 @@ class RuntimeNet:
             tops[blob] = np.zeros(0, np.float32) if mat.dims == 0 else np.array(mat, np.float32)
         return tops
 
-    def _check_sizes(
-        self, extractor: Any, inputs: Mapping[str, Array], blobs: Sequence[str]
-    ) -> None:
+    def _extractor(self, inputs: Mapping[str, Array]) -> Any:
+        """What computes blobs of these inputs, each once; raises `ModelError` for a wrong name."""
+        extractor = self._net.create_extractor()
+        for name, array in inputs.items():
+            # A Mat borrows numpy's memory without a reference, and layers may write into it.
+            if extractor.input(name, self._ncnn.Mat(array).clone()) != 0:
+                raise ModelError(f"{self._source}: the model has no input {name!r}")
+        return extractor
+
+    def _check_sizes(self, inputs: Mapping[str, Array], blobs: Sequence[str]) -> None:
         """Compute layer by layer for the first inputs of a shape, each when its bottoms fit it."""
         key = (blobs, *((name, array.shape) for name, array in inputs.items()))
         if key in self._checked:
             return
+        extractor = self._extractor(inputs)
         needed = set(blobs)
         for layer in reversed(self._layers):
             if needed & set(layer.tops):
