@@ -28,7 +28,7 @@ SEAMS = (
     ("histogram", "int8calib.calibration.statistics.histogram", "HistogramBuilder.add_values"),
     ("histogram", "int8calib.calibration.statistics.checkpoint", "CollectionState.add_counts"),
     ("threshold", "int8calib.calibration.thresholds.registry", "find_threshold"),
-    ("write", "int8calib.table", "write_table"),
+    ("write", "int8calib.cli.outputs", "write_all"),
 )
 STAGES = ("start", "load", "decode", "forward", "keep", "range", "histogram", "threshold", "write")
 """`start`: the interpreter and imports; `keep`: copies of activations for the second phase; what

@@ -98,7 +98,7 @@ COMMAND_LINE_ONLY = {
     *("config", "debug", "quiet", "verbose", "json"),
     *("ncnn", "output", "param", "png", "proto", "names", "title", "labels", "layers"),
     *("limit", "seed", "shuffle", "no_optimize", "runtime", "more_work", "skip", "write_model"),
-    *("gpu", "group"),
+    *("gpu", "group", "detection"),
 }
 
 
