@@ -84,6 +84,7 @@ def _run_classification(console: Console, folder: Path, messages: Sequence[str])
         [str(folder / f"demo{name}.{end}") for name in ("", "-int8")] for end in ("param", "bin")
     ]
     predict = ["predict", "--param", *pairs[0], "--bin", *pairs[1], "--images", str(test), *pixels]
+    predict += ["--limit", "5"]
     console.result(
         "",
         "To measure what a table does to the accuracy:",
