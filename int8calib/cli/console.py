@@ -74,6 +74,10 @@ def discard(stream: TextIO) -> None:
         os.close(nowhere)
 
 
+MOST_LAID_OUT = 500
+"""Rows of a table that rich fits into the terminal; longer ones keep a line each."""
+
+
 class Console:
     """Where a command prints. Messages go to stderr, results to stdout.
 
@@ -127,6 +131,12 @@ class Console:
         """Print a table on stdout; columns of numbers stand at the right."""
         if self.quiet:
             return
+        if self._tables:
+            self._write("")
+        self._tables += 1
+        if len(rows) > MOST_LAID_OUT:
+            self._write(plain_table(title, columns, rows))
+            return
         from rich.table import Table
         from rich.text import Text
 
@@ -138,9 +148,6 @@ class Console:
             table.add_column(Text(one_line(column)), justify=justify, overflow="fold")
         for row in rows:
             table.add_row(*(Text(one_line(cell)) for cell in row))
-        if self._tables:
-            self._write("")
-        self._tables += 1
         self._write(_rendered(table))
 
     @contextmanager
@@ -153,6 +160,24 @@ class Console:
                 yield show
         else:
             yield _LogLines(self, what)
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as rich lays it out where lines may be of any length, in a time that grows with it.
+
+    Rich takes seconds for thousands of rows.
+    """
+    cells = [[one_line(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    right = [all(_begins_as_number(row[i]) for row in rows) for i in range(len(columns))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, right, strict=True)
+        )
+        for row in cells
+    )
+    return "\n".join([one_line(title, MAX_LINE), *(line.rstrip() for line in lines)])
 
 
 def _rendered(table: RenderableType) -> str:
