@@ -21,7 +21,7 @@ from int8calib.demo import CAFFEMODEL, PROTOTXT, draw
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = {"int8calib": main, "caffe-int8-convert-tool": convert_tool.main}
-PHOTOS, HELD_OUT = 24, 12
+PHOTOS, HELD_OUT = 16, 8
 
 
 def test_the_readme_is_short() -> None:
