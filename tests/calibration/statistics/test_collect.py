@@ -194,7 +194,8 @@ def test_images_that_change_between_the_passes_are_noticed(
 ) -> None:
     change, message = CHANGES[what]
     batches = Changing(IMAGES, change)
-    with pytest.raises(ImageError, match=message):
+    # Of several workers any may be the first to find one of several batches changed.
+    with pytest.raises(ImageError, match=message if workers == 1 else "batch|there are no images"):
         collect(net, batches, workers, cache)
     assert batches.passes == 2
 
