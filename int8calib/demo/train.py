@@ -23,7 +23,7 @@ from caffe_proto import LayerParameter, NetParameter, read_prototxt, write_caffe
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT
 from int8calib.demo.draw import draw_images
 
-__all__ = ["TorchNet", "accuracy", "main", "train", "write"]
+__all__ = ["TorchNet", "accuracy", "main", "pixels", "train", "write"]
 
 _TRAIN_SEED = 1
 _CHECK_SEED = 2
@@ -171,7 +171,7 @@ def train(net: TorchNet, epochs: int, pictures: int) -> None:
             # No label depends on the side a shape shows: all eight symmetries are fair.
             batch = torch.rot90(images[picked], int(torch.randint(4, ())), (2, 3))
             batch = batch.flip(3) if int(torch.randint(2, ())) else batch
-            loss = torch.nn.functional.cross_entropy(net.logits(_pixels(batch)), labels[picked])
+            loss = torch.nn.functional.cross_entropy(net.logits(pixels(batch)), labels[picked])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -188,7 +188,7 @@ def accuracy(net: TorchNet, pictures: int, seed: int) -> float:
     net.modules.eval()
     with torch.no_grad():
         hits = sum(
-            int((net.logits(_pixels(batch)).argmax(1) == truth).sum())
+            int((net.logits(pixels(batch)).argmax(1) == truth).sum())
             for batch, truth in zip(images.split(250), labels.split(250), strict=True)
         )
     return hits / pictures
@@ -203,7 +203,8 @@ def _drawn(pictures: int, seed: int) -> tuple[Any, Any]:
     return torch.from_numpy(images.copy()), torch.tensor([label for _, label in drawn])
 
 
-def _pixels(images: Any) -> Any:
+def pixels(images: Any) -> Any:
+    """Uint8 pictures (N, 3, H, W) as the demo's networks want them."""
     import torch
 
     return (images.float() - torch.tensor(MEAN).reshape(1, 3, 1, 1)) * NORM

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from caffe_proto import NetParameter, read_prototxt
-from int8calib.demo import DETECTOR_CAFFEMODEL, DETECTOR_PROTOTXT, MEAN, NORM
+from int8calib.demo import DETECTOR_CAFFEMODEL, DETECTOR_PROTOTXT
 from int8calib.demo.scenes import CLASSES, Truth, draw_scenes
-from int8calib.demo.train import TorchNet, write
+from int8calib.demo.train import TorchNet, pixels, write
 
 Floats = npt.NDArray[np.float32]
 _TRAIN_SEED = 11
@@ -71,7 +71,7 @@ def train(net: TorchNet, definition: NetParameter, epochs: int, scenes: int) -> 
         for step in range(steps):
             picked = order[step * _BATCH : (step + 1) * _BATCH]
             # No shape has a color of its own, so channels may change places.
-            data = _pixels(images[picked][:, torch.randperm(3)])
+            data = pixels(images[picked][:, torch.randperm(3)])
             loss = _loss(net, data, boxes[picked], labels[picked])
             optimizer.zero_grad()
             loss.backward()
@@ -166,12 +166,6 @@ def _drawn(scenes: int, priors: Floats, variances: Floats) -> tuple[Any, Any, An
         boxes.append(encoded)
         labels.append(label)
     return tuple(torch.from_numpy(np.stack(part)) for part in (images, boxes, labels))
-
-
-def _pixels(images: Any) -> Any:
-    import torch
-
-    return (images.float() - torch.tensor(MEAN).reshape(1, 3, 1, 1)) * NORM
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from int8calib.arrays import Array
 from int8calib.errors import ModelFileError, TableError
+from int8calib.levels import LEVELS
 from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.param import NcnnLayer, blob_readers
 from int8calib.ncnn.schema import tidied
 from int8calib.ncnn.sound import check_graph
 from int8calib.ncnn.weights import to_float16
 
-QMAX = 127
 CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
 QUANTIZED = (*CONVOLUTIONS, "InnerProduct")
 """Layer types that a blob row and a weight row of the table make INT8."""
@@ -203,8 +203,8 @@ def to_levels(values: Array, scales: Array) -> NDArray[np.int8]:
         shifted = scaled + np.copysign(np.float32(0.5), scaled)
     # What int32 cannot hold becomes its smallest number on x86, and so does NaN.
     fits = np.abs(shifted) < np.float32(2.0**31)
-    whole = np.where(fits, np.trunc(shifted), np.float32(-QMAX))
-    levels: NDArray[np.int8] = np.clip(whole, -QMAX, QMAX).astype(np.int8)
+    whole = np.where(fits, np.trunc(shifted), np.float32(-LEVELS))
+    levels: NDArray[np.int8] = np.clip(whole, -LEVELS, LEVELS).astype(np.int8)
     return levels
 
 
@@ -260,7 +260,7 @@ def _gemm(layer: NcnnLayer, rows: Rows, name: str) -> NcnnLayer:
 def _absmax_scales(absmax: Array) -> Array:
     """127 / absmax, 1 where that is 0."""
     scales = np.ones_like(absmax, np.float32)
-    np.divide(np.float32(QMAX), absmax, out=scales, where=absmax != 0)
+    np.divide(np.float32(LEVELS), absmax, out=scales, where=absmax != 0)
     return scales
 
 
