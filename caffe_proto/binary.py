@@ -26,8 +26,8 @@ from caffe_proto.limits import (
     MAX_VALUES,
     count_values,
 )
-from caffe_proto.oneline import one_line
-from caffe_proto.recognize import HEAD, Path, file_name, holds_control_bytes, refuse_foreign
+from caffe_proto.errors import one_line
+from caffe_proto.files import HEAD, FilePath, file_name, holds_control_bytes, refuse_foreign
 from caffe_proto.wire import I32, I64, LEN, VARINT, Field, WireError, fields, varint
 
 __all__ = ["Weights", "read_blob", "read_weights"]
@@ -52,7 +52,7 @@ _NET_WIRES = {1: LEN, 2: LEN, 3: LEN, 5: VARINT, 6: LEN, 7: VARINT, 8: LEN, 100:
 _WIRE_NAMES = {VARINT: "a number", I64: "8 bytes", LEN: "text or a message", I32: "4 bytes"}
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: FilePath) -> Weights:
     """Read the weights of a caffemodel of any age (V0, V1 or today's layers).
 
     Parameters
@@ -104,7 +104,7 @@ def read_weights(path: Path) -> Weights:
     return weights
 
 
-def read_blob(path: Path) -> NDArray[np.float32]:
+def read_blob(path: FilePath) -> NDArray[np.float32]:
     """Read the array of a ``.binaryproto`` file, such as a mean image.
 
     Parameters
@@ -139,7 +139,7 @@ def read_blob(path: Path) -> NDArray[np.float32]:
     return blob
 
 
-def _open(path: Path, wanted: str, text_hint: str = "") -> memoryview:
+def _open(path: FilePath, wanted: str, text_hint: str = "") -> memoryview:
     """Map the file into memory and refuse what is recognizably something else."""
     with open_regular(path, pipes=True) as file:
         try:

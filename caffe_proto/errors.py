@@ -1,4 +1,4 @@
-"""What can go wrong with a Caffe file, as one exception and one warning.
+"""What can go wrong with a Caffe file, as one exception and one warning, each one printable line.
 
 Tree::
 
@@ -10,10 +10,9 @@ Tree::
 
 from __future__ import annotations
 
-from caffe_proto.oneline import one_line
+from caffe_proto.limits import MAX_MESSAGE
 
-__all__ = ["CaffeFormatError", "UnknownFieldWarning"]
-
+__all__ = ["CaffeFormatError", "UnknownFieldWarning", "one_line",]
 
 class CaffeFormatError(ValueError):
     """A Caffe file cannot be read.
@@ -33,3 +32,35 @@ class UnknownFieldWarning(UserWarning):
     One warning per file names them all, each with the line where it first stands. They are not
     in the messages; `unread_fields` and `unknown_fields` give them.
     """
+
+
+def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
+    r"""Make a text safe to print as one line.
+
+    Parameters
+    ----------
+    text
+        Any text, control characters and lone surrogates included.
+    limit
+        How many characters the result may have, at least 20.
+
+    Returns
+    -------
+    str
+        The text with everything that is not printable written as an escape such as ``\n`` or
+        ``\x1b``. Where that is longer than `limit`, the middle is replaced by ``...``: messages
+        begin with the place and end with the way out.
+    """
+    if len(text) > 2 * limit:  # no character becomes shorter
+        text = f"{text[:limit]}{text[-limit:]}"
+    shown = text if text.isprintable() else "".join(map(_printable, text))
+    if len(shown) <= limit:
+        return shown
+    tail = (limit - 3) // 3
+    return f"{shown[: limit - 3 - tail]}...{shown[-tail:]}"
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,4 +1,8 @@
-"""Files at the two ends: bounded reading that cannot block, and the one writer of all output."""
+"""Files at the two ends: bounded reading that cannot block, what a file is, and the one writer.
+
+Most files that cannot be read are whole files of another kind: a download that saved a web page,
+a Git LFS pointer, the prototxt where the caffemodel belongs. Their first bytes tell.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,14 @@ import select
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
+from caffe_proto.errors import CaffeFormatError
+from caffe_proto.limits import MAX_NAME
+from caffe_proto.errors import one_line
 
-__all__ = ["check_target", "file_mode", "open_atomic", "open_regular", "read_bounded"]
+__all__ = ["check_target", "file_mode", "open_atomic", "open_regular", "read_bounded", "HEAD", "FilePath", "file_name", "holds_control_bytes", "refuse_binary", "refuse_foreign",]
+
+FilePath: TypeAlias = str | os.PathLike[str]
 
 PIPE_WAIT = 10  # seconds that a pipe may take to give its first byte
 
@@ -28,7 +37,7 @@ _KINDS = {
 }
 
 
-def file_mode(path: str | os.PathLike[str]) -> int:
+def file_mode(path: FilePath) -> int:
     """Tell what `path` is, as `st_mode` of `os.stat`; raises OSError for whatever is not there.
 
     `Path.is_file` and its kin raise for a name that is too long or holds a zero byte, and give no
@@ -40,7 +49,7 @@ def file_mode(path: str | os.PathLike[str]) -> int:
         raise OSError(errno.EINVAL, "no file can have such a name", os.fspath(path)) from None
 
 
-def open_regular(path: str | os.PathLike[str], *, pipes: bool = False) -> BinaryIO:
+def open_regular(path: FilePath, *, pipes: bool = False) -> BinaryIO:
     """Open a file for reading; anything that could block or has no end is refused.
 
     Parameters
@@ -75,7 +84,7 @@ def open_regular(path: str | os.PathLike[str], *, pipes: bool = False) -> Binary
     return os.fdopen(descriptor, "rb")
 
 
-def read_bounded(path: str | os.PathLike[str], limit: int, *, pipes: bool = False) -> bytes:
+def read_bounded(path: FilePath, limit: int, *, pipes: bool = False) -> bytes:
     """Read a file of at most `limit` bytes; raises OSError as `open_regular`, and for a larger one.
 
     Nothing is read of a regular file that is too large, and never more than the limit.
@@ -95,7 +104,7 @@ def read_bounded(path: str | os.PathLike[str], limit: int, *, pipes: bool = Fals
 
 
 @contextlib.contextmanager
-def open_atomic(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[BinaryIO]:
+def open_atomic(path: FilePath, *, private: bool = False) -> Iterator[BinaryIO]:
     """Open a binary file that takes its name only when the block ends well.
 
     The bytes go to a new file of a random name in the same folder, are flushed to the disk, and
@@ -136,7 +145,7 @@ def open_atomic(path: str | os.PathLike[str], *, private: bool = False) -> Itera
         yield file
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
+def check_target(path: FilePath) -> None:
     """Check that a file could be written, without writing it.
 
     Parameters
@@ -210,3 +219,100 @@ def _replacing(target: Path, mode: int | None, private: bool) -> Iterator[Binary
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+HEAD = 4096  # bytes of a file that are enough to tell what it is
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+_HDF5_ADVICE = (
+    "an HDF5 file, not a caffemodel; write it again as binary: set snapshot_format: BINARYPROTO "
+    "in the solver, or load it in pycaffe and call net.save()"
+)
+_MAGIC = (
+    (b"\x89HDF\r\n\x1a\n", _HDF5_ADVICE),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"\x93NUMPY", "a NumPy .npy file"),
+    (b"7767517\n", "an ncnn .param file; the Caffe prototxt is needed"),
+    (b"\xff\xfe", "UTF-16 text; save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text; save it as UTF-8"),
+)
+_HTTP_ERROR = re.compile(rb"[45]\d\d:? [A-Z][A-Za-z ]{2,40}\s*\Z")
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_CAFFEMODEL_STARTS = (b"\n", b"\x12", b"\xa2\x06")  # the keys of name, layers and layer
+
+
+def file_name(path: FilePath) -> str:
+    """Return how messages name the file: its path as given, fit for printing."""
+    return one_line(os.fspath(path), MAX_NAME)
+
+
+def holds_control_bytes(head: bytes) -> bool:
+    """Return whether the bytes hold control characters that no text file has."""
+    return _CONTROL.search(head) is not None
+
+
+def refuse_foreign(path: FilePath, head: bytes, wanted: str) -> None:
+    """Refuse a file that is recognizably something else.
+
+    Parameters
+    ----------
+    path
+        The file, for the message.
+    head
+        Its first bytes (``HEAD`` of them are enough).
+    wanted
+        What the file should be, such as ``"a caffemodel"``.
+
+    Raises
+    ------
+    CaffeFormatError
+        The file is empty, a Git LFS pointer, a web page, HDF5, an archive, ...
+    """
+    found = _foreign_kind(head)
+    if found:
+        raise CaffeFormatError(f"{file_name(path)}: not {wanted}: {found}")
+
+
+def refuse_binary(path: FilePath, head: bytes) -> None:
+    """Refuse binary data where a prototxt is wanted.
+
+    Raises
+    ------
+    CaffeFormatError
+        The head holds control characters.
+    """
+    if not holds_control_bytes(head):
+        return
+    found = "binary data"
+    if head.startswith(_CAFFEMODEL_STARTS):
+        found += ", it looks like a caffemodel; are the prototxt and the caffemodel swapped?"
+    raise CaffeFormatError(f"{file_name(path)}: not a prototxt: {found}")
+
+
+def _foreign_kind(head: bytes) -> str:
+    """What a file that begins so is, if no Caffe file begins so; otherwise an empty string."""
+    if not head:
+        return "the file is empty"
+    if head.startswith(_LFS):
+        return _lfs_pointer(head)
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    # No field name begins so, and as a protobuf key it would close a group that none opened.
+    if start.startswith(b"<"):
+        return "an HTML or XML page; the download probably saved an error or login page"
+    if _HTTP_ERROR.match(start):
+        return f"an HTTP error page, {start.decode('ascii').strip()}; download the file again"
+    if start.startswith((b'{"', b"[{", b'["')):
+        return "JSON text"
+    return ""
+
+
+def _lfs_pointer(head: bytes) -> str:
+    oid = re.search(rb"^oid (\S+)", head, re.MULTILINE)
+    size = re.search(rb"^size (\d+)", head, re.MULTILINE)
+    named = f"oid {oid[1].decode('ascii', 'replace')}" if oid else "no oid"
+    sized = f"{int(size[1]):,} bytes" if size else "unknown size"
+    return f"a Git LFS pointer ({named}, {sized}), not the file itself; run `git lfs pull`"

@@ -7,25 +7,28 @@ Every file appears whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
+from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from caffe_proto.caffe_pb2 import BlobShape, NetParameter
+from caffe_proto.caffe_pb2 import BlobShape, NetParameter, UnreadField
 from caffe_proto.files import open_atomic
-from caffe_proto.oneline import one_line
-from caffe_proto.printer import net_text
-from caffe_proto.recognize import Path
+from caffe_proto.errors import one_line
+from caffe_proto.files import FilePath
 from caffe_proto.wire import LEN, encode_varint
+import io
+import re
+from google.protobuf import text_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from caffe_proto.unread import name_parts
 
-__all__ = ["write_blob", "write_caffemodel", "write_prototxt"]
+__all__ = ["write_blob", "write_caffemodel", "write_prototxt", "net_text",]
 
 _NET_LAYER, _LAYER_BLOBS = 100, 7  # field numbers
 _BLOB_DATA, _BLOB_SHAPE = 5, 7
 
 
-def write_prototxt(path: Path, net: NetParameter) -> None:
+def write_prototxt(path: FilePath, net: NetParameter) -> None:
     """Write a net's structure as text.
 
     Parameters
@@ -50,7 +53,7 @@ def prototxt_bytes(net: NetParameter) -> bytes:
 
 
 def write_caffemodel(
-    path: Path, net: NetParameter, weights: Mapping[str, Sequence[NDArray[Any]]]
+    path: FilePath, net: NetParameter, weights: Mapping[str, Sequence[NDArray[Any]]]
 ) -> None:
     """Write a net with its weights.
 
@@ -89,7 +92,7 @@ def caffemodel_parts(
     return _caffemodel(_without_blobs(net), weights)
 
 
-def write_blob(path: Path, array: ArrayLike) -> None:
+def write_blob(path: FilePath, array: ArrayLike) -> None:
     """Write one array as a binaryproto.
 
     Parameters
@@ -155,6 +158,80 @@ def _sized(number: int, parts: list[bytes | memoryview]) -> list[bytes | memoryv
     return [encode_varint(number << 3 | LEN) + encode_varint(size), *parts]
 
 
-def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+def _write(path: FilePath, parts: Iterable[bytes | memoryview]) -> None:
     with open_atomic(path) as file:
         file.writelines(parts)
+
+
+# What has no place in the schema: the names of the messages around it, and the field itself.
+_Kept: TypeAlias = "tuple[tuple[str, ...], UnreadField]"
+_ESCAPED = re.compile(r'["\\\x00-\x1f\x7f]')
+_STEP = 2  # columns that each message is indented
+
+
+def net_text(net: NetParameter) -> str:
+    """Return a net in protobuf's text format.
+
+    Parameters
+    ----------
+    net
+        The net, as `read_prototxt` gives it or made by a program.
+
+    Returns
+    -------
+    str
+        The same text as protobuf's own printer gives. What stands in `unread` is written where it
+        stood: inside of its message, behind the fields that are known. Where such a message is
+        repeated, it goes into the first.
+    """
+    return "".join(_lines(net, [], 0))
+
+
+def _lines(message: Message, kept: Sequence[_Kept], indent: int) -> Iterator[str]:
+    """The fields of a message, one a line, then what is kept of it."""
+    kept = [*kept, *_own(message)]
+    for field, value in message.ListFields():
+        if field.name == "unread":
+            continue
+        if field.type != FieldDescriptor.TYPE_MESSAGE:
+            out = io.StringIO()
+            for one in value if _is_list(value) else [value]:
+                text_format.PrintField(field, one, out, indent, as_utf8=True)
+            yield out.getvalue()
+            continue
+        inner = [(parents[1:], entry) for parents, entry in kept if parents[:1] == (field.name,)]
+        for one in value if _is_list(value) else [value]:
+            yield f"{' ' * indent}{field.name} {{\n"
+            yield from _lines(one, inner, indent + _STEP)
+            yield f"{' ' * indent}}}\n"
+            inner = []
+    yield from _entries((entry for parents, entry in kept if not parents), indent)
+
+
+def _is_list(value: object) -> bool:
+    return not isinstance(value, (Message, bool, int, float, str, bytes))
+
+
+def _own(message: Message) -> Iterator[_Kept]:
+    for entry in getattr(message, "unread", ()):
+        *parents, _ = name_parts(entry.name)
+        yield tuple(parents), entry
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    return f"\\{character}" if character in '"\\' else f"\\{ord(character):03o}"
+
+
+def _entries(entries: Iterable[UnreadField], indent: int) -> Iterator[str]:
+    for entry in entries:
+        start = f"{' ' * indent}{name_parts(entry.name)[-1]}"
+        if entry.HasField("value"):
+            value = entry.value
+            if entry.quoted:
+                value = f'"{_ESCAPED.sub(_escape, value)}"'
+            yield f"{start}: {value}\n"
+            continue
+        yield f"{start} {{\n"
+        yield from _entries(entry.children, indent + _STEP)
+        yield f"{' ' * indent}}}\n"

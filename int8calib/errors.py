@@ -19,7 +19,7 @@ would be right.
 
 from __future__ import annotations
 
-from caffe_proto.oneline import one_line
+from caffe_proto.errors import one_line
 
 
 class Int8CalibError(Exception):

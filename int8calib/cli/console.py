@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from caffe_proto.oneline import one_line
+from caffe_proto.errors import one_line
 from int8calib.errors import OutputError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from caffe_proto.oneline import one_line
+from caffe_proto.errors import one_line
 from int8calib.cli.fingerprint import text_sha256
 from int8calib.errors import ImageError, OptionError, ShapeError
 

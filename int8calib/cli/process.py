@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from caffe_proto.limits import MAX_MESSAGE
-from caffe_proto.oneline import one_line
+from caffe_proto.errors import one_line
 from int8calib.cli.console import discard, write_stderr
 from int8calib.cli.options import MessageOptions
 from int8calib.errors import Int8CalibError

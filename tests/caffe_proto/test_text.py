@@ -24,7 +24,7 @@ from caffe_proto import (
     unread_fields,
 )
 from caffe_proto.lexer import Tokens
-from caffe_proto.parser import Parser
+from caffe_proto.text import Parser
 
 LAYER = 'layer { name: "a" type: "ReLU" bottom: "x" top: "x" }\n'
 
@@ -305,7 +305,7 @@ def test_hostile_texts_end_in_one_short_line_in_a_short_time(text: str) -> None:
 
 
 def test_too_many_layers_and_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caffe_proto.parser.MAX_LAYERS", 1000)
+    monkeypatch.setattr("caffe_proto.text.MAX_LAYERS", 1000)
     monkeypatch.setattr("caffe_proto.unread.MAX_UNREAD", 1000)
     assert len(parse_prototxt("layer { }\n" * 1000).layer) == 1000
     with pytest.raises(CaffeFormatError, match=r"^net:1001:7: more than 1000 layers"):

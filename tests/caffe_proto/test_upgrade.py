@@ -18,7 +18,7 @@ from caffe_proto import (
     write_prototxt,
 )
 from caffe_proto.upgrade import _V1_TYPES
-from caffe_proto.upgrade_v0 import _MOVES, _TYPES
+from caffe_proto.upgrade import _MOVES, _V0_TYPES
 from tests.proto_helpers import expected, forward
 
 
@@ -97,11 +97,11 @@ def test_every_option_of_v1_layers_arrives() -> None:
 def test_the_tables_cover_the_schema() -> None:
     v1 = caffe_pb2.V1LayerParameter
     assert _V1_TYPES.keys() == set(v1.LayerType.keys())
-    assert set(_TYPES.values()) <= _V1_TYPES.keys()
+    assert set(_V0_TYPES.values()) <= _V1_TYPES.keys()
     fields = {field.name for field in caffe_pb2.V0LayerParameter.DESCRIPTOR.fields}
     assert fields - _MOVES.keys() == {"type", "new_num", "new_channels"}
     for moves in _MOVES.values():
-        assert moves.keys() <= _TYPES.keys() | {"*"}
+        assert moves.keys() <= _V0_TYPES.keys() | {"*"}
         for place in moves.values():
             scope = v1.DESCRIPTOR
             for part in place.split("."):

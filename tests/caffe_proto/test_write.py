@@ -22,7 +22,7 @@ from caffe_proto import (
     write_caffemodel,
     write_prototxt,
 )
-from caffe_proto.printer import net_text
+from caffe_proto.write import net_text
 
 TEXT = """
 name: "net 层"

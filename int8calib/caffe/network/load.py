@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import caffe_proto
 from caffe_proto import NetParameter
-from caffe_proto.oneline import one_line
+from caffe_proto.errors import one_line
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.layers.registry import find_type, has_type

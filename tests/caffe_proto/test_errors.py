@@ -8,7 +8,7 @@ import time
 import pytest
 
 from caffe_proto import CaffeFormatError
-from caffe_proto.oneline import one_line
+from caffe_proto.errors import one_line
 from int8calib.errors import ModelError
 
 
