@@ -74,7 +74,7 @@ def measure(name: str, images: Sequence[Path]) -> None:
     lines = (shared / "images/imagenet_300_labels.txt").read_text().splitlines()
     labels = dict(line.split() for line in lines)
     given = [
-        int8calib.Labelled({"data": image}, [int(labels[Path(batch.names[0]).name])])
+        int8calib.Labeled({"data": image}, [int(labels[Path(batch.names[0]).name])])
         for batch in batches(held_out, preprocess)
         for image in (batch.blobs["data"], np.ascontiguousarray(batch.blobs["data"][..., ::-1]))
     ]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         UnsupportedLayerError,
         WeightsError,
     )
-    from int8calib.evaluation.evaluate import Labelled, evaluate
+    from int8calib.evaluation.evaluate import Labeled, evaluate
     from int8calib.evaluation.results import Evaluation
     from int8calib.reporting.report import Report, report
     from int8calib.simulation.build import simulate
@@ -56,7 +56,7 @@ __all__ = [
     "ImageError",
     "Inspection",
     "Int8CalibError",
-    "Labelled",
+    "Labeled",
     "LayerScales",
     "ModelError",
     "ModelFileError",
@@ -102,7 +102,7 @@ _HOMES = {
     "ImageError": "int8calib.errors",
     "Inspection": "int8calib.caffe.inspection.results",
     "Int8CalibError": "int8calib.errors",
-    "Labelled": "int8calib.evaluation.evaluate",
+    "Labeled": "int8calib.evaluation.evaluate",
     "LayerScales": "int8calib.table.model",
     "ModelError": "int8calib.errors",
     "ModelFileError": "int8calib.errors",

@@ -31,6 +31,6 @@ def loader_of(images: np.ndarray, labels: np.ndarray | None = None, batch: int =
             if labels is None:
                 yield part
             else:
-                yield int8calib.Labelled(part, labels[start : start + batch])
+                yield int8calib.Labeled(part, labels[start : start + batch])
 
     return batches

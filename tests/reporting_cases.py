@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 import int8calib
-from int8calib import Labelled, Options
+from int8calib import Labeled, Options
 from int8calib.analysis.results import Analysis
 from int8calib.analysis.samples import LayerSample, sample_outputs
 from int8calib.calibration.statistics.store import Statistics
@@ -81,7 +81,7 @@ def case() -> Case:
     images = pixels()
 
     def batches() -> Any:
-        return (Labelled({"data": images[i : i + 1]}, [i % 5]) for i in range(IMAGES))
+        return (Labeled({"data": images[i : i + 1]}, [i % 5]) for i in range(IMAGES))
 
     made = {
         name: int8calib.calibrate(

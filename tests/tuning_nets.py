@@ -12,7 +12,7 @@ from int8calib.caffe.layers.registry import find_type
 from int8calib.caffe.network.graph import Blob
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
-from int8calib.evaluation.evaluate import Labelled, batch_and_labels
+from int8calib.evaluation.evaluate import Labeled, batch_and_labels
 from int8calib.images import Preprocess
 from tests.generated import make_model
 
@@ -103,23 +103,23 @@ def loss_of(
     return float(np.mean(shares))
 
 
-def labelled(net: Net, given: list[dict[str, np.ndarray]]) -> list[Labelled]:
+def labeled(net: Net, given: list[dict[str, np.ndarray]]) -> list[Labeled]:
     """The batches with the class that the float net gives each image."""
     out = net.graph.outputs[0].name
-    return [Labelled(batch, net.forward(batch)[out].argmax(axis=1).tolist()) for batch in given]
+    return [Labeled(batch, net.forward(batch)[out].argmax(axis=1).tolist()) for batch in given]
 
 
 def demo_net() -> Net:
     return load_caffe(PROTOTXT, CAFFEMODEL)
 
 
-def demo_loader(count: int, seed: int = 7) -> list[Labelled]:
+def demo_loader(count: int, seed: int = 7) -> list[Labeled]:
     """Drawn pictures as the demo net wants them, each with its class."""
     net = demo_net()
     ((name, shape),) = net.input_shapes.items()
     preprocess = Preprocess((shape[1], shape[2], shape[3]), mean=MEAN, norm=NORM)
     return [
-        Labelled({name: preprocess(image)[None]}, [label])
+        Labeled({name: preprocess(image)[None]}, [label])
         for image, label in draw.draw_images(count, seed)
     ]
 
@@ -128,7 +128,7 @@ def score_blob(net: Net) -> str:
     return net.graph.producer(net.graph.outputs[0]).bottoms[0].name
 
 
-def sqnr(reference: Net, found: Net, images: Sequence[Labelled | dict[str, np.ndarray]]) -> float:
+def sqnr(reference: Net, found: Net, images: Sequence[Labeled | dict[str, np.ndarray]]) -> float:
     """In dB, of the scores without what they have in common, by the definition."""
     signal_, error = 0.0, 0.0
     for given in images:

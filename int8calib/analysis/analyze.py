@@ -22,8 +22,8 @@ from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Layer
 from int8calib.errors import ModelError
 from int8calib.evaluation.evaluate import (
-    Labelled,
-    LabelledLoader,
+    Labeled,
+    LabeledLoader,
     batch_and_labels,
     check_present,
     run_pass,
@@ -42,7 +42,7 @@ SENSITIVITY_IMAGES = 10
 def analyze(
     net: Net,
     table: CalibrationTable,
-    batches: LabelledLoader,
+    batches: LabeledLoader,
     *,
     sensitivity_images: int = SENSITIVITY_IMAGES,
     scores: str | None = None,
@@ -97,7 +97,7 @@ def analyze(
     joint = side_by_side(base.graph, int8)
     records: dict[int, list[_LayerRecord]] = {}
 
-    def work(runners: list[Runner], item: tuple[int, Batch | Labelled]) -> int:
+    def work(runners: list[Runner], item: tuple[int, Batch | Labeled]) -> int:
         index, (batch, _) = item[0], batch_and_labels(item[1])
         records[index] = _measure(runners[0], joint, int8, batch)
         return batch_size(batch)

@@ -15,7 +15,7 @@ from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError
-from int8calib.evaluation.evaluate import LabelledLoader, batch_and_labels
+from int8calib.evaluation.evaluate import LabeledLoader, batch_and_labels
 from int8calib.evaluation.outputs import compared_blobs
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.table.model import CalibrationTable
@@ -36,7 +36,7 @@ class LayerSample:
 def sample_outputs(
     net: Net,
     table: CalibrationTable,
-    batches: LabelledLoader,
+    batches: LabeledLoader,
     *,
     count: int = SAMPLE_BATCHES,
     values: int = SAMPLE_VALUES,

@@ -12,8 +12,8 @@ from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.evaluation.evaluate import (
-    Labelled,
-    LabelledLoader,
+    Labeled,
+    LabeledLoader,
     batch_and_labels,
     copied_tops,
 )
@@ -34,7 +34,7 @@ class OutputEffect:
 def output_sensitivity(
     net: Net,
     int8: Mapping[str, Layer],
-    batches: LabelledLoader,
+    batches: LabeledLoader,
     compared: ComparedBlobs,
     *,
     images: int,
@@ -88,7 +88,7 @@ def output_sensitivity(
     return effects, used
 
 
-def _first(batches: Iterable[Batch | Labelled], images: int) -> Iterator[Batch]:
+def _first(batches: Iterable[Batch | Labeled], images: int) -> Iterator[Batch]:
     taken = 0
     for given in batches:
         batch, _ = batch_and_labels(given)

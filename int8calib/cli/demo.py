@@ -23,7 +23,7 @@ from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
     from int8calib.caffe.engine.run import Net
-    from int8calib.evaluation.evaluate import Labelled
+    from int8calib.evaluation.evaluate import Labeled
     from int8calib.evaluation.results import Accuracy
 
 CALIBRATION_IMAGES = 100
@@ -135,7 +135,7 @@ def _top1(accuracy: Accuracy | None) -> float:
     return math.nan if accuracy is None else accuracy.topk[1].value
 
 
-def _test_batches(net: Net) -> Iterator[Labelled]:
+def _test_batches(net: Net) -> Iterator[Labeled]:
     import numpy as np
 
     import int8calib
@@ -147,4 +147,4 @@ def _test_batches(net: Net) -> Iterator[Labelled]:
     pictures = draw.draw_images(TEST_IMAGES, TEST_SEED)
     while drawn := list(islice(pictures, BATCH)):
         data = np.stack([preprocess(image) for image, _ in drawn])
-        yield int8calib.Labelled({name: data}, [label for _, label in drawn])
+        yield int8calib.Labeled({name: data}, [label for _, label in drawn])

@@ -25,7 +25,7 @@ from int8calib.cli.comparison import (
 )
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.labels import LabelledImages
+from int8calib.cli.labels import LabeledImages
 from int8calib.cli.options import (
     MessageOptions,
     ModelOptions,
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     net = read_options(ModelOptions, args).load()
     workers = read_options(RunOptions, args).worker_count
     images = comparison_images(image_options(args), net, args.scores, args.outputs, workers=workers)
-    batches = images if args.labels is None else LabelledImages(images, args.labels)
+    batches = images if args.labels is None else LabeledImages(images, args.labels)
     how: dict[str, Any] = {
         "topk": args.topk,
         "scores": args.scores,

@@ -13,7 +13,7 @@ from int8calib.files import file_mode, read_bounded
 from int8calib.limits import MAX_LIST_BYTES
 
 if TYPE_CHECKING:
-    from int8calib.evaluation.evaluate import Labelled
+    from int8calib.evaluation.evaluate import Labeled
 
 LabelOf = Callable[[str], int]
 
@@ -21,7 +21,7 @@ MAX_DIGITS = 9
 """Digits of a class index."""
 
 
-class LabelledImages:
+class LabeledImages:
     """The batches of a loader with labels: call it to start a pass."""
 
     def __init__(self, images: ImageLoader, where: str) -> None:
@@ -29,12 +29,12 @@ class LabelledImages:
         self._images = images
         self._label_of = read_labels(where)
 
-    def __call__(self) -> Iterator[Labelled]:
+    def __call__(self) -> Iterator[Labeled]:
         """Start a pass: batches in order; raises `ImageError` for an image without a label."""
-        from int8calib.evaluation.evaluate import Labelled
+        from int8calib.evaluation.evaluate import Labeled
 
         for batch in self._images.batches():
-            yield Labelled(batch.blobs, [self._label_of(name) for name in batch.names])
+            yield Labeled(batch.blobs, [self._label_of(name) for name in batch.names])
 
 
 def read_labels(where: str) -> LabelOf:

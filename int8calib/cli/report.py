@@ -29,7 +29,7 @@ from int8calib.cli.comparison import (
 from int8calib.cli.console import Console, Progress
 from int8calib.cli.fingerprint import model_fingerprint
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.labels import LabelledImages
+from int8calib.cli.labels import LabeledImages
 from int8calib.cli.loader import ImageLoader
 from int8calib.cli.options import (
     MessageOptions,
@@ -133,9 +133,9 @@ def run(args: argparse.Namespace) -> int:
         blobs=[layer.bottom for layer in layers_to_quantize(net.graph, net.input_shapes)[0]],
     )
     labels = options.labels
-    labelled = batches if labels is None else LabelledImages(batches, labels)
+    labeled = batches if labels is None else LabeledImages(batches, labels)
     with console.progress() as progress:
-        job = _Job(options, model, machine, net, tables, known, batches, labelled, progress)
+        job = _Job(options, model, machine, net, tables, known, batches, labeled, progress)
         statistics = job.statistics(fold)
         evaluation = job.evaluation()
         analyses = job.analyses()
@@ -217,7 +217,7 @@ class _Job:
     tables: Tables
     known: _Known
     batches: ImageLoader
-    labelled: ImageLoader | LabelledImages
+    labeled: ImageLoader | LabeledImages
     progress: Progress
 
     def statistics(self, fold: bool) -> Statistics:
@@ -255,7 +255,7 @@ class _Job:
         return evaluate(
             self.net,
             self.tables,
-            self.labelled,
+            self.labeled,
             topk=options.topk,
             scores=options.scores,
             outputs=options.outputs,

@@ -26,7 +26,7 @@ from int8calib.cli.comparison import (
 from int8calib.cli.config import add_config_argument, config_text
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.labels import LabelledImages
+from int8calib.cli.labels import LabeledImages
 from int8calib.cli.options import (
     MessageOptions,
     ModelOptions,
@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     images = comparison_images(
         image_options(args), net, args.scores, args.outputs, workers=machine.worker_count
     )
-    batches = images if args.labels is None else LabelledImages(images, args.labels)
+    batches = images if args.labels is None else LabeledImages(images, args.labels)
     with console.progress() as progress:
         found = tune(net, batches, calibration, tuning, progress=progress)
     images.print_skipped(console)

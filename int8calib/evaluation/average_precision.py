@@ -1,4 +1,4 @@
-"""Mean average precision of detections against labelled boxes."""
+"""Mean average precision of detections against labeled boxes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Detection(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """A labelled box."""
+    """A labeled box."""
 
     label: int
     box: Corners
@@ -36,14 +36,14 @@ def mean_average_precision(
     found
         The detections of each image, in any order.
     truths
-        The labelled boxes of each image.
+        The labeled boxes of each image.
     iou
         The intersection over union from which on a detection may count as a box's.
 
     Returns
     -------
     float
-        0 to 1; NaN without any labelled box.
+        0 to 1; NaN without any labeled box.
 
     Notes
     -----

@@ -20,7 +20,7 @@ from int8calib.table.model import CalibrationTable
 from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas, work_through
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """A batch and the class index of each of its images.
 
     Attributes
@@ -35,14 +35,14 @@ class Labelled(NamedTuple):
     labels: Sequence[int]
 
 
-LabelledLoader: TypeAlias = Callable[[], Iterable[Batch | Labelled]]
+LabeledLoader: TypeAlias = Callable[[], Iterable[Batch | Labeled]]
 """Starts a pass over the images, as a `Loader` does; its batches may come with labels."""
 
 
 def evaluate(
     net: Net,
     tables: CalibrationTable | Mapping[str, CalibrationTable],
-    batches: LabelledLoader,
+    batches: LabeledLoader,
     *,
     topk: Sequence[int] = (1, 5),
     scores: str | None = None,
@@ -65,7 +65,7 @@ def evaluate(
         One calibration table, or several by name.
     batches : callable
         Called to start a pass; gives `{input blob: float32 (N, ...)}`, or such a batch with its
-        labels as `Labelled`.
+        labels as `Labeled`.
     topk : sequence of int
         The accuracies to count, from labels.
     scores : str, optional
@@ -108,10 +108,10 @@ def evaluate(
         check_present(each, compared)
     records: dict[int, Record] = {}
 
-    def work(runners: list[Runner], item: tuple[int, Batch | Labelled]) -> int:
+    def work(runners: list[Runner], item: tuple[int, Batch | Labeled]) -> int:
         index, (batch, labels) = item[0], batch_and_labels(item[1])
         if labels is not None and compared.scores is None:
-            compared_blobs(net, scores, outputs, labelled=True)
+            compared_blobs(net, scores, outputs, labeled=True)
         tops = [copied_tops(runner, batch) for runner in runners]
         records[index] = compare(compared, tops, labels, batch_size(batch), box_score)
         return batch_size(batch)
@@ -141,9 +141,9 @@ def check_present(net: Net, compared: ComparedBlobs) -> None:
             )
 
 
-def batch_and_labels(given: Batch | Labelled) -> tuple[Batch, Sequence[int] | None]:
+def batch_and_labels(given: Batch | Labeled) -> tuple[Batch, Sequence[int] | None]:
     """A batch, and its labels or None."""
-    return given if isinstance(given, Labelled) else (given, None)
+    return given if isinstance(given, Labeled) else (given, None)
 
 
 def copied_tops(runner: Runner, batch: Batch) -> dict[Blob, Array]:
@@ -154,9 +154,9 @@ def copied_tops(runner: Runner, batch: Batch) -> dict[Blob, Array]:
 
 
 def run_pass(
-    batches: Iterable[Batch | Labelled],
+    batches: Iterable[Batch | Labeled],
     prepare: Callable[[], list[Runner]],
-    work: Callable[[list[Runner], tuple[int, Batch | Labelled]], int],
+    work: Callable[[list[Runner], tuple[int, Batch | Labeled]], int],
     *,
     stage: str,
     workers: int | None,

@@ -56,7 +56,7 @@ def compared_blobs(
     scores: str | None = None,
     outputs: Sequence[str] | None = None,
     *,
-    labelled: bool = False,
+    labeled: bool = False,
 ) -> ComparedBlobs:
     """Choose the blobs in which `net` is compared with itself in INT8.
 
@@ -69,7 +69,7 @@ def compared_blobs(
         of two or more values per image.
     outputs
         Names of blobs to compare in place of the network's outputs.
-    labelled
+    labeled
         Whether labels are to be compared, for which there must be class scores.
 
     Returns
@@ -102,7 +102,7 @@ def compared_blobs(
         chosen = _only_vector(graph, inputs, ends)
     else:
         (chosen,) = _without_inputs(graph, named_outputs(graph, [scores], inputs))
-    if labelled and chosen is None:
+    if labeled and chosen is None:
         raise OptionError(
             f"{graph.source}: labels are given, but the outputs {listed(map(str, ends))} are not "
             "one vector of class scores; name the blob that is (--scores)"

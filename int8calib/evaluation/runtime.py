@@ -15,7 +15,7 @@ from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.graph import Blob
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.errors import ImageError, ModelError, OptionError
-from int8calib.evaluation.evaluate import LabelledLoader, batch_and_labels
+from int8calib.evaluation.evaluate import LabeledLoader, batch_and_labels
 from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
@@ -59,7 +59,7 @@ class RuntimeEvaluation:
 def evaluate_runtime(
     net: Net,
     tables: CalibrationTable | Mapping[str, CalibrationTable],
-    batches: LabelledLoader,
+    batches: LabeledLoader,
     *,
     topk: Sequence[int] = (1, 5),
     scores: str | None = None,
@@ -121,7 +121,7 @@ def evaluate_runtime(
             times.append(seconds)
             label = None if labels is None else [labels[index]]
             if label is not None and compared.scores is None:
-                compared_blobs(net, scores, outputs, labelled=True)
+                compared_blobs(net, scores, outputs, labeled=True)
             records.append(compare(compared, tops, label, 1, box_score))
             done += 1
             report("runtime", done, total)

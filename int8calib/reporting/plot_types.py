@@ -118,8 +118,8 @@ class Plot:
 
     def legend(self) -> list[Series]:
         """One series for each label, in order."""
-        labelled: dict[str, Series] = {}
+        labeled: dict[str, Series] = {}
         for series in self.series:
             if series.label:
-                labelled.setdefault(series.label, series)
-        return list(labelled.values())
+                labeled.setdefault(series.label, series)
+        return list(labeled.values())

@@ -30,7 +30,7 @@ from int8calib.tuning.channels import (
     channel_sensitivity,
     scalable_channels,
 )
-from int8calib.tuning.rounding import nearest
+from int8calib.tuning.weights import nearest
 from int8calib.tuning.samples import (
     SampledPositions,
     affordable_columns,

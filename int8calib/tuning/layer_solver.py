@@ -21,7 +21,7 @@ from int8calib.simulation.build import int8_layers
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
 from int8calib.tuning.channels import center_scores, channel_sensitivity
 from int8calib.tuning.execution import Layerwise, ReferenceOutputs, SuffixNetwork, Values
-from int8calib.tuning.rounding import nearest
+from int8calib.tuning.weights import nearest
 from int8calib.tuning.samples import (
     LayerMatrices,
     SampledPositions,

@@ -19,7 +19,7 @@ from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import Job, make_table, prepare, run_job
 from int8calib.calibration.statistics.store import Statistics
-from int8calib.evaluation.evaluate import LabelledLoader
+from int8calib.evaluation.evaluate import LabeledLoader
 from int8calib.evaluation.outputs import compared_blobs
 from int8calib.evaluation.results import Evaluation
 from int8calib.simulation.build import int8_layers, simulate
@@ -57,7 +57,7 @@ class OutOfTimeError(Exception):
 
 def tune(
     net: Net,
-    batches: LabelledLoader,
+    batches: LabeledLoader,
     options: Options | None = None,
     tuning: TuneOptions | None = None,
     *,

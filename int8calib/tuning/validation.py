@@ -10,7 +10,7 @@ from int8calib.arrays import Array, Shape
 from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.errors import ImageError, OptionError
-from int8calib.evaluation.evaluate import Labelled, batch_and_labels, copied_tops, run_pass
+from int8calib.evaluation.evaluate import Labeled, batch_and_labels, copied_tops, run_pass
 from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation, TableResult
@@ -19,7 +19,7 @@ from int8calib.tuning.results import TuneOptions
 from int8calib.workers import Batch, Progress, batch_size
 
 
-def first_batches(batches: Iterable[Batch | Labelled], images: int) -> list[Batch | Labelled]:
+def first_batches(batches: Iterable[Batch | Labeled], images: int) -> list[Batch | Labeled]:
     """Return the first batches, with about so many images.
 
     Raises
@@ -27,7 +27,7 @@ def first_batches(batches: Iterable[Batch | Labelled], images: int) -> list[Batc
     ImageError
         For fewer than two batches.
     """
-    result: list[Batch | Labelled] = []
+    result: list[Batch | Labeled] = []
     count = 0
     for each in batches:
         result.append(each)
@@ -43,17 +43,17 @@ def first_batches(batches: Iterable[Batch | Labelled], images: int) -> list[Batc
 
 
 def split_batches(
-    batches: Sequence[Batch | Labelled],
+    batches: Sequence[Batch | Labeled],
     options: TuneOptions,
     graph: Graph,
     inputs: Mapping[str, Shape],
-) -> tuple[list[Batch], list[Batch | Labelled]]:
+) -> tuple[list[Batch], list[Batch | Labeled]]:
     """Split batches into those to tune on and those to validate with.
 
     The latter are spread evenly; of the former there are as many as the memory holds.
     """
     tuned: list[Batch] = []
-    held_out: list[Batch | Labelled] = []
+    held_out: list[Batch | Labeled] = []
     for i, each in enumerate(batches):
         if int((i + 1) * options.validation) > int(i * options.validation):
             held_out.append(each)
@@ -83,15 +83,15 @@ class Validator:
     def __init__(
         self,
         net: Net,
-        batches: Sequence[Batch | Labelled],
+        batches: Sequence[Batch | Labeled],
         *,
         scores: str | None,
         outputs: Sequence[str] | None = None,
         workers: int,
     ) -> None:
         """Take the images, with labels or without; `scores` and `outputs` as in `evaluate`."""
-        labelled = any(isinstance(each, Labelled) for each in batches)
-        compared = compared_blobs(net, scores, outputs, labelled=labelled)
+        labeled = any(isinstance(each, Labeled) for each in batches)
+        compared = compared_blobs(net, scores, outputs, labeled=labeled)
         self.compared = _before_softmax(net, compared)
         self._net = net
         self._batches = batches
@@ -103,7 +103,7 @@ class Validator:
         """Compare each of `nets`, by name, with the float network."""
         records: dict[int, Record] = {}
 
-        def work(runners: list[Runner], item: tuple[int, Batch | Labelled]) -> int:
+        def work(runners: list[Runner], item: tuple[int, Batch | Labeled]) -> int:
             index, (batch, labels) = item[0], batch_and_labels(item[1])
             if index not in self._expected:
                 self._expected[index] = self._tops(runners[0], batch)
@@ -149,9 +149,9 @@ def lowest_sqnr(result: TableResult) -> float:
     return min((blob.sqnr for blob in result.blobs), default=-math.inf)
 
 
-def check_targets(options: TuneOptions, held_out: Sequence[Batch | Labelled]) -> None:
+def check_targets(options: TuneOptions, held_out: Sequence[Batch | Labeled]) -> None:
     """Raise `OptionError` for a target that needs labels where there are none."""
-    if options.max_drop is not None and not all(isinstance(each, Labelled) for each in held_out):
+    if options.max_drop is not None and not all(isinstance(each, Labeled) for each in held_out):
         raise OptionError("a largest drop of top-1 needs labels; give them, or a least agreement")
 
 

@@ -25,7 +25,7 @@ from int8calib.tuning.channels import channel_sensitivity
 from int8calib.tuning.execution import MIN_IMAGES
 from int8calib.tuning.search import PLAIN, leave_float
 from int8calib.tuning.validation import Validator
-from tests.tuning_nets import batches, chain, demo_loader, demo_net, labelled, sqnr
+from tests.tuning_nets import batches, chain, demo_loader, demo_net, labeled, sqnr
 
 IMAGES = 90
 """Pictures for the demo net: the share that is tuned on is enough for all techniques."""
@@ -150,7 +150,7 @@ def test_the_layers_that_cost_most_stay_in_float(net) -> None:
     assert free.evidence.images == len(held)
     # INT8 gains no 50 points, so as many layers are left as may be.
     out_of_reach = TuneOptions(max_drop=-50.0, max_float_layers=2)
-    bound = tune(net, lambda: labelled(net, given), tuning=out_of_reach)
+    bound = tune(net, lambda: labeled(net, given), tuning=out_of_reach)
     assert not bound.target_met
     left = [choice.layer for choice in bound.choices if choice.what == "float"]
     kept = {row.name for row in bound.table.layers}

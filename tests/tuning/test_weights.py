@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from int8calib.calibration.scales import Grid
-from int8calib.tuning.rounding import best_levels, nearest, refit, row_errors
+from int8calib.tuning.weights import best_levels, nearest, refit, row_errors
 from int8calib.tuning.samples import LayerMatrices, Moments, moments
 from int8calib.tuning.weights import CLIP_SHARES, Changes, solve_scales, solve_weights
 
