@@ -14,8 +14,15 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from caffe_proto.errors import CaffeFormatError
-from caffe_proto.files import open_regular
+from caffe_proto.errors import CaffeFormatError, one_line
+from caffe_proto.files import (
+    HEAD,
+    FilePath,
+    file_name,
+    holds_control_bytes,
+    open_regular,
+    refuse_foreign,
+)
 from caffe_proto.limits import (
     MAX_AXES,
     MAX_BLOBS,
@@ -26,8 +33,6 @@ from caffe_proto.limits import (
     MAX_VALUES,
     count_values,
 )
-from caffe_proto.errors import one_line
-from caffe_proto.files import HEAD, FilePath, file_name, holds_control_bytes, refuse_foreign
 from caffe_proto.wire import I32, I64, LEN, VARINT, Field, WireError, fields, varint
 
 __all__ = ["Weights", "read_blob", "read_weights"]

@@ -12,7 +12,12 @@ from __future__ import annotations
 
 from caffe_proto.limits import MAX_MESSAGE
 
-__all__ = ["CaffeFormatError", "UnknownFieldWarning", "one_line",]
+__all__ = [
+    "CaffeFormatError",
+    "UnknownFieldWarning",
+    "one_line",
+]
+
 
 class CaffeFormatError(ValueError):
     """A Caffe file cannot be read.

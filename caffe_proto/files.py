@@ -15,11 +15,23 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
-from caffe_proto.errors import CaffeFormatError
-from caffe_proto.limits import MAX_NAME
-from caffe_proto.errors import one_line
 
-__all__ = ["check_target", "file_mode", "open_atomic", "open_regular", "read_bounded", "HEAD", "FilePath", "file_name", "holds_control_bytes", "refuse_binary", "refuse_foreign",]
+from caffe_proto.errors import CaffeFormatError, one_line
+from caffe_proto.limits import MAX_NAME
+
+__all__ = [
+    "HEAD",
+    "FilePath",
+    "check_target",
+    "file_mode",
+    "file_name",
+    "holds_control_bytes",
+    "open_atomic",
+    "open_regular",
+    "read_bounded",
+    "refuse_binary",
+    "refuse_foreign",
+]
 
 FilePath: TypeAlias = str | os.PathLike[str]
 

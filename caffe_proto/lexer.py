@@ -11,11 +11,21 @@ import bisect
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias, cast
-from caffe_proto.errors import CaffeFormatError
-from caffe_proto.errors import one_line
+
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
-__all__ = ["CLOSERS", "Token", "Tokens", "Reader", "Scalar", "enum_number", "scalar_reader", "string_bytes",]
+from caffe_proto.errors import CaffeFormatError, one_line
+
+__all__ = [
+    "CLOSERS",
+    "Reader",
+    "Scalar",
+    "Token",
+    "Tokens",
+    "enum_number",
+    "scalar_reader",
+    "string_bytes",
+]
 
 CLOSERS = {"{": "}", "<": ">"}
 

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from itertools import chain
-from caffe_proto.caffe_pb2 import NetParameter, SolverParameter, UnreadField, V1LayerParameter
-from caffe_proto.errors import CaffeFormatError, UnknownFieldWarning
-from caffe_proto.files import open_regular
-from caffe_proto.lexer import CLOSERS, Token, Tokens
-from caffe_proto.limits import MAX_LAYERS, MAX_TEXT_BYTES
-from caffe_proto.errors import one_line
-from caffe_proto.files import HEAD, FilePath, file_name, refuse_binary, refuse_foreign
-from caffe_proto.unread import Entries, UnreadReader, unread_fields
-from caffe_proto.upgrade import upgrade_net
 from collections.abc import Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple, cast
+
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from caffe_proto.lexer import Reader, enum_number, scalar_reader
 
-__all__ = ["parse_prototxt", "read_prototxt", "Parser",]
+from caffe_proto.caffe_pb2 import NetParameter, SolverParameter, UnreadField, V1LayerParameter
+from caffe_proto.errors import CaffeFormatError, UnknownFieldWarning, one_line
+from caffe_proto.files import HEAD, FilePath, file_name, open_regular, refuse_binary, refuse_foreign
+from caffe_proto.lexer import CLOSERS, Reader, Token, Tokens, enum_number, scalar_reader
+from caffe_proto.limits import MAX_LAYERS, MAX_TEXT_BYTES
+from caffe_proto.unread import Entries, UnreadReader, unread_fields
+from caffe_proto.upgrade import upgrade_net
+
+__all__ = ["Parser", "parse_prototxt", "read_prototxt"]
 
 _SOLVER_FIELDS = frozenset(field.name for field in SolverParameter.DESCRIPTOR.fields)
 _NAMED = 10  # fields that a warning names

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from caffe_proto.caffe_pb2 import LayerParameter, NetParameter, UnreadField
-from caffe_proto.lexer import CLOSERS, Token, Tokens
+from caffe_proto.lexer import CLOSERS, Token, Tokens, string_bytes
 from caffe_proto.limits import MAX_DEPTH, MAX_UNREAD
-from caffe_proto.lexer import string_bytes
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer

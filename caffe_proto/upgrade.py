@@ -7,12 +7,24 @@ message; it becomes a V1 layer first, and the place of each of its options depen
 
 from __future__ import annotations
 
-from caffe_proto.caffe_pb2 import LayerParameter, NetParameter, ParamSpec, UnreadField, V0LayerParameter, V1LayerParameter
-from caffe_proto.errors import CaffeFormatError
 from typing import Any
+
 from google.protobuf.message import Message
 
-__all__ = ["upgrade_net", "upgrade_v0_layers",]
+from caffe_proto.caffe_pb2 import (
+    LayerParameter,
+    NetParameter,
+    ParamSpec,
+    UnreadField,
+    V0LayerParameter,
+    V1LayerParameter,
+)
+from caffe_proto.errors import CaffeFormatError
+
+__all__ = [
+    "upgrade_net",
+    "upgrade_v0_layers",
+]
 
 _V1_TYPES = {
     "NONE": "",

@@ -6,23 +6,24 @@ Every file appears whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from caffe_proto.caffe_pb2 import BlobShape, NetParameter, UnreadField
-from caffe_proto.files import open_atomic
-from caffe_proto.errors import one_line
-from caffe_proto.files import FilePath
-from caffe_proto.wire import LEN, encode_varint
 import io
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
 from google.protobuf import text_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from caffe_proto.unread import name_parts
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["write_blob", "write_caffemodel", "write_prototxt", "net_text",]
+from caffe_proto.caffe_pb2 import BlobShape, NetParameter, UnreadField
+from caffe_proto.errors import one_line
+from caffe_proto.files import FilePath, open_atomic
+from caffe_proto.unread import name_parts
+from caffe_proto.wire import LEN, encode_varint
+
+__all__ = ["net_text", "write_blob", "write_caffemodel", "write_prototxt"]
 
 _NET_LAYER, _LAYER_BLOBS = 100, 7  # field numbers
 _BLOB_DATA, _BLOB_SHAPE = 5, 7

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from int8calib.arrays import Array
 from int8calib.errors import ImageError, OptionError
+from int8calib.limits import check_memory, check_shape
 
 Batch: TypeAlias = Mapping[str, Array]
 """One batch: each input blob's array, float32 (N, ...)."""
@@ -115,6 +116,8 @@ def float_batch(given: Mapping[str, ArrayLike]) -> Batch:
     ------
     ImageError
         For something else than a mapping of arrays of numbers with at least one image.
+    ShapeError
+        For an array beyond the limits of `int8calib.limits`, or larger than the memory.
     """
     if not isinstance(given, Mapping):
         raise ImageError(
@@ -135,6 +138,9 @@ def _float_array(name: str, value: ArrayLike) -> Array:
         raise ImageError(
             f"input {name!r}: an array of type {array.dtype} and shape {array.shape}; {expected}"
         )
+    check_shape(array.shape, f"input {name!r}")
+    if array.dtype != np.float32 or not array.flags.c_contiguous:
+        check_memory(array.size, f"the values of input {name!r}")
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, np.float32)
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ STAGES = {
     "int8calib.levels": 1,
     "int8calib.files": 2,
     "int8calib.parsing": 2,
-    "int8calib.workers": 2,
     "int8calib.limits": 2,
+    "int8calib.workers": 3,
     "int8calib.compiled": 3,
     "int8calib.images": 4,
     "int8calib.table": 4,
@@ -46,6 +47,7 @@ STAGES = {
     "int8calib.tuning": 15,
     "int8calib.reporting": 16,
     "int8calib.cli": 20,
+    "int8calib.__main__": 21,
 }
 # Stages, with all that stands below their name, and what they must do without. Caffe and ncnn meet
 # in ncnn.convert, and in what stands above it.
@@ -87,55 +89,67 @@ def _stage(module: str) -> str | None:
     return max(found, key=len) if found else None
 
 
-def _imports(path: Path, *, top_level_only: bool = False) -> list[tuple[int, str]]:
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _imports(path: Path) -> tuple[tuple[int, str], ...]:
     """Every module a file imports, with the line; type-checking imports count as well."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     found = []
-    for node in tree.body if top_level_only else ast.walk(tree):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             found.append((node.lineno, node.module or ""))
             found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
-    return found
+    return tuple(found)
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
-def test_stages_import_earlier_stages_only(path: Path) -> None:
-    own = _stage(_module(path))
-    if own is None:
-        assert _module(path) == "int8calib", f"{path} belongs to no stage"
-        return
-    for line, name in _imports(path):
-        stage = _stage(name)
-        if stage is None or stage == own:
+def test_stages_import_earlier_stages_only() -> None:
+    wrong = []
+    for path in FILES:
+        own = _stage(_module(path))
+        if own is None:
+            wrong += [f"{path} belongs to no stage"] * (_module(path) != "int8calib")
             continue
-        assert STAGES[stage] < STAGES[own], f"{path}:{line}: {own} imports {stage}"
-        for alone, without in ALONE.items():
-            if _below(own, alone) and not _below(own, MEETING):
-                others = [other for other in without if _below(stage, other)]
-                assert not others, f"{path}:{line}: {alone} must stand without {stage}"
+        for line, name in _imports(path):
+            stage = _stage(name)
+            if stage is None or stage == own:
+                continue
+            if STAGES[stage] >= STAGES[own]:
+                wrong.append(f"{path}:{line}: {own} imports {stage}")
+            for alone, without in ALONE.items():
+                if _below(own, alone) and not _below(own, MEETING):
+                    others = [other for other in without if _below(stage, other)]
+                    wrong += [f"{path}:{line}: {alone} must stand without {o}" for o in others]
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("library", HOMES)
-def test_heavy_libraries_have_one_home(library: str) -> None:
-    users = {
-        str(path.relative_to(ROOT))
-        for path in FILES
-        for _, name in _imports(path)
-        if name.split(".")[0] == library
-    }
-    assert users == HOMES[library]
+def test_heavy_libraries_have_one_home() -> None:
+    users: dict[str, set[str]] = {library: set() for library in HOMES}
+    for path in FILES:
+        for _, name in _imports(path):
+            library = name.split(".")[0]
+            if library in HOMES:
+                users[library].add(path.relative_to(ROOT).as_posix())
+    assert users == HOMES
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
-def test_files_say_what_they_are_for_and_stay_short(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    if path.name.endswith("_pb2.py"):
-        return
-    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
-    assert text.count("\n") <= MOST_LINES, f"{path} has {text.count(chr(10))} lines"
+def test_files_say_what_they_are_for_and_stay_short() -> None:
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    wrong = []
+    for path in (*FILES, *tests):
+        text = path.read_text(encoding="utf-8")
+        if path.name.endswith("_pb2.py"):
+            continue
+        if path in FILES and not ast.get_docstring(_tree(path)):
+            wrong.append(f"{path} has no docstring")
+        if text.count("\n") > MOST_LINES:
+            wrong.append(f"{path} has {text.count(chr(10))} lines")
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(
@@ -172,63 +186,67 @@ def test_importing_stays_light(statement: str, absent: set[str]) -> None:
     assert not loaded & absent, f"{statement} loads {sorted(loaded & absent)}"
 
 
-def _folders() -> list[str]:
-    """Every package of int8calib, from the root of the repository."""
-    return sorted(
-        {path.parent.relative_to(ROOT).as_posix() for path in FILES if PACKAGE in path.parents}
-    )
+def _modules() -> dict[str, list[str]]:
+    """The modules of every package, `__init__` left out, by its path in the repository."""
+    modules: dict[str, list[str]] = {}
+    for path in FILES:
+        if path.stem not in ("__init__", "__main__"):
+            modules.setdefault(path.parent.relative_to(ROOT).as_posix(), []).append(path.stem)
+    return modules
 
 
-@pytest.mark.parametrize("folder", _folders())
-def test_packages_stay_small(folder: str) -> None:
-    modules = [path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
-    if folder == "int8calib/cli":
-        programs = COMMANDS.keys() | {"main", "convert_tool"}
-        modules = [name for name in modules if name not in programs]
-    elif folder in LISTS:
-        return
-    assert len(modules) <= MOST_FILES, f"{folder}: {len(modules)} files"
+def test_packages_stay_small() -> None:
+    programs = COMMANDS.keys() | {"main", "start", "convert_tool"}
+    sizes = {folder: len(modules) for folder, modules in _modules().items()}
+    sizes["int8calib/cli"] -= len(programs)
+    large = {f: n for f, n in sizes.items() if n > MOST_FILES and f not in LISTS}
+    assert not large, f"packages with more than {MOST_FILES} files: {large}"
+    assert sizes["int8calib/cli"] <= MOST_FILES, "too many files that commands share"
 
 
-@pytest.mark.parametrize("folder", _folders())
-def test_tests_mirror_the_folders(folder: str) -> None:
-    modules = [path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
-    tests = ROOT / "tests" / Path(folder).relative_to("int8calib")
-    assert not modules or any(tests.glob("test_*.py")), f"{folder} has no tests in {tests}"
+def test_tests_mirror_the_folders() -> None:
+    homes = {
+        folder: ROOT / "tests" / folder.removeprefix("int8calib").removeprefix("/")
+        for folder in _modules()
+    }
+    without = [folder for folder, tests in homes.items() if not any(tests.glob("test_*.py"))]
+    assert not without, f"packages that have no tests: {without}"
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted((ROOT / "tests").rglob("test_*.py")),
-    ids=lambda path: path.relative_to(ROOT).as_posix(),
-)
-def test_a_test_lies_where_its_module_is(path: Path) -> None:
-    place = path.parent.relative_to(ROOT / "tests").as_posix()
-    if place == ".":
-        module = ROOT / "int8calib" / path.name.removeprefix("test_")
-        assert module.exists() or WHOLE_PROGRAM.match(path.name), f"{path.name} tests no module"
-        return
-    homes = (ROOT / "int8calib" / place, ROOT / place, ROOT / "tests" / place / "__main__.py")
-    assert any(home.exists() for home in homes), f"there is no folder {place} to test"
+def test_a_test_lies_where_its_module_is() -> None:
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        place = path.parent.relative_to(ROOT / "tests").as_posix()
+        if place == ".":
+            module = ROOT / "int8calib" / path.name.removeprefix("test_")
+            if not module.exists() and not WHOLE_PROGRAM.match(path.name):
+                wrong.append(f"{path.name} tests no module")
+            continue
+        homes = (ROOT / "int8calib" / place, ROOT / place, ROOT / "tests" / place / "__main__.py")
+        if not any(home.exists() for home in homes):
+            wrong.append(f"there is no folder {place} to test")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
-def test_parsed_arguments_stay_in_the_command(path: Path) -> None:
+def test_parsed_arguments_stay_in_the_command() -> None:
     """A namespace ends in the file of its command, where it becomes dataclasses and values."""
-    text = path.read_text(encoding="utf-8")
-    if "Namespace" not in text:
-        return
-    readers = {"main", "options", "image_options", "convert_tool", "config"}
-    assert path.parent == ROOT / "int8calib/cli", f"{path} sees parsed arguments"
-    assert path.stem in readers | COMMANDS.keys(), f"{path} sees parsed arguments"
-    tree = ast.parse(text)
-    own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    allowed = own | {"vars", "getattr", "hasattr", "read_options", "image_options", "run"}
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        given = [arg.id for arg in call.args if isinstance(arg, ast.Name)]
-        if "args" in given and not isinstance(call.func, ast.Subscript):
-            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
-            assert name in allowed, f"{path}:{call.lineno}: hands its arguments to {name}"
+    readers = {"main", "options", "image_options", "convert_tool", "config"} | COMMANDS.keys()
+    wrong = []
+    for path in FILES:
+        if "Namespace" not in path.read_text(encoding="utf-8"):
+            continue
+        if path.parent != ROOT / "int8calib/cli" or path.stem not in readers:
+            wrong.append(f"{path} sees parsed arguments")
+        tree = _tree(path)
+        own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        allowed = own | {"vars", "getattr", "hasattr", "read_options", "image_options", "run"}
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            given = [arg.id for arg in call.args if isinstance(arg, ast.Name)]
+            if "args" in given and not isinstance(call.func, ast.Subscript):
+                name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+                if name not in allowed:
+                    wrong.append(f"{path}:{call.lineno}: hands its arguments to {name}")
+    assert not wrong, "\n".join(wrong)
 
 
 # British spelling, and words of an earlier text that say less than the field's own.
@@ -273,24 +291,29 @@ def _identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield getattr(node, "lineno", 0), name
 
 
-@pytest.mark.parametrize("path", FILES, ids=_module)
-def test_words_are_those_of_the_field(path: Path) -> None:
-    if path.name.endswith("_pb2.py"):
-        return
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for line, name in [(1, path.stem), *_identifiers(tree)]:
-        words = re.sub(r"([A-Z])", r"_\1", name).lower().split("_")
-        assert not OLD_NAMES.intersection(words), f"{path}:{line}: {name}"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            text = ast.get_docstring(node) or ""
-            assert not re.search(r"\bcomes? in\b.*\bgo(es)? out\b", text, re.DOTALL), (
-                f"{path}: {text[:80]}"
-            )
+def test_words_are_those_of_the_field() -> None:
+    wrong = []
+    for path in FILES:
+        if path.name.endswith("_pb2.py"):
+            continue
+        tree = _tree(path)
+        for line, name in [(1, path.stem), *_identifiers(tree)]:
+            words = re.sub(r"([A-Z])", r"_\1", name).lower().split("_")
+            if OLD_NAMES.intersection(words):
+                wrong.append(f"{path}:{line}: {name}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node) or ""
+                if re.search(r"\bcomes? in\b.*\bgo(es)? out\b", text, re.DOTALL):
+                    wrong.append(f"{path}: {text[:80]}")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_do_not_import_one_another(command: str) -> None:
-    others = {f"int8calib.cli.{name}" for name in COMMANDS if name != command}
-    imported = {name for _, name in _imports(ROOT / "int8calib/cli" / f"{command}.py")}
-    assert not imported & others
+def test_commands_do_not_import_one_another() -> None:
+    commands = {f"int8calib.cli.{name}" for name in COMMANDS}
+    wrong = []
+    for command in COMMANDS:
+        others = commands - {f"int8calib.cli.{command}"}
+        imported = {name for _, name in _imports(ROOT / "int8calib/cli" / f"{command}.py")}
+        wrong += [f"{command} imports {other}" for other in sorted(imported & others)]
+    assert not wrong, "\n".join(wrong)

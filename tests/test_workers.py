@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from int8calib.errors import ImageError, OptionError
+from int8calib.errors import ImageError, OptionError, ShapeError
 from int8calib.workers import blas_threads, float_batch, work_through
 
 
@@ -127,6 +127,19 @@ def test_batches_of_any_numbers_become_float32(dtype: Any) -> None:
     np.testing.assert_array_equal(batch["a"], values.transpose(2, 0, 1))
     np.testing.assert_array_equal(batch["b"], values)
     assert float_batch({"a": np.array([1e300])})["a"][0] == np.inf
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_arrays_beyond_the_limits_are_refused_before_they_are_copied(
+    dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = np.ones((), dtype)  # of which any number of copies takes no memory
+    with pytest.raises(ShapeError, match=r"input 'data' of shape 99991x3x9973x9967 has more than"):
+        float_batch({"data": np.broadcast_to(one, (99991, 3, 9973, 9967))})
+    monkeypatch.setattr("int8calib.limits.physical_memory", lambda: 4 * 3 * 101 * 97)
+    assert float_batch({"data": np.broadcast_to(one, (3, 101, 97))})["data"].size == 3 * 101 * 97
+    with pytest.raises(ShapeError, match="the values of input 'data' take"):
+        float_batch({"data": np.broadcast_to(one, (3, 101, 103))})
 
 
 def test_float32_batches_are_not_copied() -> None:

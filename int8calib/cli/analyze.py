@@ -14,9 +14,9 @@ import argparse
 from typing import TYPE_CHECKING
 
 from int8calib.cli.comparison import (
+    add_compared_arguments,
     add_json_argument,
-    add_outputs_argument,
-    add_scores_argument,
+    add_sensitivity_argument,
     add_table_fold_arguments,
     comparison_images,
 )
@@ -29,7 +29,6 @@ from int8calib.cli.options import (
     add_model_arguments,
     add_workers_argument,
     read_options,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -42,16 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_arguments(parser)
     group = parser.add_argument_group("analysis")
     group.add_argument("--table", required=True, metavar="FILE", help="a calibration table")
-    group.add_argument(
-        "--sensitivity",
-        type=whole(),
-        default=10,
-        metavar="N",
-        help="images over which each layer runs in INT8 alone, to rank layers by what they do to "
-        "the outputs; costs N runs of the net per layer (default: 10; 0: none)",
-    )
-    add_scores_argument(group)
-    add_outputs_argument(group)
+    add_sensitivity_argument(group)
+    add_compared_arguments(group, labels=False, topk=False)
     add_table_fold_arguments(group)
     add_json_argument(group)
     add_workers_argument(parser)

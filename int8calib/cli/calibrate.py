@@ -18,9 +18,8 @@ from typing import Any
 
 from int8calib.cli.config import add_config_argument, config_text
 from int8calib.cli.console import Console
-from int8calib.cli.fingerprint import job_fingerprint
+from int8calib.cli.fingerprint import open_job
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.loader import ImageLoader
 from int8calib.cli.options import (
     CheckpointOptions,
     MessageOptions,
@@ -60,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate and write the table, its report and its options."""
-    from int8calib.calibration.pipeline import prepare, run_job
+    from int8calib.calibration.pipeline import run_job
 
     started = time.perf_counter()
     console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
@@ -78,18 +77,10 @@ def run(args: argparse.Namespace) -> int:
     )
     net = model.load()
     models.check(net)
-    job = prepare(net, options)
     if net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
-    batches = ImageLoader(
-        image_options(args),
-        net,
-        job.inputs,
-        job.executor.versions(job.blobs),
-        workers=machine.worker_count,
-    )
-    blobs = list(job.blobs)
-    fingerprint = job_fingerprint(model, net, batches, blobs, fold_bn=args.fold_bn)
+    opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
+    job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     checkpoint = long_run.open({**fingerprint, **batches.order()})
     with console.progress() as progress:
         done = run_job(

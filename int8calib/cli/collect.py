@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 
 from int8calib.cli.config import add_config_argument
 from int8calib.cli.console import Console
-from int8calib.cli.fingerprint import file_sha256, job_fingerprint
+from int8calib.cli.fingerprint import file_sha256, open_job
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.loader import ImageLoader
 from int8calib.cli.options import (
     CheckpointOptions,
     MessageOptions,
@@ -69,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     """Collect and write."""
     from int8calib.calibration.collected import Collected, save_collected
     from int8calib.calibration.options import Options
-    from int8calib.calibration.pipeline import prepare
     from int8calib.calibration.statistics.collect import collect_statistics
 
     started = time.perf_counter()
@@ -80,16 +78,9 @@ def run(args: argparse.Namespace) -> int:
     outputs = [path for path in (args.output, long_run.checkpoint) if path is not None]
     check_outputs(outputs, inputs=(model.proto, model.model, args.ranges))
     net = model.load()
-    job = prepare(net, Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs))
-    batches = ImageLoader(
-        image_options(args),
-        net,
-        job.inputs,
-        job.executor.versions(job.blobs),
-        workers=machine.worker_count,
-    )
-    blobs = list(job.blobs)
-    fingerprint = job_fingerprint(model, net, batches, blobs, fold_bn=args.fold_bn)
+    options = Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs)
+    opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
+    job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     known = _known_ranges(args.ranges, fingerprint)
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}
     checkpoint = long_run.open({**fingerprint, **batches.order(), **phase})

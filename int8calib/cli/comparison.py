@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from int8calib.table.model import CalibrationTable
 
 
-def add_scores_argument(group: Any) -> None:
-    """Declare `--scores`: which blob holds class scores."""
+def add_compared_arguments(group: Any, *, labels: bool, topk: bool) -> None:
+    """Declare what is compared: `--scores`, `--outputs`, and where wanted `--labels`, `--topk`."""
+    if labels:
+        _add_labels_argument(group)
+    if topk:
+        _add_topk_argument(group)
     group.add_argument(
         "--scores",
         metavar="BLOB",
         help="the blob of class scores (default: the only output, if it is a vector)",
     )
-
-
-def add_outputs_argument(group: Any) -> None:
-    """Declare `--outputs`: which blobs are compared."""
     group.add_argument(
         "--outputs",
         nargs="+",
@@ -37,8 +37,7 @@ def add_outputs_argument(group: Any) -> None:
     )
 
 
-def add_labels_argument(group: Any) -> None:
-    """Declare `--labels`: where the class of each image is found."""
+def _add_labels_argument(group: Any) -> None:
     group.add_argument(
         "--labels",
         metavar="WHERE",
@@ -46,8 +45,7 @@ def add_labels_argument(group: Any) -> None:
     )
 
 
-def add_topk_argument(group: Any) -> None:
-    """Declare `--topk`: which accuracies are counted."""
+def _add_topk_argument(group: Any) -> None:
     group.add_argument(
         "--topk",
         type=whole(1),
@@ -74,6 +72,29 @@ def add_table_fold_arguments(group: Any) -> None:
         dest="fold_bn",
         action="store_false",
         help="the model goes to ncnn2int8 straight from caffe2ncnn",
+    )
+
+
+def add_tables_argument(group: Any, several: str) -> None:
+    """Declare `--table`, which may be given more than once; `several` says what happens then."""
+    group.add_argument(
+        "--table",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help=f"a calibration table in any format; {several}",
+    )
+
+
+def add_sensitivity_argument(group: Any) -> None:
+    """Declare `--sensitivity`: how many images tell what each layer does to the outputs."""
+    group.add_argument(
+        "--sensitivity",
+        type=whole(),
+        default=10,
+        metavar="N",
+        help="images over which each layer runs in INT8 alone, to rank layers by what they do to "
+        "the outputs; costs N runs of the net per layer (default: 10; 0: none)",
     )
 
 

@@ -13,20 +13,14 @@ import argparse
 
 from int8calib.cli.console import Console
 from int8calib.cli.options import MessageOptions, ModelOptions, add_model_arguments, read_options
-from int8calib.cli.outputs import check_outputs
+from int8calib.cli.outputs import add_model_output_argument, check_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `int8calib convert`."""
     add_model_arguments(parser)
     group = parser.add_argument_group("ncnn model")
-    group.add_argument(
-        "--output",
-        required=True,
-        nargs=2,
-        metavar=("PARAM", "BIN"),
-        help="the structure file and the weight file to write",
-    )
+    add_model_output_argument(group)
     group.add_argument(
         "--no-optimize",
         action="store_true",

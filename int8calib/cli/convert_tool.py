@@ -54,7 +54,3 @@ def _run(words: Sequence[str]) -> int:
             *("--mean", *given.mean, f"--norm={given.norm}", *messages),
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,12 +14,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.comparison import (
+    add_compared_arguments,
     add_json_argument,
-    add_labels_argument,
-    add_outputs_argument,
-    add_scores_argument,
     add_table_fold_arguments,
-    add_topk_argument,
+    add_tables_argument,
     comparison_images,
     read_tables,
 )
@@ -47,17 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_image_arguments(parser)
     group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--table",
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="a calibration table in any format; several may be compared",
-    )
-    add_labels_argument(group)
-    add_topk_argument(group)
-    add_scores_argument(group)
-    add_outputs_argument(group)
+    add_tables_argument(group, "several may be compared")
+    add_compared_arguments(group, labels=True, topk=True)
     add_table_fold_arguments(group)
     add_json_argument(group)
     group.add_argument(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from caffe_proto.errors import one_line
 from int8calib.cli.fingerprint import text_sha256
+from int8calib.cli.start import stderr_is_apart
 from int8calib.errors import ImageError, OptionError, ShapeError
 
 if TYPE_CHECKING:
@@ -165,19 +166,27 @@ class ImageLoader:
         self._skips[message] = None
 
     def print_skipped(self, console: Console) -> None:
-        """Print how many files were passed over, and which, the first `SKIPS_SHOWN` of them."""
+        """Print which files were passed over or are damaged, the first `SKIPS_SHOWN` of each."""
         for name, (source, _) in self.inputs.items():
             if source.skipped:
                 console.note(f"input {name}: {source.skipped} files are no images and were skipped")
             for problem in source.problems:
                 console.note(one_line(problem))
-        messages = list(self._skips)
+            damaged = [
+                f"{name}: damaged, only a part can be decoded: {text}"
+                for name, text in sorted(source.damage.items())
+            ]
+            self._print_some(console, damaged, "are damaged and were used as they are")
+        self._print_some(console, list(self._skips), "were skipped")
+
+    def _print_some(self, console: Console, messages: list[str], what: str) -> None:
+        """Print `messages`, one for each of some images, and how many these are."""
         for message in messages if console.verbose else messages[:SKIPS_SHOWN]:
             console.note(message)
         if messages:
             hidden = len(messages) > SKIPS_SHOWN and not console.verbose
             more = "; --verbose names them all" if hidden else ""
-            console.note(f"{len(messages)} of {len(self)} images were skipped{more}")
+            console.note(f"{len(messages)} of {len(self)} images {what}{more}")
 
 
 def preprocessing(options: ImageOptions, shape: tuple[int, ...], refusal: str) -> Preprocess:
@@ -187,9 +196,11 @@ def preprocessing(options: ImageOptions, shape: tuple[int, ...], refusal: str) -
     `Preprocess` raises.
     """
     from int8calib.images import Preprocess, read_mean
-    from int8calib.images.decode import quiet_opencv
+    from int8calib.images.decode import catch_complaints, quiet_opencv
 
     quiet_opencv()
+    if stderr_is_apart():
+        catch_complaints()
     if len(shape) != 3:
         raise ImageError(f"{refusal} of shape {(1, *shape)}; give it a .npy file")
     resize_to = options.resize_to

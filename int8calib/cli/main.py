@@ -91,4 +91,6 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from int8calib.cli.start import main as start
+
+    sys.exit(start())

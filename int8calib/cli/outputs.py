@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from int8calib.calibration.options import Options
     from int8calib.cli.console import Console
     from int8calib.files import Contents
+    from int8calib.ncnn.model import NcnnModel
     from int8calib.table import CalibrationTable
 
 MAX_FOLDERS = 100
@@ -232,24 +233,31 @@ class NcnnFiles:
             )
         stems = () if prefix is None else (prefix, f"{prefix}-int8")
         self.paths = tuple(f"{stem}{end}" for stem in stems for end in (".param", ".bin"))
+        self._converted: tuple[Net, NcnnModel] | None = None
 
     def check(self, net: Net) -> None:
         """Raise `ModelError` for a network that ncnn cannot express, before the work begins."""
+        if self.paths:
+            self._convert(net)
+
+    def _convert(self, net: Net) -> NcnnModel:
+        """Convert a network; the last one is kept, since its arrays are the network's own."""
         from int8calib.ncnn.convert.network import convert_network
 
-        if self.paths:
-            convert_network(net)
+        if self._converted is None or self._converted[0] is not net:
+            self._converted = net, convert_network(net)
+        return self._converted[1]
 
     def contents(
         self, net: Net, table: CalibrationTable, *, fold_bn: bool
     ) -> tuple[Contents, tuple[str, ...]]:
         """Return what to write to each file for a network and its table, and notes on it."""
-        from int8calib.ncnn.convert.deploy import ncnn_pair
+        from int8calib.ncnn.convert.deploy import converted_pair
         from int8calib.ncnn.model import encode_model
 
         if not self.paths:
             return {}, ()
-        pair = ncnn_pair(net, table, fold_bn=fold_bn)
+        pair = converted_pair(self._convert(net), table, fold_bn=fold_bn)
         encoded = (*encode_model(pair.float_model.layers), *encode_model(pair.int8_model.layers))
         return dict(zip(self.paths, encoded, strict=True)), pair.float_model.notes
 
@@ -259,6 +267,17 @@ class NcnnFiles:
             console.say(f"note: {note}")
         if self.paths:
             console.say(f"ncnn models: {self.paths[0]} in float, {self.paths[2]} in INT8")
+
+
+def add_model_output_argument(group: Any) -> None:
+    """Declare `--output` of a command that writes one ncnn model."""
+    group.add_argument(
+        "--output",
+        required=True,
+        nargs=2,
+        metavar=("PARAM", "BIN"),
+        help="the structure file and the weight file to write",
+    )
 
 
 def add_ncnn_argument(group: Any) -> None:

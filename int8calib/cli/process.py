@@ -20,17 +20,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from caffe_proto.limits import MAX_MESSAGE
 from caffe_proto.errors import one_line
+from caffe_proto.limits import MAX_MESSAGE
 from int8calib.cli.console import discard, write_stderr
 from int8calib.cli.options import MessageOptions
+from int8calib.cli.start import ENDING, PLAIN, SIGNALED, signal_name, stop_at_once
 from int8calib.errors import Int8CalibError
 
 FAILED = 2
-SIGNALED = 128
-"""Added to the number of the signal that ended a command."""
 SIGPIPE = 13
-_ENDING = ("SIGTERM", "SIGHUP")
 
 
 class SignalReceived(BaseException):
@@ -121,10 +119,9 @@ def run_guarded(
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
-        return _stopped("Ctrl-C", SIGNALED + signal.SIGINT, checkpoint)
+        return _stopped(signal.SIGINT, checkpoint)
     except SignalReceived as received:
-        name = signal.Signals(received.number).name
-        return _stopped(name, SIGNALED + received.number, checkpoint)
+        return _stopped(received.number, checkpoint)
     except Exception as error:  # noqa: BLE001 - the process ends here, with a line for each error
         if messages.debug:
             with contextlib.suppress(OSError, ValueError):
@@ -170,12 +167,12 @@ def _place(error: Exception) -> str:
     return ""
 
 
-def _stopped(by: str, code: int, checkpoint: str | None) -> int:
-    """Say what stopped a run and how to go on; returns the exit code."""
-    go_on = f"go on with --checkpoint {checkpoint}"
+def _stopped(number: int, checkpoint: str | None) -> int:
+    """Say which signal stopped a run and how to go on; returns the exit code."""
     kept = checkpoint is not None and Path(checkpoint).exists()
-    write_stderr(f"int8calib: stopped by {by}; {go_on if kept else 'no file is left half-written'}")
-    return code
+    then = f"go on with --checkpoint {checkpoint}" if kept else "no file is left half-written"
+    write_stderr(f"int8calib: stopped by {signal_name(number)}; {then}")
+    return SIGNALED + number
 
 
 @contextlib.contextmanager
@@ -184,9 +181,8 @@ def _signals_raised() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    numbers = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    taken = [number for number in numbers if before[number] == signal.SIG_DFL]
+    before = {number: signal.getsignal(number) for number in ENDING}
+    taken = [number for number in ENDING if before[number] in (*PLAIN, stop_at_once)]
 
     def raise_it(number: int, frame: FrameType | None) -> NoReturn:
         for other in taken:
@@ -194,7 +190,8 @@ def _signals_raised() -> Iterator[None]:
         raise SignalReceived(number)
 
     for number in taken:
-        signal.signal(number, raise_it)
+        interrupts = number == signal.SIGINT  # as KeyboardInterrupt, which Python's users expect
+        signal.signal(number, signal.default_int_handler if interrupts else raise_it)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ import argparse
 
 from int8calib.cli.console import Console
 from int8calib.cli.options import MessageOptions, read_options
-from int8calib.cli.outputs import check_outputs
+from int8calib.cli.outputs import add_model_output_argument, check_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,13 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--param", required=True, metavar="FILE", help="the structure file")
     group.add_argument("--bin", required=True, metavar="FILE", help="the weight file")
     group.add_argument("--table", required=True, metavar="FILE", help="the calibration table")
-    group.add_argument(
-        "--output",
-        required=True,
-        nargs=2,
-        metavar=("PARAM", "BIN"),
-        help="the two files of the INT8 model to write",
-    )
+    add_model_output_argument(group)
     group.add_argument(
         "--fp32",
         action="store_true",

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from int8calib.cli.comparison import (
-    add_labels_argument,
-    add_outputs_argument,
-    add_scores_argument,
+    add_compared_arguments,
+    add_sensitivity_argument,
     add_table_fold_arguments,
-    add_topk_argument,
+    add_tables_argument,
     comparison_images,
     read_tables,
 )
@@ -61,27 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_image_arguments(parser)
     group = parser.add_argument_group("report")
-    group.add_argument(
-        "--table",
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="a calibration table in any format; the page is about the first, others are compared",
-    )
+    add_tables_argument(group, "the page is about the first, others are compared")
     group.add_argument("--output", required=True, metavar="FILE", help="the .html file to write")
     group.add_argument("--png", metavar="DIR", help="also write every picture as a PNG file")
     group.add_argument("--title", help="the page's heading (default: the prototxt's folder)")
-    add_labels_argument(group)
-    add_topk_argument(group)
-    add_scores_argument(group)
-    add_outputs_argument(group)
-    group.add_argument(
-        "--sensitivity",
-        type=whole(),
-        default=10,
-        metavar="N",
-        help="images over which each layer runs in INT8 alone (default: 10; 0: none)",
-    )
+    add_compared_arguments(group, labels=True, topk=True)
+    add_sensitivity_argument(group)
     group.add_argument(
         "--samples",
         type=whole(),

@@ -17,12 +17,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from int8calib.cli.comparison import (
-    add_labels_argument,
-    add_outputs_argument,
-    add_scores_argument,
-    comparison_images,
-)
+from int8calib.cli.comparison import add_compared_arguments, comparison_images
 from int8calib.cli.config import add_config_argument, config_text
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
@@ -125,9 +120,7 @@ def _add_target_arguments(group: Any) -> None:
         metavar="N",
         help="layers that may stay in float where a target is not met without (default: any)",
     )
-    add_labels_argument(group)
-    add_scores_argument(group)
-    add_outputs_argument(group)
+    add_compared_arguments(group, labels=True, topk=False)
 
 
 def _add_budget_arguments(group: Any) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,17 @@ from caffe_proto import LayerParameter, NetParameter, read_prototxt, write_caffe
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT
 from int8calib.demo.draw import draw_images
 
-__all__ = ["TorchNet", "accuracy", "main", "pixels", "train", "write"]
+__all__ = [
+    "Recipe",
+    "TorchNet",
+    "accuracy",
+    "fit",
+    "main",
+    "pixels",
+    "run_recipe",
+    "train",
+    "write",
+]
 
 _TRAIN_SEED = 1
 _CHECK_SEED = 2
@@ -161,17 +172,39 @@ def train(net: TorchNet, epochs: int, pictures: int) -> None:
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
     )
-    steps = pictures // _BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps * epochs)
+
+    def loss_of(picked: Any) -> Any:
+        # No label depends on the side a shape shows: all eight symmetries are fair.
+        batch = torch.rot90(images[picked], int(torch.randint(4, ())), (2, 3))
+        batch = batch.flip(3) if int(torch.randint(2, ())) else batch
+        return torch.nn.functional.cross_entropy(net.logits(pixels(batch)), labels[picked])
+
+    fit(net, optimizer, 5e-3, loss_of, samples=pictures, batch=_BATCH, epochs=epochs)
+
+
+def fit(
+    net: TorchNet,
+    optimizer: Any,
+    rate: float,
+    loss_of: Callable[[Any], Any],
+    *,
+    samples: int,
+    batch: int,
+    epochs: int,
+) -> None:
+    """Take steps of `optimizer` over shuffled samples, one cycle of the learning rate.
+
+    `loss_of` gives the loss of the samples with these indices, an int64 tensor.
+    """
+    import torch
+
+    steps = samples // batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps * epochs)
     for epoch in range(epochs):
         net.modules.train()
-        order, total = torch.randperm(pictures), 0.0
+        order, total = torch.randperm(samples), 0.0
         for step in range(steps):
-            picked = order[step * _BATCH : (step + 1) * _BATCH]
-            # No label depends on the side a shape shows: all eight symmetries are fair.
-            batch = torch.rot90(images[picked], int(torch.randint(4, ())), (2, 3))
-            batch = batch.flip(3) if int(torch.randint(2, ())) else batch
-            loss = torch.nn.functional.cross_entropy(net.logits(pixels(batch)), labels[picked])
+            loss = loss_of(order[step * batch : (step + 1) * batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -220,14 +253,40 @@ def write(net: TorchNet, definition: NetParameter, path: Path) -> None:
     write_caffemodel(path, definition, net.weights())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train, write demo.prototxt and demo.caffemodel, tell the accuracy on pictures never seen."""
-    parser = argparse.ArgumentParser(prog="python -m int8calib.demo.train", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--epochs", type=int, default=14)
-    parser.add_argument("--pictures", type=int, default=16000, help="drawn to train on")
+@dataclass(frozen=True)
+class Recipe:
+    """What one of the demo's trainers makes.
+
+    Attributes
+    ----------
+    prototxt, caffemodel : Path
+        The network, and the file of its weights.
+    samples : str
+        What is drawn to train on, as its option is called.
+    epochs, count : int
+        The defaults of the options: passes, and how many are drawn.
+    train : callable
+        Called as `train(net, definition, epochs, count)`.
+    """
+
+    prototxt: Path
+    caffemodel: Path
+    samples: str
+    epochs: int
+    count: int
+    train: Callable[[TorchNet, NetParameter, int, int], None]
+
+
+def run_recipe(recipe: Recipe, argv: Sequence[str] | None, prog: str, doc: str | None) -> TorchNet:
+    """Read a trainer's arguments, train its network and write both files; returns the network."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--epochs", type=int, default=recipe.epochs)
+    drawn = f"--{recipe.samples}"
+    parser.add_argument(drawn, dest="count", type=int, default=recipe.count, help="to train on")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=CAFFEMODEL.parent, metavar="DIR")
+    parser.add_argument("--output", type=Path, default=recipe.caffemodel.parent, metavar="DIR")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
@@ -235,16 +294,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
-    definition = read_prototxt(PROTOTXT)
+    definition = read_prototxt(recipe.prototxt)
     net = TorchNet(definition)
-    train(net, options.epochs, options.pictures)
-
+    recipe.train(net, definition, options.epochs, options.count)
     options.output.mkdir(parents=True, exist_ok=True)
-    if options.output.resolve() != PROTOTXT.parent:
-        shutil.copyfile(PROTOTXT, options.output / PROTOTXT.name)
-    path = options.output / CAFFEMODEL.name
+    if options.output.resolve() != recipe.prototxt.parent:
+        shutil.copyfile(recipe.prototxt, options.output / recipe.prototxt.name)
+    path = options.output / recipe.caffemodel.name
     write(net, definition, path)
     _log.info("wrote %s, %d bytes", path, path.stat().st_size)
+    return net
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, write demo.prototxt and demo.caffemodel, tell the accuracy on pictures never seen."""
+    recipe = Recipe(
+        PROTOTXT,
+        CAFFEMODEL,
+        samples="pictures",
+        epochs=14,
+        count=16000,
+        train=lambda net, definition, epochs, count: train(net, epochs, count),
+    )
+    net = run_recipe(recipe, argv, "python -m int8calib.demo.train", __doc__)
     right = accuracy(net, _CHECK_PICTURES, _CHECK_SEED)
     _log.info("%.2f %% of %d new pictures are right", 100 * right, _CHECK_PICTURES)
     return 0

@@ -9,19 +9,16 @@ each match.
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from caffe_proto import NetParameter, read_prototxt
+from caffe_proto import NetParameter
 from int8calib.demo import DETECTOR_CAFFEMODEL, DETECTOR_PROTOTXT
 from int8calib.demo.scenes import CLASSES, Truth, draw_scenes
-from int8calib.demo.train import TorchNet, pixels, write
+from int8calib.demo.train import Recipe, TorchNet, fit, pixels, run_recipe
 
 Floats = npt.NDArray[np.float32]
 _TRAIN_SEED = 11
@@ -29,30 +26,18 @@ _BATCH = 32
 _NEGATIVES = 3
 _MATCH = 0.5
 
-_log = logging.getLogger(__name__)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and write detector.caffemodel."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--scenes", type=int, default=2500, help="drawn to train on")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=DETECTOR_CAFFEMODEL.parent, metavar="DIR")
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-
-    import torch
-
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
-    definition = read_prototxt(DETECTOR_PROTOTXT)
-    net = TorchNet(definition)
-    train(net, definition, options.epochs, options.scenes)
-    path = options.output / DETECTOR_CAFFEMODEL.name
-    write(net, definition, path)
-    _log.info("wrote %s, %d bytes", path, path.stat().st_size)
+    """Train and write detector.prototxt and detector.caffemodel."""
+    recipe = Recipe(
+        DETECTOR_PROTOTXT,
+        DETECTOR_CAFFEMODEL,
+        samples="scenes",
+        epochs=12,
+        count=2500,
+        train=train,
+    )
+    run_recipe(recipe, argv, "python -m int8calib.demo.train_detector", __doc__)
     return 0
 
 
@@ -63,22 +48,13 @@ def train(net: TorchNet, definition: NetParameter, epochs: int, scenes: int) -> 
     priors, variances = priors_of(definition)
     images, boxes, labels = _drawn(scenes, priors, variances)
     optimizer = torch.optim.AdamW(net.modules.parameters(), weight_decay=0.01)
-    steps = scenes // _BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps * epochs)
-    for epoch in range(epochs):
-        net.modules.train()
-        order, total = torch.randperm(scenes), 0.0
-        for step in range(steps):
-            picked = order[step * _BATCH : (step + 1) * _BATCH]
-            # No shape has a color of its own, so channels may change places.
-            data = pixels(images[picked][:, torch.randperm(3)])
-            loss = _loss(net, data, boxes[picked], labels[picked])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
-        _log.info("epoch %d of %d: mean loss %.4f", epoch + 1, epochs, total / steps)
+
+    def loss_of(picked: Any) -> Any:
+        # No shape has a color of its own, so channels may change places.
+        data = pixels(images[picked][:, torch.randperm(3)])
+        return _loss(net, data, boxes[picked], labels[picked])
+
+    fit(net, optimizer, 4e-3, loss_of, samples=scenes, batch=_BATCH, epochs=epochs)
 
 
 def _loss(net: TorchNet, data: Any, boxes: Any, labels: Any) -> Any:

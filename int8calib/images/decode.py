@@ -5,15 +5,22 @@ Decoding is that of `cv2.imread`, which Caffe and ncnn2table use: BGR or gray, a
 are on purpose: a JPEG or PNG that breaks off in the middle is refused, where `cv2.imread` fills
 the rest of a JPEG with gray; and so is an image that declares more pixels than `MAX_PIXELS`,
 before it is decoded.
+
+libjpeg and libpng, inside of OpenCV, print what they find wrong to the process's stderr, without
+the file's name. A program that leaves its descriptor 2 to them can have that caught instead
+(`catch_complaints`), as the command line does; in other programs their lines stay as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +32,7 @@ from int8calib.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 
 ImageU8 = NDArray[np.uint8]
 Reduction = Callable[[int, int], int]
+Result = TypeVar("Result")
 
 # Images above this many pixels are decoded one at a time, so that several threads do not need
 # several times the memory of the largest.
@@ -54,7 +62,89 @@ def quiet_opencv() -> None:
         logging.setLogLevel(logging.LOG_LEVEL_SILENT)
 
 
-def read_image(path: Path, *, gray: bool = False, reduction: Reduction | None = None) -> ImageU8:
+# What libjpeg says of a picture that it can decode in part only. libpng has no such case: its
+# warnings are of color profiles and the like, and what damages a picture is an error.
+_DAMAGE = re.compile(
+    r"^(?:Corrupt JPEG|Premature end|Inconsistent|Invalid SOS|Application).*", re.M
+)
+
+
+class _Complaints:
+    """What C libraries print to descriptor 2 while images are decoded, by several threads."""
+
+    def __init__(self) -> None:
+        self._file: int | None = None  # where it goes; None: nothing is caught
+        self._stderr = 2
+        self._running = 0
+        self._changed = threading.Condition()
+
+    def catch(self) -> None:
+        """Catch from now on, where a file for it can be made."""
+        with contextlib.suppress(OSError):
+            if self._file is None:
+                with tempfile.TemporaryFile(buffering=0) as file:
+                    self._stderr, self._file = os.dup(2), os.dup(file.fileno())
+
+    def decode(self, decode: Callable[[], Result]) -> tuple[Result, str]:
+        """What `decode` returns, and what was printed meanwhile."""
+        file = self._file
+        if file is None:
+            return decode(), ""
+        before = self._enter(file)
+        try:
+            result = decode()
+        finally:
+            size = self._leave(file)
+        if size == before:
+            return result, ""
+        with self._changed:  # whose lines are these? once more, alone
+            self._changed.wait_for(lambda: not self._running)
+            self._empty(file)
+            os.dup2(file, 2)
+            try:
+                decode()
+            finally:
+                os.dup2(self._stderr, 2)
+            text = os.pread(file, 1 << 16, 0).decode("utf-8", "replace")
+            self._empty(file)
+        return result, text
+
+    def _enter(self, file: int) -> int:
+        with self._changed:
+            self._running += 1
+            if self._running == 1:
+                os.dup2(file, 2)
+            return os.fstat(file).st_size
+
+    def _leave(self, file: int) -> int:
+        with self._changed:
+            self._running -= 1
+            if not self._running:
+                os.dup2(self._stderr, 2)
+                self._changed.notify_all()
+            return os.fstat(file).st_size
+
+    @staticmethod
+    def _empty(file: int) -> None:
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+
+
+_complaints = _Complaints()
+
+
+def catch_complaints() -> None:
+    """Keep what libjpeg and libpng print off descriptor 2, which nobody else may write to."""
+    _complaints.catch()
+
+
+def read_image(
+    path: Path,
+    *,
+    gray: bool = False,
+    reduction: Reduction | None = None,
+    damage: Callable[[str], None] | None = None,
+) -> ImageU8:
     """Decode one image file.
 
     Parameters
@@ -66,6 +156,9 @@ def read_image(path: Path, *, gray: bool = False, reduction: Reduction | None = 
     reduction
         Maps a JPEG's stored height and width to 1, 2, 4 or 8: the file is then decoded at that
         fraction of its size, which costs less. Other formats ignore it.
+    damage
+        Told in libjpeg's words what is wrong with a picture that it can decode in part only, where
+        these are caught.
 
     Returns
     -------
@@ -85,12 +178,18 @@ def read_image(path: Path, *, gray: bool = False, reduction: Reduction | None = 
         reason = error.strerror or type(error).__name__
         raise UnreadableImageError(f"{path}: cannot be read: {reason}") from error
     try:
-        return decode_image(data, gray=gray, reduction=reduction)
+        return decode_image(data, gray=gray, reduction=reduction, damage=damage)
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{path}: {error}") from error
 
 
-def decode_image(data: bytes, *, gray: bool = False, reduction: Reduction | None = None) -> ImageU8:
+def decode_image(
+    data: bytes,
+    *,
+    gray: bool = False,
+    reduction: Reduction | None = None,
+    damage: Callable[[str], None] | None = None,
+) -> ImageU8:
     """Decode the bytes of one image file; as `read_image`, but the messages name no file."""
     cv2 = opencv()
     header = _checked_header(data)
@@ -102,7 +201,9 @@ def decode_image(data: bytes, *, gray: bool = False, reduction: Reduction | None
     large = header is None or header.height * header.width > _LARGE
     try:
         with _one_large_image if large else contextlib.nullcontext():
-            image: ImageU8 | None = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+            image, complaints = _complaints.decode(
+                lambda: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+            )
     except cv2.error as error:
         raise UnreadableImageError(f"OpenCV cannot decode it: {_reason(error)}") from error
     if image is None:
@@ -114,7 +215,11 @@ def decode_image(data: bytes, *, gray: bool = False, reduction: Reduction | None
             f"OpenCV makes {image.dtype} of shape {image.shape} of it; expected uint8 of {wanted}: "
             "save it as PNG"
         )
-    return image
+    found = _DAMAGE.search(complaints)
+    if found is not None and damage is not None:
+        damage(found[0])
+    decoded: ImageU8 = image
+    return decoded
 
 
 def _checked_header(data: bytes) -> Header | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ class ImageSource(ABC):
         How many files were passed over because they are neither images nor arrays.
     problems
         One line for each folder that could not be looked into.
+    damage
+        What is wrong with files that were decoded in part only, by name; known once they are read.
     preprocessed
         True where `load` gives blobs ready for the network, False where it gives images.
     """
@@ -42,6 +45,7 @@ class ImageSource(ABC):
         self.names = tuple(names)
         self.skipped = skipped
         self.problems = tuple(problems)
+        self.damage: dict[str, str] = {}
 
     def __len__(self) -> int:
         """The number of inputs, readable or not."""
@@ -74,7 +78,8 @@ class _ImageFiles(ImageSource):
         entry = self._entries[index]
         if entry.missing:
             raise UnreadableImageError(entry.missing)
-        return read_image(entry.path, gray=gray, reduction=reduction)
+        told = partial(self.damage.__setitem__, entry.name)
+        return read_image(entry.path, gray=gray, reduction=reduction, damage=told)
 
 
 class _Item(NamedTuple):

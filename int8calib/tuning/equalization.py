@@ -30,7 +30,6 @@ from int8calib.tuning.channels import (
     channel_sensitivity,
     scalable_channels,
 )
-from int8calib.tuning.weights import nearest
 from int8calib.tuning.samples import (
     SampledPositions,
     affordable_columns,
@@ -38,6 +37,7 @@ from int8calib.tuning.samples import (
     weight_blob,
 )
 from int8calib.tuning.thresholds import quantize_dequantize, sample_with_headroom, weighted_error
+from int8calib.tuning.weights import nearest
 from int8calib.workers import Batch, Progress, batch_size, work_through
 
 COLUMNS = (768, 4096)

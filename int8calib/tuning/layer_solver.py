@@ -21,7 +21,6 @@ from int8calib.simulation.build import int8_layers
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
 from int8calib.tuning.channels import center_scores, channel_sensitivity
 from int8calib.tuning.execution import Layerwise, ReferenceOutputs, SuffixNetwork, Values
-from int8calib.tuning.weights import nearest
 from int8calib.tuning.samples import (
     LayerMatrices,
     SampledPositions,
@@ -38,7 +37,7 @@ from int8calib.tuning.thresholds import (
     threshold_by_layers,
     threshold_by_network,
 )
-from int8calib.tuning.weights import Changes, WeightSolution, solve_scales, solve_weights
+from int8calib.tuning.weights import Changes, WeightSolution, nearest, solve_scales, solve_weights
 from int8calib.workers import Batch
 
 COLUMNS = 4096

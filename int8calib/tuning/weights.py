@@ -1,4 +1,4 @@
-"""Solve one layer: its weight scales, its rounded weights, and if they may change, weights and bias.
+"""Solve one layer: weight scales, rounded weights, and if they may change, weights and bias.
 
 Rounding each weight to the nearest level is not the best for the layer's outputs: the error of one
 weight can be made good by those that see similar values. This is GPTQ (Frantar et al., 2022,
@@ -7,13 +7,15 @@ arXiv:2210.17323), which follows optimal brain surgery, and a descent over singl
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-from int8calib.arrays import Array
-from int8calib.tuning.samples import LayerMatrices, Moments, moments
 from dataclasses import dataclass
 from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from int8calib.arrays import Array
 from int8calib.calibration.scales import DEAD_ABSMAX, DEAD_SCALE, Grid
+from int8calib.tuning.samples import LayerMatrices, Moments, moments
 
 BLOCK = 64
 DAMPING = 0.01

@@ -15,13 +15,9 @@ from hypothesis import strategies as st
 from caffe_proto import (
     CaffeFormatError,
     NetParameter,
-    UnknownFieldWarning,
-    Unread,
     caffe_pb2,
     parse_prototxt,
     read_prototxt,
-    unknown_fields,
-    unread_fields,
 )
 from caffe_proto.lexer import Tokens
 from caffe_proto.text import Parser
@@ -173,100 +169,6 @@ def test_errors_count_lines_with_any_line_end() -> None:
     for end in ("\n", "\r\n", "\r"):
         with pytest.raises(CaffeFormatError, match=r"^<string>:3:8: "):
             parse_prototxt(end.join(["\ufefflayer { # é", ' name: "a" # b', " type: 1 }"]))
-
-
-UNKNOWN = (
-    'name: "n" odd: -inf\n'
-    'layer { name: "a" type: "ReLU" odd_param { a: 1 b < c: [1, {}] > d { e: "}" } } }\n'
-    'layer { name: "b" type: "Convolution" odd_param { } fork: SOME_VALUE\n'
-    '  convolution_param { num_output: 7 odd: "x" "y" odd_list: [1, 2] } [pkg.ext] { z: 1 }\n'
-    "}\n"
-)
-
-
-def test_unknown_fields_are_left_out_and_named_once() -> None:
-    with pytest.warns(UnknownFieldWarning) as caught:
-        net = parse_prototxt(UNKNOWN, "fork.prototxt")
-    assert [str(w.message) for w in caught] == [
-        "fork.prototxt: not understood and left out: odd (line 1), odd_param (line 2, 2 times), "
-        "fork (line 3), convolution_param.odd (line 4), "
-        "convolution_param.odd_list (line 4, 2 times), [pkg.ext] (line 4)"
-    ]
-    assert Path(caught[0].filename).name == Path(__file__).name
-    for message in (net, *net.layer):
-        message.ClearField("unread")
-    reference = text_format.Parse(re.sub(r"odd_list|\[pkg.ext\]", "odd", UNKNOWN), NetParameter(),
-                                  allow_unknown_field=True)  # fmt: skip
-    assert net == reference
-
-
-def test_a_warning_names_ten_fields_and_counts_the_rest() -> None:
-    text = "layer { " + "".join(f"odd{i}: {i}\n" for i in range(23)) + "}"
-    with pytest.warns(UnknownFieldWarning, match=r"odd9 \(line 10\), 13 more$"):
-        parse_prototxt(text)
-
-
-def test_what_is_not_known_is_kept_as_it_was_written() -> None:
-    net = parse_prototxt(UNKNOWN, warn=False)
-    assert unread_fields(net) == (Unread("odd", 1, "field", "-inf"),)
-    assert unread_fields(net.layer[0]) == (Unread("odd_param", 2, "field", ""),)
-    assert unknown_fields(net.layer[0]) == {
-        "odd_param": [{"a": ["1"], "b": [{"c": ["1", {}]}], "d": [{"e": ["}"]}]}]
-    }
-    assert [(u.field, u.value) for u in unread_fields(net.layer[1])] == [
-        ("odd_param", ""),
-        ("fork", "SOME_VALUE"),
-        ("convolution_param.odd", "xy"),
-        ("convolution_param.odd_list", "1"),
-        ("convolution_param.odd_list", "2"),
-        ("[pkg.ext]", ""),
-    ]
-    assert unknown_fields(net.layer[1]) == {
-        "odd_param": [{}],
-        "fork": ["SOME_VALUE"],
-        "convolution_param": [{"odd": ["xy"], "odd_list": ["1", "2"]}],
-        "[pkg.ext]": [{"z": ["1"]}],
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        ("pooling_param { pool: FOO }", Unread("pooling_param.pool", 2, "enum", "FOO")),
-        ("pooling_param { pool: 77 }", Unread("pooling_param.pool", 2, "enum", "77")),
-        ("include { phase: VAL }", Unread("include.phase", 2, "enum", "VAL")),
-        (
-            "pooling_param { kernel_size: 3 kernel_size: 5 }",
-            Unread("pooling_param.kernel_size", 2, "repeated", "5"),
-        ),
-        ("relu_param { } relu_param { }", Unread("relu_param", 2, "repeated", "")),
-        ('type: "A" type: "B"', Unread("type", 2, "repeated", "B")),
-    ],
-)
-def test_other_things_that_are_not_understood(text: str, kept: Unread) -> None:
-    net = parse_prototxt(f'input: "x"\nlayer {{ name: "a" {text} }}', warn=False)
-    assert unread_fields(net.layer[1]) == (kept,)
-    assert net.layer[1].pooling_param.kernel_size in (0, 3)  # the first value stands
-    assert not net.layer[1].pooling_param.HasField("pool")
-
-
-def test_older_layers_keep_what_is_not_understood() -> None:
-    net = parse_prototxt(
-        'layers { name: "a" type: UNPOOLING bottom: "x" odd: 1 }\n'
-        'layers { name: "b" type: 99 }\n'
-        'layers { bottom: "b" top: "p" layer { name: "p" type: "padding" pad: 2 odd_pad: 3 } }\n'
-        'layers { bottom: "p" top: "c" layer { name: "c" type: "conv" odd_conv: 4 } }\n'
-        'layers { layer { name: "d" type: "odd" } }\n',
-        warn=False,
-    )
-    assert [layer.type for layer in net.layer] == ["UNPOOLING", "99", "Convolution", "odd"]
-    assert [unread_fields(layer) for layer in net.layer] == [
-        (Unread("odd", 1, "field", "1"),),
-        (),
-        (Unread("odd_conv", 4, "field", "4"), Unread("odd_pad", 3, "field", "3")),
-        (),
-    ]
-    assert list(net.layer[2].convolution_param.pad) == [2]
 
 
 def test_deep_nesting_is_an_error_not_a_crash() -> None:

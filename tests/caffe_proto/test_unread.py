@@ -1,12 +1,22 @@
-"""Values of another type than the schema has: kept for their layer, as unknown values are."""
+"""What the schema does not know, or knows with another type: kept for the layer that has it."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 
 import caffe_proto
-from caffe_proto import NetParameter, Unread, parse_prototxt, unread_fields
+from caffe_proto import (
+    NetParameter,
+    UnknownFieldWarning,
+    Unread,
+    parse_prototxt,
+    unknown_fields,
+    unread_fields,
+)
 
 WRONG = [
     ("loss_weight: big", "loss_weight", ["big"]),
@@ -61,3 +71,97 @@ def test_what_a_layer_is_and_reads_has_to_be_read(text: str) -> None:
         text_format.Parse(text, NetParameter())
     with pytest.raises(caffe_proto.CaffeFormatError, match="expected"):
         parse_prototxt(text)
+
+
+UNKNOWN = (
+    'name: "n" odd: -inf\n'
+    'layer { name: "a" type: "ReLU" odd_param { a: 1 b < c: [1, {}] > d { e: "}" } } }\n'
+    'layer { name: "b" type: "Convolution" odd_param { } fork: SOME_VALUE\n'
+    '  convolution_param { num_output: 7 odd: "x" "y" odd_list: [1, 2] } [pkg.ext] { z: 1 }\n'
+    "}\n"
+)
+
+
+def test_unknown_fields_are_left_out_and_named_once() -> None:
+    with pytest.warns(UnknownFieldWarning) as caught:
+        net = parse_prototxt(UNKNOWN, "fork.prototxt")
+    assert [str(w.message) for w in caught] == [
+        "fork.prototxt: not understood and left out: odd (line 1), odd_param (line 2, 2 times), "
+        "fork (line 3), convolution_param.odd (line 4), "
+        "convolution_param.odd_list (line 4, 2 times), [pkg.ext] (line 4)"
+    ]
+    assert Path(caught[0].filename).name == Path(__file__).name
+    for message in (net, *net.layer):
+        message.ClearField("unread")
+    reference = text_format.Parse(re.sub(r"odd_list|\[pkg.ext\]", "odd", UNKNOWN), NetParameter(),
+                                  allow_unknown_field=True)  # fmt: skip
+    assert net == reference
+
+
+def test_a_warning_names_ten_fields_and_counts_the_rest() -> None:
+    text = "layer { " + "".join(f"odd{i}: {i}\n" for i in range(23)) + "}"
+    with pytest.warns(UnknownFieldWarning, match=r"odd9 \(line 10\), 13 more$"):
+        parse_prototxt(text)
+
+
+def test_what_is_not_known_is_kept_as_it_was_written() -> None:
+    net = parse_prototxt(UNKNOWN, warn=False)
+    assert unread_fields(net) == (Unread("odd", 1, "field", "-inf"),)
+    assert unread_fields(net.layer[0]) == (Unread("odd_param", 2, "field", ""),)
+    assert unknown_fields(net.layer[0]) == {
+        "odd_param": [{"a": ["1"], "b": [{"c": ["1", {}]}], "d": [{"e": ["}"]}]}]
+    }
+    assert [(u.field, u.value) for u in unread_fields(net.layer[1])] == [
+        ("odd_param", ""),
+        ("fork", "SOME_VALUE"),
+        ("convolution_param.odd", "xy"),
+        ("convolution_param.odd_list", "1"),
+        ("convolution_param.odd_list", "2"),
+        ("[pkg.ext]", ""),
+    ]
+    assert unknown_fields(net.layer[1]) == {
+        "odd_param": [{}],
+        "fork": ["SOME_VALUE"],
+        "convolution_param": [{"odd": ["xy"], "odd_list": ["1", "2"]}],
+        "[pkg.ext]": [{"z": ["1"]}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("pooling_param { pool: FOO }", Unread("pooling_param.pool", 2, "enum", "FOO")),
+        ("pooling_param { pool: 77 }", Unread("pooling_param.pool", 2, "enum", "77")),
+        ("include { phase: VAL }", Unread("include.phase", 2, "enum", "VAL")),
+        (
+            "pooling_param { kernel_size: 3 kernel_size: 5 }",
+            Unread("pooling_param.kernel_size", 2, "repeated", "5"),
+        ),
+        ("relu_param { } relu_param { }", Unread("relu_param", 2, "repeated", "")),
+        ('type: "A" type: "B"', Unread("type", 2, "repeated", "B")),
+    ],
+)
+def test_other_things_that_are_not_understood(text: str, kept: Unread) -> None:
+    net = parse_prototxt(f'input: "x"\nlayer {{ name: "a" {text} }}', warn=False)
+    assert unread_fields(net.layer[1]) == (kept,)
+    assert net.layer[1].pooling_param.kernel_size in (0, 3)  # the first value stands
+    assert not net.layer[1].pooling_param.HasField("pool")
+
+
+def test_older_layers_keep_what_is_not_understood() -> None:
+    net = parse_prototxt(
+        'layers { name: "a" type: UNPOOLING bottom: "x" odd: 1 }\n'
+        'layers { name: "b" type: 99 }\n'
+        'layers { bottom: "b" top: "p" layer { name: "p" type: "padding" pad: 2 odd_pad: 3 } }\n'
+        'layers { bottom: "p" top: "c" layer { name: "c" type: "conv" odd_conv: 4 } }\n'
+        'layers { layer { name: "d" type: "odd" } }\n',
+        warn=False,
+    )
+    assert [layer.type for layer in net.layer] == ["UNPOOLING", "99", "Convolution", "odd"]
+    assert [unread_fields(layer) for layer in net.layer] == [
+        (Unread("odd", 1, "field", "1"),),
+        (),
+        (Unread("odd_conv", 4, "field", "4"), Unread("odd_pad", 3, "field", "3")),
+        (),
+    ]
+    assert list(net.layer[2].convolution_param.pad) == [2]

@@ -17,8 +17,7 @@ from caffe_proto import (
     write_caffemodel,
     write_prototxt,
 )
-from caffe_proto.upgrade import _V1_TYPES
-from caffe_proto.upgrade import _MOVES, _V0_TYPES
+from caffe_proto.upgrade import _MOVES, _V0_TYPES, _V1_TYPES
 from tests.proto_helpers import expected, forward
 
 

@@ -150,7 +150,7 @@ def test_stdout_takes_the_table_alone(redirected: bool, folder: Path, tmp_path: 
             [
                 sys.executable,
                 "-m",
-                "int8calib.cli.main",
+                "int8calib",
                 *words(folder, "calibrate", "/dev/stdout"),
             ],
             stdout=file if redirected else subprocess.PIPE,

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(words: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """`int8calib` with a shell's redirections; buffered output, as users have it."""
-    command = f'exec "{sys.executable}" -m int8calib.cli.main {words}'
+    command = f'exec "{sys.executable}" -m int8calib {words}'
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     environment |= {"PYTHONPATH": str(ROOT), **env}
     return subprocess.run(
@@ -79,7 +79,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(folder: Path, words: str) -> No
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "int8calib.cli.main", *words.split()],
+        [sys.executable, "-m", "int8calib", *words.split()],
         stdout=writer,
         stderr=subprocess.PIPE,
         cwd=folder,

@@ -95,9 +95,7 @@ def test_bad_requests_are_refused(net: int8calib.Net, images: np.ndarray) -> Non
     with pytest.raises(ImageError, match="no images"):
         int8calib.evaluate(net, {}, list)
     with pytest.raises(ImageError, match="4 labels for 5 images"):
-        int8calib.evaluate(
-            net, {}, lambda: [int8calib.Labeled({"data": images[:5]}, [0, 1, 2, 3])]
-        )
+        int8calib.evaluate(net, {}, lambda: [int8calib.Labeled({"data": images[:5]}, [0, 1, 2, 3])])
 
 
 REGRESSOR = """

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 
 from int8calib.calibration.scales import Grid
-from int8calib.tuning.weights import best_levels, nearest, refit, row_errors
 from int8calib.tuning.samples import LayerMatrices, Moments, moments
-from int8calib.tuning.weights import CLIP_SHARES, Changes, solve_scales, solve_weights
+from int8calib.tuning.weights import (
+    CLIP_SHARES,
+    Changes,
+    best_levels,
+    nearest,
+    refit,
+    row_errors,
+    solve_scales,
+    solve_weights,
+)
 
 
 def layer(seed: int, groups: int = 1, outputs: int = 7, size: int = 13, count: int = 211):

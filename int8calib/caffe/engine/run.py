@@ -184,7 +184,7 @@ class Net:
         Raises
         ------
         ShapeError
-            For inputs that are missing or do not fit.
+            For inputs that are missing, do not fit, or are beyond the limits on sizes.
         UnsupportedLayerError
             For a needed layer of an unknown type.
         ModelError

@@ -168,6 +168,32 @@ def padding(param: Any, pad: tuple[int, int]) -> tuple[tuple[int, int], tuple[in
     return sides
 
 
+def dilations(param: Any) -> tuple[int, int]:
+    """Read the steps from tap to tap of a ConvolutionParameter, (vertical, horizontal).
+
+    Forks older than `dilation` call them `hole`, or `hole_h` and `hole_w`.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        For three values and more.
+    ShapeError
+        Where more than one way is used.
+
+    Notes
+    -----
+    Source: ConvolutionLayer of DeepLab's Caffe (kernel_h + (kernel_h - 1) * (hole_h - 1) pixels).
+    """
+    dilation = pair("dilation", param.dilation, 0, 0, 1)
+    given = [name for name in ("hole", "hole_h", "hole_w") if param.HasField(name)]
+    if not given:
+        return dilation
+    if param.dilation or (given[0] == "hole" and given[1:]):
+        names = ["dilation"] * bool(param.dilation) + given
+        raise ShapeError(f"{' and '.join(names)} are given; give one way of dilation only")
+    return (param.hole, param.hole) if given == ["hole"] else (param.hole_h, param.hole_w)
+
+
 def convolution_windows(param: Any) -> Windows:
     """Read the geometry of a ConvolutionParameter.
 
@@ -194,7 +220,7 @@ def convolution_windows(param: Any) -> Windows:
         stride=pair("stride", param.stride, param.stride_h, param.stride_w, 1),
         pad_begin=begin,
         pad_end=end,
-        dilation=pair("dilation", param.dilation, 0, 0, 1),
+        dilation=dilations(param),
     )
     if min(*windows.kernel, *windows.stride, *windows.dilation) < 1:
         raise ShapeError(

@@ -40,6 +40,13 @@ def _information(counts: Doubles) -> Doubles:
     return running(counts * np.log(np.maximum(counts, 1.0)))
 
 
+def _curve(costs: Any, counts: Doubles, information: Doubles) -> Doubles:
+    """Fill a curve by the kernel `costs`, from running sums over filled bins too."""
+    curve = np.empty(counts.size - LEVELS)
+    costs(running(counts), running((counts > 0).astype(np.float64)), information, curve)
+    return curve
+
+
 def kl_curve(counts: Doubles) -> Doubles:
     """Compute ncnn2table's divergence for each threshold t = LEVELS .. bins - 1.
 
@@ -126,11 +133,7 @@ def kl_tool_curve(counts: Doubles) -> Doubles:
 
     Formula: see `int8calib.calibration.thresholds.kl.kl_tool`.
     """
-    curve = np.empty(counts.size - LEVELS)
-    kl_tool_costs(
-        running(counts), running((counts > 0).astype(np.float64)), _information(counts), curve
-    )
-    return curve
+    return _curve(kl_tool_costs, counts, _information(counts))
 
 
 @kernel(f"{_SUMS}, out float64[:] ->")
@@ -176,10 +179,7 @@ def kl_tool_v1_curve(counts: Doubles) -> Doubles:
     `int8calib.calibration.thresholds.kl.kl_tool_v1`.
     """
     p = counts / counts.sum()
-    information = running(p * np.log(np.where(p > 0, p, 1.0)))
-    curve = np.empty(counts.size - LEVELS)
-    kl_tool_v1_costs(running(counts), running((counts > 0).astype(np.float64)), information, curve)
-    return curve
+    return _curve(kl_tool_v1_costs, counts, running(p * np.log(np.where(p > 0, p, 1.0))))
 
 
 @kernel(f"{_SUMS}, out float64[:] ->")
@@ -233,11 +233,7 @@ def kl_tensorrt_curve(counts: Doubles) -> Doubles:
     Infinite where bin t - 1 is empty below a tail. Formula: see
     `int8calib.calibration.thresholds.kl.kl_tensorrt`.
     """
-    curve = np.empty(counts.size - LEVELS)
-    kl_tensorrt_costs(
-        running(counts), running((counts > 0).astype(np.float64)), _information(counts), curve
-    )
-    return curve
+    return _curve(kl_tensorrt_costs, counts, _information(counts))
 
 
 @kernel(f"{_SUMS}, out float64[:] ->")

@@ -30,7 +30,10 @@ def float_model(
 
     `outputs`: convert only what these blobs need.
     """
-    model = convert_network(net, outputs)
+    return _optimized(convert_network(net, outputs), fold_bn=fold_bn)
+
+
+def _optimized(model: NcnnModel, *, fold_bn: bool) -> NcnnModel:
     return replace(model, layers=optimize_model(model.layers)) if fold_bn else model
 
 
@@ -59,5 +62,10 @@ def ncnn_pair(net: Net, table: CalibrationTable, *, fold_bn: bool = True) -> Ncn
     TableError
         For a table that does not fit the network.
     """
-    plain = float_model(net, fold_bn=fold_bn)
+    return converted_pair(convert_network(net), table, fold_bn=fold_bn)
+
+
+def converted_pair(model: NcnnModel, table: CalibrationTable, *, fold_bn: bool = True) -> NcnnPair:
+    """Both ncnn models of what `convert_network` gave; as `ncnn_pair`."""
+    plain = _optimized(model, fold_bn=fold_bn)
     return NcnnPair(plain, int8_model(plain, table))

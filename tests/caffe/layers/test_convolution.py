@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from caffe_proto import LayerParameter
 from int8calib.caffe.layers.registry import find_type
 from int8calib.errors import ModelError, ShapeError, UnsupportedLayerError
-from tests.layer_cases import Case, check
+from tests.layer_cases import Case, check, opencv
 from tests.ncnn_layer import FLOAT32, ncnn_layer, stacked
 
 ODD = (
@@ -120,6 +121,18 @@ def indices(rng, shape):
     return rng.integers(0, 11, shape)
 
 
+def as_dilation(params, weights, bottoms):
+    """OpenCV's answer to DeepLab's `hole`, written as today's `dilation`."""
+    today = LayerParameter()
+    today.CopyFrom(params)
+    param = today.convolution_param
+    sizes = [param.hole, param.hole] if param.HasField("hole") else [param.hole_h, param.hole_w]
+    param.dilation.extend(sizes)
+    for name in ("hole", "hole_h", "hole_w"):
+        param.ClearField(name)
+    return opencv(today, weights, bottoms)
+
+
 SIDES = (
     "kernel_size: 3 stride: 2 pad_l: 0 pad_r: 1 pad_t: 0 pad_b: 1",
     "kernel_size: 3 pad_l: 2 pad_r: 1 pad_t: 1 pad_b: 0",
@@ -134,6 +147,10 @@ CONVOLUTIONS = (
       for oracle in (per_axis, in_ncnn)),
     *(Case("ConvolutionDepthwise", f"convolution_param {{ num_output: 7 {o} bias_term: false }}",
            ((2, 7, 11, 13),), oracle=oracle) for o in SIDES for oracle in (per_axis, in_ncnn)),
+    *(Case("Convolution", f"convolution_param {{ num_output: 10 {o} }}", ((2, 6, 11, 13),),
+           oracle=as_dilation)
+      for o in ("kernel_size: 3 pad: 2 hole: 2", "kernel_size: 3 hole_h: 2 hole_w: 3 group: 2",
+                "kernel_size: 3 stride: 2 hole_w: 4", "kernel_size: 2 hole: 1")),
     *(Case("Convolution", f"convolution_param {{ num_output: 5 {o} }}", ((2, 3, 11, 13),))
       for o in (*ODD, "kernel_size: 1")),
     *(Case("Convolution", f"convolution_param {{ num_output: 10 group: 2 {o} }}", ((2, 6, 11, 13),))
@@ -227,6 +244,10 @@ def test_several_bottoms_share_the_weights() -> None:
         ("Convolution", "num_output: 5 kernel_size: 3 kernel_size: 3 kernel_size: 2", "3-d"),
         ("Convolution", "num_output: 5 kernel_size: 3 axis: 2", "axis 2"),
         ("Deconvolution", "num_output: 5 kernel_size: 3 axis: 2", "axis 2"),
+        ("Convolution", "num_output: 5 kernel_size: 3 hole: 2 dilation: 2", "one way of"),
+        ("Convolution", "num_output: 5 kernel_size: 3 hole: 2 hole_w: 2", "one way of"),
+        ("Deconvolution", "num_output: 5 kernel_size: 3 hole_h: 0", "at least 1"),
+        ("Convolution", "num_output: 5 kernel_size: 3 hole: 4294967295", "smaller than"),
         ("Convolution", "num_output: 5 kernel_size: 3 pad: 2147483648", "the limit"),
         ("Convolution", "num_output: 5 kernel_size: 40000 pad: 40000", "the limit"),
         ("Convolution", "num_output: 5 kernel_size: 3 stride: 1 pad_b: 4294967295", "the limit"),

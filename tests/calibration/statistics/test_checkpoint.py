@@ -185,7 +185,7 @@ def test_sigkill_and_resume_give_the_same_table(folder: Path, tmp_path: Path, ph
         *("--checkpoint-every", "0", "--workers", "2"),
     ]
     checkpoint = tmp_path / "run.npz"
-    command = [sys.executable, "-m", "int8calib.cli.main", *words]
+    command = [sys.executable, "-m", "int8calib", *words]
     resumable = ["--output", str(tmp_path / "b.table"), "--checkpoint", str(checkpoint)]
     process = subprocess.Popen([*command, *resumable], cwd=ROOT)
     try:
