@@ -157,8 +157,22 @@ def _parse_line(line: str, place: str, number: int) -> NcnnLayer:
     for word in fields[:2] + fields[4:end]:
         if len(word.encode("utf-8", "surrogateescape")) > MOST_NAME:
             raise ModelFileError(f"{place}: a name of {len(word)} characters, at most {MOST_NAME}")
+    params = _parse_words(fields[end:], place)
+    bottoms, tops = tuple(fields[4:first_top]), tuple(fields[first_top:end])
+    return NcnnLayer(fields[0], fields[1], bottoms, tops, params, line=number)
+
+
+def parse_parameters(text: str, place: str) -> dict[int, Value]:
+    """The parameters of a layer written as in a structure file, `id=value` with spaces between.
+
+    Raises `ModelFileError` that begins with `place`.
+    """
+    return _parse_words(_FIELD.findall(text), place)
+
+
+def _parse_words(words: Iterable[str], place: str) -> dict[int, Value]:
     params: dict[int, Value] = {}
-    for word in fields[end:]:
+    for word in words:
         match = _PARAMETER.fullmatch(word)
         if match is None:
             shown = word if len(word) <= 60 else f"{word[:57]}..."
@@ -167,8 +181,7 @@ def _parse_line(line: str, place: str, number: int) -> NcnnLayer:
         if key in params:
             raise ModelFileError(f"{place}: parameter {key} is given twice")
         params[key] = value
-    bottoms, tops = tuple(fields[4:first_top]), tuple(fields[first_top:end])
-    return NcnnLayer(fields[0], fields[1], bottoms, tops, params, line=number)
+    return params
 
 
 def _parse_parameter(key: int, text: str, place: str) -> tuple[int, Value]:

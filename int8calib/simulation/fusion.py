@@ -12,7 +12,13 @@ from collections.abc import Container, Mapping
 import numpy as np
 
 from int8calib.caffe.layers.activation import dropout_factor
-from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
+from int8calib.caffe.network.graph import (
+    CONVOLUTIONS,
+    FUSED_ACTIVATION,
+    Blob,
+    Graph,
+    Layer,
+)
 
 ACTIVATIONS = frozenset(("ReLU", "ReLU6", "Clip", "Sigmoid", "Mish", "HardSwish"))
 """Activations that ncnnoptimize makes part of a convolution."""
@@ -48,7 +54,9 @@ def requantized(
 ) -> dict[str, tuple[Layer, ...]]:
     """Find the convolutions that ncnn2int8 lets give INT8 themselves.
 
-    The scale is that of the last reader: caffe2ncnn gives it the first top of its Split layer.
+    The scale is that of the last reader: caffe2ncnn gives it the first top of its Split layer. Of
+    the readers of a Split that the network has itself it is that of the first top, so these are
+    listed from the last to the first.
     Source: fuse_requantize in ncnn's tools/quantize/ncnn2int8.cpp, and tools/caffe/caffe2ncnn.cpp.
 
     Parameters
@@ -81,16 +89,18 @@ def _final_readers(
 ) -> list[Layer]:
     """Who reads a convolution's top once what ncnn fuses or drops is gone.
 
-    That is Split, and in an optimized model Dropout and one activation right behind.
+    That is Split, an activation that is part of the convolution, and in an optimized model Dropout
+    and one activation right behind.
     """
     result: list[Layer] = []
     for reader in readers[blob]:
         alone = len(readers[blob]) == 1
         active = reader.type in ACTIVATIONS
+        inside = reader.name.endswith(FUSED_ACTIVATION)
         if reader.type == "Split" or (optimized and alone and _is_dropped(reader)):
-            for top in reader.tops:
+            for top in reversed(reader.tops):
                 result += _final_readers(top, readers, optimized=optimized, activated=True)
-        elif optimized and active and alone and not activated:
+        elif alone and not activated and (inside or (optimized and active)):
             result += _final_readers(reader.tops[0], readers, optimized=optimized, activated=True)
         else:
             result.append(reader)

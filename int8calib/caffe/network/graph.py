@@ -14,6 +14,9 @@ CONVOLUTIONS = frozenset(("Convolution", "ConvolutionDepthwise", "DepthwiseConvo
 QUANTIZED_TYPES = CONVOLUTIONS | {"InnerProduct"}
 """Types that ncnn can run in INT8."""
 
+FUSED_ACTIVATION = ":activation"
+"""What stands behind the name of a layer in that of the activation that is a part of it."""
+
 
 class Blob(NamedTuple):
     """One version of a blob: `version` counts the in-place layers that have rewritten `name`."""

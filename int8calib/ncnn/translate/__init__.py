@@ -1,0 +1,1 @@
+"""Translate an ncnn model into a network of the numpy engine, and its weights back."""

@@ -1,0 +1,1 @@
+"""ncnn layers that Caffe has nothing like, as layers of the numpy engine."""

@@ -1,0 +1,199 @@
+"""Functions of single values, and of pairs of them with ncnn's broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from int8calib.arrays import Array, Shape
+from int8calib.errors import ShapeError, UnsupportedLayerError
+from int8calib.ncnn.translate.layers.registry import ncnn_layer, same_shape
+from int8calib.ncnn.translate.options import Options
+
+_BINARY: tuple[Callable[[Array, Array], Array], ...] = (
+    np.add,
+    np.subtract,
+    np.multiply,
+    np.divide,
+    np.maximum,
+    np.minimum,
+    np.power,
+    lambda a, b: np.subtract(b, a),
+    lambda a, b: np.divide(b, a),
+    lambda a, b: np.power(b, a),
+    np.arctan2,
+    lambda a, b: np.arctan2(b, a),
+)
+"""The operations of BinaryOp, by number."""
+
+_UNARY: tuple[Callable[[Array], Array], ...] = (
+    np.abs,
+    np.negative,
+    np.floor,
+    np.ceil,
+    np.square,
+    np.sqrt,
+    lambda x: np.float32(1) / np.sqrt(x),
+    np.exp,
+    np.log,
+    np.sin,
+    np.cos,
+    np.tan,
+    np.arcsin,
+    np.arccos,
+    np.arctan,
+    np.reciprocal,
+    np.tanh,
+    np.log10,
+    np.rint,
+    np.trunc,
+)
+"""The operations of UnaryOp, by number."""
+
+
+def _operation(options: Options, known: Sequence[object]) -> int:
+    number = options.integer("op_type")
+    if not 0 <= number < len(known):
+        raise UnsupportedLayerError(f"operation {number}; 0 to {len(known) - 1} are supported")
+    return number
+
+
+def _expanded(shape: Shape, ndim: int, outermost: int) -> Shape:
+    """A shape with as many axes as the other operand, which has `outermost` on axis 1.
+
+    One axis is that of the channels if it is as long, else the innermost; two and more are the
+    outermost ones. Source: ncnn's binaryop.cpp.
+    """
+    missing = ndim - len(shape)
+    if missing <= 0:
+        return shape
+    if len(shape) == 2 and shape[1] != outermost:
+        return (shape[0], *(1,) * missing, shape[1])
+    return (*shape, *(1,) * missing)
+
+
+def _operands(bottoms: Sequence[Shape]) -> list[Shape]:
+    ndim = max(map(len, bottoms))
+    outermost = next(shape[1] for shape in bottoms if len(shape) == ndim)
+    return [_expanded(shape, ndim, outermost) for shape in bottoms]
+
+
+def _binary_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
+    _operation(options, _BINARY)
+    if options.integer("with_scalar"):
+        return [bottoms[0]]
+    if len(bottoms) != 2 or min(map(len, bottoms)) < 2:
+        raise ShapeError(f"bottoms of shapes {list(bottoms)}; expected two, or a scalar")
+    try:
+        return [np.broadcast_shapes(*_operands(bottoms))]
+    except ValueError:
+        raise ShapeError(f"bottoms {bottoms[0]} and {bottoms[1]} do not broadcast") from None
+
+
+@ncnn_layer("BinaryOp", shape=_binary_shape)
+def binary_op(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
+    """One of `_BINARY` of two blobs, or of a blob and a scalar. Source: ncnn's binaryop.cpp."""
+    combine = _BINARY[_operation(options, _BINARY)]
+    if options.integer("with_scalar"):
+        return [_quietly(combine, bottoms[0], np.asarray(options.number("b"), np.float32))]
+    shapes = _operands([bottom.shape for bottom in bottoms])
+    a, b = (bottom.reshape(shape) for bottom, shape in zip(bottoms, shapes, strict=True))
+    return [_quietly(combine, a, b)]
+
+
+def _quietly(function: Callable[..., Array], *operands: Array) -> Array:
+    """The function's float32 values; infinities and NaN are results as in C."""
+    with np.errstate(all="ignore"):
+        return np.ascontiguousarray(function(*operands), np.float32)
+
+
+def _unary_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
+    _operation(options, _UNARY)
+    return [bottoms[0]]
+
+
+@ncnn_layer("UnaryOp", shape=_unary_shape)
+def unary_op(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
+    """One of `_UNARY`; halves are rounded to even. Source: ncnn's unaryop.cpp."""
+    return [_quietly(_UNARY[_operation(options, _UNARY)], bottoms[0])]
+
+
+def hard_sigmoid(options: Options, x: Array) -> Array:
+    """alpha * x + beta, kept within 0 and 1. Source: ncnn's hardsigmoid.cpp."""
+    alpha, beta = (np.float32(options.number(name)) for name in ("alpha", "beta"))
+    return np.clip(x * alpha + beta, np.float32(0), np.float32(1))
+
+
+def hard_swish(options: Options, x: Array) -> Array:
+    """x times its hard sigmoid. Source: ncnn's hardswish.cpp."""
+    return x * hard_sigmoid(options, x)
+
+
+def erfc(x: Array) -> Array:
+    """The complementary error function, float64, within 1.2e-7 of its value.
+
+    Source: Numerical Recipes, section 6.2.2 (a Chebyshev fit).
+    """
+    coefficients = (
+        0.17087277,
+        -0.82215223,
+        1.48851587,
+        -1.13520398,
+        0.27886807,
+        -0.18628806,
+        0.09678418,
+        0.37409196,
+        1.00002368,
+        -1.26551223,
+    )
+    size = np.abs(x, dtype=np.float64)
+    t = 1 / (1 + size / 2)
+    exponent = np.polyval(coefficients, t) - size * size
+    tail = t * np.exp(exponent)
+    return np.asarray(np.where(x >= 0, tail, 2 - tail))
+
+
+def gelu(options: Options, x: Array) -> Array:
+    """x times the normal distribution at x, or its approximation by tanh. Source: gelu.cpp."""
+    if options.integer("fast_gelu"):
+        inner = np.float32(0.79788452) * (x + np.float32(0.044715) * x * x * x)
+        return np.float32(0.5) * x * (1 + np.tanh(inner))
+    return np.asarray(0.5 * x * erfc(-np.sqrt(0.5) * x))
+
+
+def softplus(options: Options, x: Array) -> Array:
+    """log(1 + exp(x)). Source: ncnn's softplus.cpp."""
+    return np.logaddexp(x, np.float32(0))
+
+
+def celu(options: Options, x: Array) -> Array:
+    """x above 0, else alpha * (exp(x / alpha) - 1). Source: ncnn's celu.cpp."""
+    alpha = np.float32(options.number("alpha"))
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / alpha))
+
+
+def erf(options: Options, x: Array) -> Array:
+    """The error function. Source: ncnn's erf.cpp."""
+    return 1 - erfc(x)
+
+
+FUNCTIONS: Mapping[str, Callable[[Options, Array], Array]] = {
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": hard_swish,
+    "GELU": gelu,
+    "Softplus": softplus,
+    "CELU": celu,
+    "Erf": erf,
+}
+"""Types that map each value by itself."""
+
+
+def _register(name: str, function: Callable[[Options, Array], Array]) -> None:
+    @ncnn_layer(name, shape=same_shape)
+    def run(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
+        return [_quietly(lambda x: function(options, x), bottoms[0])]
+
+
+for _name, _function in FUNCTIONS.items():
+    _register(_name, _function)

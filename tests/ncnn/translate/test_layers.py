@@ -1,0 +1,92 @@
+"""Each ncnn layer in the numpy engine against ncnn's own runtime, two images at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from int8calib.caffe.layers.registry import has_type
+from int8calib.ncnn.layout import blob_layout
+from int8calib.ncnn.model import NcnnModel
+from int8calib.ncnn.param import NcnnLayer, parse_param
+from int8calib.ncnn.schema import parameter_names
+from int8calib.ncnn.translate.network import TRANSLATORS, obstacles, translate_model
+from int8calib.ncnn.translate.options import PREFIX
+from tests.ncnn.runtime import run_blobs
+from tests.ncnn.translate.cases import CASES, Case
+
+BATCH = 2
+
+
+def model_of(case: Case) -> NcnnModel:
+    """The case as a model of one layer with random weights; inputs are called in0, in1, ..."""
+    rng = np.random.default_rng(len(case.line))
+    kind, *options = case.line.split(" ", 1)
+    names = [f"in{i}" for i in range(len(case.bottoms))]
+    tops = [f"out{i}" for i in range(case.tops)]
+    lines = [f"Input {name} 0 1 {name}" for name in names]
+    words = (kind, "op", str(len(names)), str(len(tops)), *names, *tops, *options)
+    text = "\n".join(["7767517", f"{len(lines) + 1} 99", *lines, " ".join(words)])
+    *inputs, layer = parse_param(text, "case")
+    weights = []
+    for blob in blob_layout(layer):
+        values = rng.standard_normal(blob.size)
+        if blob.name == "variance":
+            values = np.abs(values) + 0.5
+        weights.append((0.3 * values if blob.size > 40 else values).astype(np.float32))
+    return NcnnModel((*inputs, NcnnLayer(**{**layer.__dict__, "weights": tuple(weights)})), "case")
+
+
+def images_of(case: Case) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(7)
+    inputs = {
+        f"in{i}": rng.standard_normal((BATCH, *shape)).astype(np.float32)
+        for i, shape in enumerate(case.bottoms)
+    }
+    if case.line.startswith(
+        ("UnaryOp 0=5", "UnaryOp 0=6", "UnaryOp 0=8", "UnaryOp 0=17", "Log")
+    ) or (case.line.split()[1:2] in (["0=6"], ["0=9"]) and case.line.startswith("BinaryOp")):
+        inputs = {name: np.abs(x) + np.float32(0.1) for name, x in inputs.items()}
+    if case.line.startswith(("UnaryOp 0=12", "UnaryOp 0=13")):
+        inputs = {name: np.tanh(x) for name, x in inputs.items()}
+    if "0=9" in case.line and case.line.startswith("Reduction"):
+        inputs = {name: np.abs(x) for name, x in inputs.items()}
+    return inputs
+
+
+def assert_near(found: np.ndarray, expected: np.ndarray, what: object) -> None:
+    assert found.shape == expected.shape, f"{what}: {found.shape}, ncnn {expected.shape}"
+    largest = np.abs(expected).max()
+    assert np.abs(found - expected).max() <= 1e-4 * largest, what
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layer_gives_what_ncnn_gives(case: Case, tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    model, inputs = model_of(case), images_of(case)
+    net = translate_model(model, {name: (1, *x.shape[1:]) for name, x in inputs.items()})
+    assert not obstacles(net)
+    tops = [f"out{i}" for i in range(case.tops)]
+    found = net.forward(inputs, outputs=tops)
+    for image in range(BATCH):
+        single = {name: x[image] for name, x in inputs.items()}
+        expected = run_blobs(model.layers, single, tops, winograd=False, folder=tmp_path)
+        for name, top in zip(tops, expected, strict=True):
+            # Boxes are the same for all images, so they have no batch.
+            own = found[name][0 if case.line.startswith("PriorBox") else image]
+            assert_near(own, top, f"{case} image {image} {name}")
+
+
+def test_every_type_has_a_case() -> None:
+    from int8calib.caffe.layers.registry import _types
+
+    own = {name.removeprefix(PREFIX) for name in _types if name.startswith(PREFIX)}
+    known = {*TRANSLATORS, *own} - {"SamePadding", "MemoryData", "DetectionOutput", "Log"}
+    assert known == {case.line.split()[0] for case in CASES}
+    assert has_type(PREFIX + "BinaryOp")
+
+
+def test_options_have_names() -> None:
+    assert parameter_names("Pooling")["pad_top"] == 13
