@@ -166,8 +166,11 @@ def _translated(
         for each in t.layers:
             made.update(zip(each.tops, top_shapes(graph, each, made), strict=True))
     except (ShapeError, UnsupportedLayerError) as error:
-        place = f"{graph.source}: "
-        t.refuse(str(error).removeprefix(place))
+        places = [f"{graph.source}: {each.label}: " for each in t.layers]
+        reason = str(error)
+        for place in places:
+            reason = reason.removeprefix(place)
+        t.refuse(reason)
         return t.layers
     shapes.update({blob.name: shape for blob, shape in made.items()})
     return t.layers

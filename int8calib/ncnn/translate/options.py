@@ -1,8 +1,8 @@
 """The parameters of an ncnn layer by name, and how a layer of the engine carries them.
 
-The engine's layers have a Caffe `LayerParameter`. That of an ncnn layer has the type ``ncnn.<type>``
-and, in the text that Caffe keeps for layers written in Python, the parameters as a `.param` file
-writes them.
+The engine's layers have a Caffe `LayerParameter`. That of an ncnn layer has the type
+``ncnn.<type>`` and, in the text that Caffe keeps for layers written in Python, the parameters as a
+`.param` file writes them.
 """
 
 from __future__ import annotations

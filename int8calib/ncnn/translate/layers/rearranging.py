@@ -224,7 +224,7 @@ def pixel_shuffle(
     Source: ncnn's pixelshuffle.cpp.
     """
     factor, x = options.integer("upscale_factor"), bottoms[0]
-    n, channels, height, width = x.shape
+    n, _, height, width = x.shape
     if options.integer("mode") == 0:
         moved = x.reshape(n, -1, factor, factor, height, width).transpose(0, 1, 4, 2, 5, 3)
     else:
