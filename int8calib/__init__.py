@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from int8calib.caffe.engine.run import Net, load_caffe
     from int8calib.caffe.export import write_model
     from int8calib.caffe.inspection.inspect import inspect
-    from int8calib.caffe.inspection.results import Inspection
     from int8calib.caffe.layers.registry import register_layer
     from int8calib.calibration.executor import Executor
     from int8calib.calibration.layers import QuantLayer
@@ -37,6 +36,11 @@ if TYPE_CHECKING:
     )
     from int8calib.evaluation.evaluate import Labeled, evaluate
     from int8calib.evaluation.results import Evaluation
+    from int8calib.inspection import Inspection
+    from int8calib.ncnn.execution.inspect import inspect_ncnn
+    from int8calib.ncnn.execution.load import load_ncnn
+    from int8calib.ncnn.execution.network import NcnnNet
+    from int8calib.ncnn.model import NcnnModel
     from int8calib.reporting.report import Report, report
     from int8calib.simulation.build import simulate
     from int8calib.table.files import read_table, write_table
@@ -60,6 +64,8 @@ __all__ = [
     "LayerScales",
     "ModelError",
     "ModelFileError",
+    "NcnnModel",
+    "NcnnNet",
     "Net",
     "OptionError",
     "Options",
@@ -81,7 +87,9 @@ __all__ = [
     "calibrate",
     "evaluate",
     "inspect",
+    "inspect_ncnn",
     "load_caffe",
+    "load_ncnn",
     "read_table",
     "register_layer",
     "report",
@@ -100,12 +108,14 @@ _HOMES = {
     "Executor": "int8calib.calibration.executor",
     "Histogram": "int8calib.calibration.statistics.histogram",
     "ImageError": "int8calib.errors",
-    "Inspection": "int8calib.caffe.inspection.results",
+    "Inspection": "int8calib.inspection",
     "Int8CalibError": "int8calib.errors",
     "Labeled": "int8calib.evaluation.evaluate",
     "LayerScales": "int8calib.table.model",
     "ModelError": "int8calib.errors",
     "ModelFileError": "int8calib.errors",
+    "NcnnModel": "int8calib.ncnn.model",
+    "NcnnNet": "int8calib.ncnn.execution.network",
     "Net": "int8calib.caffe.engine.run",
     "OptionError": "int8calib.errors",
     "Options": "int8calib.calibration.pipeline",
@@ -126,7 +136,9 @@ _HOMES = {
     "calibrate": "int8calib.calibration.pipeline",
     "evaluate": "int8calib.evaluation.evaluate",
     "inspect": "int8calib.caffe.inspection.inspect",
+    "inspect_ncnn": "int8calib.ncnn.execution.inspect",
     "load_caffe": "int8calib.caffe.engine.run",
+    "load_ncnn": "int8calib.ncnn.execution.load",
     "read_table": "int8calib.table.files",
     "register_layer": "int8calib.caffe.layers.registry",
     "report": "int8calib.reporting.report",

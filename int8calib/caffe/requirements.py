@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from int8calib.arrays import Array
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Graph
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
-from int8calib.calibration.scales import DEAD_ABSMAX, WeightOptions, weight_scales
-from int8calib.levels import WINOGRAD_LEVELS
+from int8calib.calibration.scales import WeightOptions, largest_scales, weight_scales
 from int8calib.table.model import Requirement
 
 
@@ -58,14 +55,4 @@ def _scales(layer: QuantizedLayer, options: WeightOptions) -> Array | None:
 
 
 def _max_scales(layer: QuantizedLayer, options: WeightOptions) -> Array | None:
-    """The largest scales that keep the levels of a layer within its grid, where winograd limits it.
-
-    Rounding may add up to a little more than the weights do: a percent is left for it.
-    """
-    if options.levels(layer) != WINOGRAD_LEVELS or not layer.layer.weights:
-        return None
-    grid = options.grid(layer)
-    size = np.abs(layer.weight_rows())
-    absmax, sums = (np.maximum(part, DEAD_ABSMAX) for part in (size.max(axis=1), size.sum(axis=1)))
-    most: Array = np.minimum(grid.qmax / absmax, 1.01 * grid.row_sum / sums)
-    return most
+    return largest_scales(layer, options) if layer.layer.weights else None

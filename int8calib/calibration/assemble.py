@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import int8calib
+from int8calib.arrays import Array
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import Options
 from int8calib.calibration.scales import dead_rows, weight_scales
@@ -106,6 +107,7 @@ def assemble(
     meta: Mapping[str, Any] = MappingProxyType({}),
     blocked: Mapping[str, str] = MappingProxyType({}),
     warnings: Sequence[str] = (),
+    weight_rows: Mapping[str, Array] = MappingProxyType({}),
 ) -> Calibration:
     """Return the table of a network from the statistics of its blobs.
 
@@ -129,6 +131,8 @@ def assemble(
         Layers that stay in float, with what stands in their way.
     warnings : sequence of str
         Those of the network, which come first.
+    weight_rows : mapping of str to float32 (rows,)
+        What the table holds besides, by the key of the row.
 
     Raises
     ------
@@ -137,7 +141,7 @@ def assemble(
     OptionError
         For a pattern without a layer, and where no layer is left.
     """
-    chosen = select_layers(layers, options, blocked)
+    chosen = select_layers(layers, options, blocked) if layers or not weight_rows else ()
     methods, notes = blob_methods(layers, [layer.name for layer in chosen], options)
     wanted = dict(methods)
     if options.all_blobs and blobs is not None:
@@ -145,7 +149,7 @@ def assemble(
             wanted.setdefault(key, default_method(key in blobs.inputs, options))
     evidence = _evidence(statistics, wanted, options)
     rows, of_layers = _rows(chosen, evidence, options)
-    if not rows:
+    if not rows and not weight_rows:
         raise StatisticsError(f"{source}: every quantized layer has a bottom of zeros")
     warnings = [*warnings, *_run_warnings(statistics, evidence, methods), *notes, *of_layers]
     table = CalibrationTable(
@@ -159,6 +163,7 @@ def assemble(
             "stability": summary({blob: evidence[blob].spread for blob in methods}),
             "warnings": warnings,
         },
+        weight_rows,
     )
     return Calibration(table, statistics, tuple(warnings))
 

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Collected:
     fingerprint : mapping
         What must agree where statistics are merged, JSON values: the network, the preprocessing
         and the options that change activations.
+    weight_rows : mapping of str to float32 (rows,)
+        Weight scales that a table holds besides.
     """
 
     statistics: Statistics
@@ -66,6 +68,7 @@ class Collected:
     blobs: Blobs
     source: str
     fingerprint: Mapping[str, Any]
+    weight_rows: Mapping[str, Array] = field(default_factory=dict)
 
 
 def save_collected(path: str | os.PathLike[str], collected: Collected) -> None:
@@ -82,6 +85,8 @@ def save_collected(path: str | os.PathLike[str], collected: Collected) -> None:
         "blobs": list(collected.blobs.keys.items()),
         "inputs": sorted(collected.blobs.inputs),
     }
+    if collected.weight_rows:
+        meta["weight_rows"] = {key: row.tolist() for key, row in collected.weight_rows.items()}
     arrays = {"absmax": np.concatenate([layer.clips.absmax for layer in collected.layers])}
     for levels, whole in _WAYS:
         arrays[_mse_name(levels, whole)] = _all_mse(collected.layers, levels, whole)
@@ -93,7 +98,8 @@ def load_collected(path: str | os.PathLike[str]) -> Collected:
     stored = load_statistics(path)
     meta = stored.statistics.meta
     try:
-        if meta.keys() != {"fingerprint", "source", "layers", "blobs", "inputs"}:
+        needed = {"fingerprint", "source", "layers", "blobs", "inputs"}
+        if meta.keys() - {"weight_rows"} != needed:
             raise ValueError(f"it holds {', '.join(meta) or 'statistics alone'}")
         layers = _layers(meta["layers"], stored.arrays)
         missing = [layer.blob for layer in layers if layer.blob not in stored.statistics.ranges]
@@ -105,6 +111,7 @@ def load_collected(path: str | os.PathLike[str]) -> Collected:
             _blobs(meta["blobs"], meta["inputs"]),
             str(meta["source"]),
             dict(meta["fingerprint"]),
+            _weight_rows(meta.get("weight_rows", {})),
         )
     except (KeyError, TypeError, ValueError, IndexError, ModelError) as error:
         message = f"{Path(path)}: not written by `int8calib collect` or `merge` ({error})"
@@ -139,6 +146,14 @@ def check_fingerprint(a: Mapping[str, Any], b: Mapping[str, Any], name: str, oth
                 f"{name} and {other} do not belong together: their {key} differs "
                 f"({_short(a.get(key))} and {_short(b.get(key))})"
             )
+
+
+def _weight_rows(stored: Any) -> dict[str, Array]:
+    rows = {key: np.array(row, np.float32) for key, row in dict(stored).items()}
+    for key, row in rows.items():
+        if row.ndim != 1 or not row.size or not ((row > 0) & np.isfinite(row)).all():
+            raise ValueError(f"the weight row {_short(key)} holds no scales")
+    return rows
 
 
 def _short(value: object) -> str:
@@ -203,14 +218,14 @@ def _check_fields(stored: Any) -> None:
     """Refuse what does not describe a layer."""
     if not isinstance(stored, dict) or stored.keys() != _FIELDS.keys():
         raise ValueError(f"a layer is {_short(stored)}")
-    for field, value in stored.items():
-        if type(value) is not _FIELDS[field]:
-            raise ValueError(f"{field} of layer {stored['name']!r} is {_short(value)}")
+    for key, value in stored.items():
+        if type(value) is not _FIELDS[key]:
+            raise ValueError(f"{key} of layer {stored['name']!r} is {_short(value)}")
         numbers = value if isinstance(value, list) else [value] if type(value) is int else [1, 1]
         if any(type(n) is not int or n < 1 for n in numbers) or (
-            field in _PAIRS and len(numbers) != 2
+            key in _PAIRS and len(numbers) != 2
         ):
-            raise ValueError(f"{field} of layer {stored['name']!r} is {_short(value)}")
+            raise ValueError(f"{key} of layer {stored['name']!r} is {_short(value)}")
 
 
 def _check_clips(name: str, clips: NDArray[Any], limit: Any) -> None:

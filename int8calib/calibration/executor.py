@@ -45,6 +45,9 @@ class Executor(Protocol):
     needed_inputs : callable, optional
         ``needed_inputs(blobs)`` gives the inputs that these blobs depend on, a tuple of str; all
         inputs otherwise.
+    weight_rows : mapping of str to float32 (rows,), optional
+        Weight scales that the table shall hold besides, of layers that are INT8 without a scale
+        of their bottom, by the key of the row; see `CalibrationTable`.
     facts : mapping of str to JSON values, optional
         What the report of a table shall say of the network.
     fingerprint : str, optional

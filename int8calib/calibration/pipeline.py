@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, overload
 
+from int8calib.arrays import Array
 from int8calib.calibration.assemble import Blobs, Calibration, assemble, select_layers
 from int8calib.calibration.executor import E, E_co, Executor, Network, needed_inputs, source_of
 from int8calib.calibration.layers import QuantLayer
@@ -44,6 +45,8 @@ class Job(Generic[E_co]):
         Layers that stay in float, with what stands in their way.
     warnings : tuple of str
         What to mind of the network.
+    weight_rows : mapping of str to float32 (rows,)
+        Weight scales of layers that are INT8 without a scale of their bottom.
     """
 
     executor: E_co
@@ -54,6 +57,7 @@ class Job(Generic[E_co]):
     named: Blobs
     blocked: Mapping[str, str]
     warnings: tuple[str, ...]
+    weight_rows: Mapping[str, Array] = field(default_factory=dict)
 
 
 @overload
@@ -79,12 +83,13 @@ def prepare(network: Any, options: Options) -> Job[Any]:
     executor = _executor_of(network, options)
     source = source_of(executor)
     candidates = tuple(executor.layers)
-    if not candidates:
+    weight_rows = dict(getattr(executor, "weight_rows", {}))
+    if not candidates and not weight_rows:
         raise ModelError(
             f"{source}: has no Convolution or InnerProduct layer, so there is nothing to calibrate"
         )
     blocked = dict(getattr(executor, "blocked", {}))
-    layers = select_layers(candidates, options, blocked)
+    layers = select_layers(candidates, options, blocked) if candidates else ()
     for layer in layers:
         if layer.weights is None and layer.known_clips is None:
             layer.weight_rows()  # says so before any image runs
@@ -99,11 +104,12 @@ def prepare(network: Any, options: Options) -> Job[Any]:
         executor,
         candidates,
         layers,
-        needed_inputs(executor, blobs),
+        needed_inputs(executor, blobs) if blobs else tuple(executor.inputs),
         blobs,
         named,
         blocked,
         (*getattr(executor, "warnings", ()), *blocked_warnings(blocked, options)),
+        weight_rows,
     )
 
 
@@ -219,4 +225,5 @@ def make_table(
         meta=meta,
         blocked=job.blocked,
         warnings=job.warnings,
+        weight_rows=job.weight_rows,
     )

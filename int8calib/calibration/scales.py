@@ -176,6 +176,31 @@ def dead_rows(layer: QuantLayer, options: WeightOptions) -> tuple[int, ...]:
     return tuple(int(i) for i in np.flatnonzero(layer.clips.absmax < options.dead))
 
 
+def largest_scales(layer: QuantLayer, options: WeightOptions) -> Array | None:
+    """Return the largest scales that keep the levels of a layer within its grid.
+
+    Parameters
+    ----------
+    layer : QuantLayer
+        A layer with its weights.
+    options : WeightOptions
+        How scales are found.
+
+    Returns
+    -------
+    float32 (layer.rows,) or None
+        None where int8 winograd does not limit it. Rounding may add up to a little more than the
+        weights do: a percent is left for it.
+    """
+    if options.levels(layer) != WINOGRAD_LEVELS:
+        return None
+    grid = options.grid(layer)
+    size = np.abs(layer.weight_rows())
+    absmax, sums = (np.maximum(part, DEAD_ABSMAX) for part in (size.max(axis=1), size.sum(axis=1)))
+    most: Array = np.minimum(grid.qmax / absmax, 1.01 * grid.row_sum / sums)
+    return most
+
+
 def _clips(known: WeightClips, method: str, levels: int, whole: bool) -> Array:
     """The clip of each row, float32 (rows,), or of all at once, (1,)."""
     if method == "mse":

@@ -1,8 +1,10 @@
-"""Calibrate a Caffe model over images and write the table with which ncnn makes it INT8.
+"""Calibrate a Caffe or ncnn model over images and write the table with which ncnn makes it INT8.
 
-example:
+examples:
   int8calib calibrate --proto deploy.prototxt --model net.caffemodel --images photos/ \\
       --mean 104 117 123 --norm 1 --output net.table
+  int8calib calibrate --param net.ncnn.param --bin net.ncnn.bin --images photos/ \\
+      --channel-order rgb --norm 0.00392157 --input-shape in0=1,3,224,224 --output net.table
 
 With --ncnn net it also writes the ncnn models: net.param and net.bin in float, net-int8.param
 and net-int8.bin in INT8. Beside the table stand a report (net.table.json) and all options
@@ -18,15 +20,13 @@ from typing import Any
 
 from int8calib.cli.config import add_config_argument, config_text
 from int8calib.cli.console import Console
-from int8calib.cli.fingerprint import open_job
 from int8calib.cli.image_options import add_image_arguments, image_options
+from int8calib.cli.network import NetworkOptions, add_network_arguments, open_job
 from int8calib.cli.options import (
     CheckpointOptions,
     MessageOptions,
-    ModelOptions,
     RunOptions,
     add_checkpoint_arguments,
-    add_model_arguments,
     add_run_arguments,
     read_options,
 )
@@ -46,7 +46,7 @@ _NOT_REPORTED = frozenset(("run", "command", "config", "quiet", "verbose", "debu
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `int8calib calibrate`."""
     add_config_argument(parser)
-    add_model_arguments(parser)
+    add_network_arguments(parser)
     add_image_arguments(parser)
     group = parser.add_argument_group("table")
     group.add_argument("--output", required=True, metavar="FILE", help="the table to write")
@@ -59,25 +59,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate and write the table, its report and its options."""
+    from int8calib.caffe.engine.run import Net
     from int8calib.calibration.pipeline import run_job
 
     started = time.perf_counter()
     console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
     console.keep_warnings()
-    model = read_options(ModelOptions, args)
+    model = read_options(NetworkOptions, args)
     machine = read_options(RunOptions, args)
     long_run = read_options(CheckpointOptions, args)
     files = TableFiles(args.output, ".json", ".toml")
     if args.gpu:
         console.say("--gpu: this build runs on the CPU; going on")
     models = NcnnFiles(args.ncnn)
-    files.check(*models.paths, long_run.checkpoint, inputs=(model.proto, model.model))
+    files.check(*models.paths, long_run.checkpoint, inputs=model.files)
     options = read_options(TableOptions, args).calibration(
         fold_bn=args.fold_bn, workers=machine.worker_count, cache_bytes=machine.cache_bytes
     )
-    net = model.load()
+    net = model.load(machine.worker_count)
     models.check(net)
-    if net.graph.unused_weights:
+    if isinstance(net, Net) and net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
@@ -112,11 +113,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _meta(
-    arguments: Mapping[str, Any], model: ModelOptions, fingerprint: Mapping[str, Any]
+    arguments: Mapping[str, Any], model: NetworkOptions, fingerprint: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the report says of the files and the command."""
+    kinds = ("prototxt", "caffemodel") if model.is_caffe else ("param", "bin")
+    hashes = [fingerprint[kind] for kind in kinds]
     return {
-        "files": {model.proto: fingerprint["prototxt"], model.model: fingerprint["caffemodel"]},
+        "files": dict(zip(model.files, hashes, strict=True)),
         "arguments": {
             name: value
             for name, value in arguments.items()

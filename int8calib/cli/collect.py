@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING
 
 from int8calib.cli.config import add_config_argument
 from int8calib.cli.console import Console
-from int8calib.cli.fingerprint import file_sha256, open_job
 from int8calib.cli.image_options import add_image_arguments, image_options
+from int8calib.cli.network import NetworkOptions, add_network_arguments, file_sha256, open_job
 from int8calib.cli.options import (
     CheckpointOptions,
     MessageOptions,
-    ModelOptions,
     RunOptions,
     add_checkpoint_arguments,
-    add_model_arguments,
     add_run_arguments,
     read_options,
 )
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `int8calib collect`."""
     add_config_argument(parser)
-    add_model_arguments(parser)
+    add_network_arguments(parser)
     add_image_arguments(parser)
     group = parser.add_argument_group("statistics")
     group.add_argument("--output", required=True, metavar="FILE", help="the .npz file to write")
@@ -72,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     console = Console(read_options(MessageOptions, args))
-    model = read_options(ModelOptions, args)
+    model = read_options(NetworkOptions, args)
     machine = read_options(RunOptions, args)
     long_run = read_options(CheckpointOptions, args)
     outputs = [path for path in (args.output, long_run.checkpoint) if path is not None]
-    check_outputs(outputs, inputs=(model.proto, model.model, args.ranges))
-    net = model.load()
+    check_outputs(outputs, inputs=(*model.files, args.ranges))
+    net = model.load(machine.worker_count)
     options = Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs)
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
@@ -100,7 +98,9 @@ def run(args: argparse.Namespace) -> int:
     batches.print_skipped(console)
     for warning in job.warnings:
         console.say(f"warning: {warning}")
-    collected = Collected(statistics, job.candidates, job.named, model.proto, fingerprint)
+    collected = Collected(
+        statistics, job.candidates, job.named, model.files[0], fingerprint, job.weight_rows
+    )
     save_collected(args.output, collected)
     if checkpoint is not None:
         checkpoint.remove()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from int8calib.caffe.engine.run import Net
     from int8calib.caffe.network.graph import Blob
     from int8calib.cli.image_options import ImageOptions
+    from int8calib.ncnn.execution.network import NcnnNet
     from int8calib.table.model import CalibrationTable
 
 
@@ -135,7 +136,7 @@ def read_tables(paths: Sequence[str]) -> dict[str, CalibrationTable]:
 
 def comparison_images(
     options: ImageOptions,
-    net: Net,
+    net: Net | NcnnNet,
     scores: str | None,
     outputs: Sequence[str] | None,
     *,
@@ -162,7 +163,12 @@ def comparison_images(
     ImageLoader
         Batches for the inputs on the way to what is compared, and to `blobs`.
     """
+    from int8calib.evaluation import ncnn_model
     from int8calib.evaluation.outputs import compared_blobs, needed_inputs
+    from int8calib.ncnn.execution.network import NcnnNet
 
+    if isinstance(net, NcnnNet):
+        names = [blob.name for blob in ncnn_model.compared_blobs(net, scores, outputs).blobs]
+        return ImageLoader(options, net, net.needed_inputs(names), workers=workers)
     wanted = (*compared_blobs(net, scores, outputs).blobs, *blobs)
     return ImageLoader(options, net, needed_inputs(net.graph, wanted), wanted, workers=workers)

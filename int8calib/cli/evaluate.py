@@ -1,10 +1,11 @@
-"""Run a Caffe model in float and in ncnn's INT8 arithmetic, and compare what they say.
+"""Run a model in float and in ncnn's INT8 arithmetic, and compare what they say.
 
 example:
   int8calib evaluate --proto deploy.prototxt --model net.caffemodel --images photos/ \\
       --mean 104 117 123 --labels labels.txt --table kl.table --table mse.table
 
-Shares stand with their 95 % confidence interval.
+An ncnn model (--param, --bin) runs in ncnn itself. Shares stand with their 95 % confidence
+interval.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from int8calib.cli.comparison import (
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.labels import LabeledImages
+from int8calib.cli.network import NetworkOptions, add_network_arguments
 from int8calib.cli.options import (
     MessageOptions,
-    ModelOptions,
     RunOptions,
-    add_model_arguments,
     add_workers_argument,
     finite,
     read_options,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `int8calib evaluate`."""
-    add_model_arguments(parser)
+    add_network_arguments(parser)
     add_image_arguments(parser)
     group = parser.add_argument_group("evaluation")
     add_tables_argument(group, "several may be compared")
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(read_options(MessageOptions, args))
     tables = read_tables(args.table)
-    net = read_options(ModelOptions, args).load()
     workers = read_options(RunOptions, args).worker_count
+    net = read_options(NetworkOptions, args).load(args.threads if args.runtime else workers)
     images = comparison_images(image_options(args), net, args.scores, args.outputs, workers=workers)
     batches = images if args.labels is None else LabeledImages(images, args.labels)
     how: dict[str, Any] = {

@@ -1,10 +1,12 @@
-"""Show a Caffe network as a table: shapes, parameters, multiply-adds, and what runs in INT8.
+"""Show a network as a table: shapes, parameters, multiply-adds, and what runs in INT8.
 
 examples:
   int8calib inspect --proto deploy.prototxt --model net.caffemodel
+  int8calib inspect --param net.ncnn.param --bin net.ncnn.bin --input-shape in0=1,3,224,224
   int8calib inspect --layers
 
-Nothing is run, and the caffemodel may be left out. Multiply-adds are for one image.
+A Caffe network is not run, and the caffemodel may be left out; an ncnn model is run once, for its
+shapes, if its weights are given. Multiply-adds are for one image.
 """
 
 from __future__ import annotations
@@ -13,23 +15,19 @@ import argparse
 from typing import TYPE_CHECKING
 
 from int8calib.cli.console import Console
-from int8calib.cli.options import (
-    MessageOptions,
-    add_model_arguments,
-    parse_input_shapes,
-    read_options,
-)
+from int8calib.cli.network import StructureOptions, add_network_arguments
+from int8calib.cli.options import MessageOptions, parse_input_shapes, read_options
 
 if TYPE_CHECKING:
     from int8calib.arrays import Shape
-    from int8calib.caffe.inspection.results import Inspection
+    from int8calib.inspection import Inspection
 
 UNKNOWN = "?"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `int8calib inspect`."""
-    add_model_arguments(parser, model_required=False)
+    add_network_arguments(parser, run=False)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--layers",
@@ -56,10 +54,15 @@ def run(args: argparse.Namespace) -> int:
     import int8calib
 
     console = Console(read_options(MessageOptions, args))
-    shapes = parse_input_shapes(args.input_shape)
-    found = int8calib.inspect(
-        args.proto, args.model, input_shapes=shapes, ignore_fields=args.ignore_field
-    )
+    model = read_options(StructureOptions, args)
+    shapes = parse_input_shapes(model.input_shape)
+    structure, weights = model.files
+    if model.is_caffe:
+        found = int8calib.inspect(
+            structure, weights or None, input_shapes=shapes, ignore_fields=model.ignore_field
+        )
+    else:
+        found = int8calib.inspect_ncnn(structure, weights or None, input_shapes=shapes)
     if args.json:
         console.result_json(found.as_json())
         return 0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from caffe_proto.errors import one_line
-from int8calib.cli.fingerprint import text_sha256
+from int8calib.cli.network import text_sha256
 from int8calib.cli.start import stderr_is_apart
 from int8calib.errors import ImageError, OptionError, ShapeError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from int8calib.cli.image_options import ImageOptions
     from int8calib.images import ImageSource, Preprocess
     from int8calib.images.batches import Batch
+    from int8calib.ncnn.execution.network import NcnnNet
 
 SKIPS_SHOWN = 20
 """Messages about skipped images that are printed without `--verbose`."""
@@ -34,7 +35,7 @@ class ImageLoader:
     def __init__(
         self,
         options: ImageOptions,
-        net: Net,
+        net: Net | NcnnNet,
         needed: tuple[str, ...],
         blobs: Iterable[Blob] | None = None,
         *,
@@ -60,7 +61,7 @@ class ImageLoader:
         ImageError, OptionError
             Where images or options do not fit the inputs.
         """
-        self._batch = _batch_size(options, net, net.graph.outputs if blobs is None else blobs)
+        self._batch = _batch_size(options, net, blobs)
         self._threads = max(1, min(2, workers))
         self._net = net
         self._skips: dict[str, None] = {}
@@ -69,7 +70,7 @@ class ImageLoader:
         self.inputs = {name: self._open(options, net, name, places[name]) for name in needed}
 
     def _open(
-        self, options: ImageOptions, net: Net, name: str, where: str
+        self, options: ImageOptions, net: Net | NcnnNet, name: str, where: str
     ) -> tuple[ImageSource, Preprocess | tuple[int, ...]]:
         from int8calib.images import open_source
 
@@ -78,7 +79,9 @@ class ImageLoader:
         )
         shape = tuple(net.input_shapes[name][1:])
         if source.preprocessed:
-            return source, (shape[0], -1, -1) if len(shape) == 3 else shape
+            return source, _array_shape(shape, source)
+        if 0 in shape or not shape:
+            shape = _image_shape(options, shape, name)
         return source, preprocessing(options, shape, f"{where}: images cannot fill input {name!r}")
 
     def __call__(self) -> Iterator[Mapping[str, Array]]:
@@ -132,8 +135,11 @@ class ImageLoader:
 
         Layers that cannot run on the shape of the prototxt either do not count.
         """
+        from int8calib.caffe.engine.run import Net
         from int8calib.caffe.network.shapes import reach
 
+        if not isinstance(self._net, Net):
+            return  # ncnn tells when it runs
         graph, inputs = self._net.graph, self._net.input_shapes
         known = reach(graph, inputs).blocked
         given = {name: (1, *shape) for name, shape in shapes.items()}
@@ -189,6 +195,32 @@ class ImageLoader:
             console.note(f"{len(messages)} of {len(self)} images {what}{more}")
 
 
+def _array_shape(shape: Shape, source: ImageSource) -> Shape:
+    """The shape of one item of arrays; -1 for a size that may be any."""
+    if not shape:
+        return (-1,) * source.load(0).ndim
+    if len(shape) == 3:
+        return (shape[0] or -1, -1, -1)
+    return tuple(size or -1 for size in shape)
+
+
+def _image_shape(options: ImageOptions, shape: Shape, name: str) -> Shape:
+    """The shape of an input that takes images, where the file leaves sizes out."""
+    if len(shape) == 3 and shape[0] and options.resize == "none":
+        return (shape[0], 1, 1)  # each image has a size of its own
+    sizes = ",".join(str(size or letter) for size, letter in zip(shape, "CHW", strict=False))
+    raise OptionError(
+        f"the model does not say how large its input {name!r} is; give --input-shape "
+        f"{name}=1,{sizes or 'C,H,W'} with its sizes"
+    )
+
+
+def wanted_blobs(executor: Any, blobs: Iterable[str]) -> Iterable[Blob] | None:
+    """Return the versions that these keys of a Caffe network mean; None for another one."""
+    versions = getattr(executor, "versions", None)
+    return None if versions is None else versions(blobs)
+
+
 def preprocessing(options: ImageOptions, shape: tuple[int, ...], refusal: str) -> Preprocess:
     """How images become an input blob of `shape`, the batch left out.
 
@@ -216,17 +248,21 @@ def preprocessing(options: ImageOptions, shape: tuple[int, ...], refusal: str) -
     )
 
 
-def _batch_size(options: ImageOptions, net: Net, blobs: Iterable[Blob]) -> int:
+def _batch_size(options: ImageOptions, net: Net | NcnnNet, blobs: Iterable[Blob] | None) -> int:
     """`--batch`, or 1 where a layer on the way to `blobs` mixes or fixes the batch."""
+    from int8calib.caffe.engine.run import Net
     from int8calib.caffe.network.batch import is_batchable
 
-    if options.batch == 1 or is_batchable(net.graph, net.input_shapes, net.graph.ancestors(blobs)):
-        return options.batch
-    warnings.warn(
-        f"{net.graph.source}: its layers need one image at a time; "
-        f"--batch {options.batch} is not used",
-        stacklevel=1,
-    )
+    if options.batch == 1:
+        return 1
+    if isinstance(net, Net):
+        layers = net.graph.ancestors(net.graph.outputs if blobs is None else blobs)
+        if is_batchable(net.graph, net.input_shapes, layers):
+            return options.batch
+        reason = f"{net.graph.source}: its layers need one image at a time"
+    else:
+        reason = f"{net.source}: ncnn takes one image at a time"
+    warnings.warn(f"{reason}; --batch {options.batch} is not used", stacklevel=1)
     return 1
 
 

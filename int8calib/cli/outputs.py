@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from int8calib.calibration.options import Options
     from int8calib.cli.console import Console
     from int8calib.files import Contents
+    from int8calib.ncnn.execution.network import NcnnNet
     from int8calib.ncnn.model import NcnnModel
     from int8calib.table import CalibrationTable
 
@@ -235,9 +236,11 @@ class NcnnFiles:
         self.paths = tuple(f"{stem}{end}" for stem in stems for end in (".param", ".bin"))
         self._converted: tuple[Net, NcnnModel] | None = None
 
-    def check(self, net: Net) -> None:
+    def check(self, net: Net | NcnnNet) -> None:
         """Raise `ModelError` for a network that ncnn cannot express, before the work begins."""
-        if self.paths:
+        from int8calib.caffe.engine.run import Net
+
+        if self.paths and isinstance(net, Net):
             self._convert(net)
 
     def _convert(self, net: Net) -> NcnnModel:
@@ -249,15 +252,19 @@ class NcnnFiles:
         return self._converted[1]
 
     def contents(
-        self, net: Net, table: CalibrationTable, *, fold_bn: bool
+        self, net: Net | NcnnNet, table: CalibrationTable, *, fold_bn: bool
     ) -> tuple[Contents, tuple[str, ...]]:
         """Return what to write to each file for a network and its table, and notes on it."""
-        from int8calib.ncnn.convert.deploy import converted_pair
+        from int8calib.caffe.engine.run import Net
+        from int8calib.ncnn.convert.deploy import NcnnPair, converted_pair
         from int8calib.ncnn.model import encode_model
 
         if not self.paths:
             return {}, ()
-        pair = converted_pair(self._convert(net), table, fold_bn=fold_bn)
+        if isinstance(net, Net):
+            pair = converted_pair(self._convert(net), table, fold_bn=fold_bn)
+        else:
+            pair = NcnnPair(net.model, net.quantized(table))
         encoded = (*encode_model(pair.float_model.layers), *encode_model(pair.int8_model.layers))
         return dict(zip(self.paths, encoded, strict=True)), pair.float_model.notes
 

@@ -26,10 +26,10 @@ from int8calib.cli.comparison import (
     read_tables,
 )
 from int8calib.cli.console import Console, Progress
-from int8calib.cli.fingerprint import model_fingerprint
 from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.labels import LabeledImages
 from int8calib.cli.loader import ImageLoader
+from int8calib.cli.network import model_fingerprint
 from int8calib.cli.options import (
     MessageOptions,
     ModelOptions,

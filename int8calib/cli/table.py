@@ -27,7 +27,7 @@ from int8calib.errors import OptionError
 from int8calib.levels import LEVELS
 
 if TYPE_CHECKING:
-    from int8calib.table import CalibrationTable, DiffRow, Requirement
+    from int8calib.table import CalibrationTable, DiffRow, Requirement, RowRequirement
 
 FOUND_ERRORS = 1
 
@@ -74,6 +74,9 @@ def _add_check_arguments(check: argparse.ArgumentParser) -> None:
     add_ignore_field_argument(check)
     check.add_argument("--param", metavar="FILE", help="check against this ncnn structure file")
     check.add_argument(
+        "--bin", metavar="FILE", help="its weights, if weight scales are to be checked too"
+    )
+    check.add_argument(
         "--no-fold-bn",
         dest="fold_bn",
         action="store_false",
@@ -119,6 +122,13 @@ def _show(args: argparse.Namespace, console: Console) -> int:
         )
     columns = ("layer", "scale", "threshold", "weights", "smallest", "largest", "dead", "bottom")
     console.table(f"{args.table}: {len(rows)} layers", columns, rows)
+    if table.weight_rows:
+        weights = [
+            (key, str(row.size), _number(float(row.min())), _number(float(row.max())))
+            for key, row in table.weight_rows.items()
+        ]
+        columns = ("row", "weights", "smallest", "largest")
+        console.table(f"{len(weights)} weight rows without a bottom scale", columns, weights)
     if table.blob_scales:
         blobs = [(n, _number(s), _number(LEVELS / s)) for n, s in table.blob_scales.items()]
         console.table(f"{len(blobs)} blobs", ("blob", "scale", "threshold"), blobs)
@@ -130,9 +140,11 @@ def _check(args: argparse.Namespace, console: Console) -> int:
 
     text = read_text(args.table)
     table = read_table_lenient(args.table, args.source_format).table
+    requirements, rows = _requirements(args, table)
     findings = check_table(
         text,
-        requirements=_requirements(args, table),
+        requirements=requirements,
+        rows=rows,
         format=args.source_format,
         tolerance=args.tolerance,
     )
@@ -143,16 +155,16 @@ def _check(args: argparse.Namespace, console: Console) -> int:
     return FOUND_ERRORS if errors else 0
 
 
-def _requirements(args: argparse.Namespace, table: CalibrationTable) -> list[Requirement] | None:
+def _requirements(
+    args: argparse.Namespace, table: CalibrationTable
+) -> tuple[list[Requirement] | None, list[RowRequirement]]:
     """What the network named by the options needs; None where none is named."""
-    if args.param is not None:
+    if args.param is not None or args.bin is not None:
         if args.proto is not None or args.model is not None:
             raise OptionError("--param and --proto/--model: give one network to check against")
-        from int8calib.ncnn.requirements import read_param
-
-        return read_param(args.param)
+        return _ncnn_requirements(args.param, args.bin, winograd=args.winograd)
     if args.proto is None and args.model is None:
-        return None
+        return None, []
     if args.proto is None or args.model is None:
         raise OptionError("--proto and --model: one does without the other only for --param")
     from int8calib.caffe.network.load import load_unsized
@@ -160,9 +172,29 @@ def _requirements(args: argparse.Namespace, table: CalibrationTable) -> list[Req
 
     graph = load_unsized(args.proto, args.model, ignore_fields=args.ignore_field)
     by_blob = bool(table.blob_scales) and all(math.isnan(x.bottom_scale) for x in table.layers)
-    return requirements_from_graph(
+    found = requirements_from_graph(
         graph, fold_bn=args.fold_bn, winograd=args.winograd, versions=not by_blob
     )
+    return found, []
+
+
+def _ncnn_requirements(
+    param: str | None, weights: str | None, *, winograd: bool
+) -> tuple[list[Requirement], list[RowRequirement]]:
+    """What an ncnn model needs: counts without its weights, scales with them."""
+    from int8calib.ncnn.execution.requirements import requirements_from_model, rows_from_model
+    from int8calib.ncnn.model import NcnnModel, load_model, read_text
+    from int8calib.ncnn.param import parse_param
+    from int8calib.ncnn.requirements import requirements_from_param
+
+    if param is None:
+        raise OptionError("--bin is given without --param; give both files of the model")
+    if weights is not None:
+        model = load_model(param, weights)
+        return requirements_from_model(model, winograd=winograd), rows_from_model(model)
+    text = read_text(param)
+    structure = NcnnModel(parse_param(text, param), param)
+    return requirements_from_param(text, param), rows_from_model(structure)
 
 
 def _diff(args: argparse.Namespace, console: Console) -> int:

@@ -49,7 +49,13 @@ def run(args: argparse.Namespace) -> int:
     if "ignored_fields" in fingerprint:
         meta["ignored_fields"] = fingerprint["ignored_fields"]
     done = assemble(
-        stored.layers, statistics, options, source=stored.source, blobs=stored.blobs, meta=meta
+        stored.layers,
+        statistics,
+        options,
+        source=stored.source,
+        blobs=stored.blobs,
+        meta=meta,
+        weight_rows=stored.weight_rows,
     )
     table, report = calibration_texts(args.format, done, stored.layers, options)
     files.write(table, {".json": report})

@@ -15,6 +15,7 @@ from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation
+from int8calib.ncnn.execution.network import NcnnNet
 from int8calib.simulation.build import simulate
 from int8calib.table.model import CalibrationTable
 from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas, work_through
@@ -40,7 +41,7 @@ LabeledLoader: TypeAlias = Callable[[], Iterable[Batch | Labeled]]
 
 
 def evaluate(
-    net: Net,
+    net: Net | NcnnNet,
     tables: CalibrationTable | Mapping[str, CalibrationTable],
     batches: LabeledLoader,
     *,
@@ -59,8 +60,9 @@ def evaluate(
 
     Parameters
     ----------
-    net : Net
-        The float network.
+    net : Net or NcnnNet
+        The float network: one that runs in numpy, with INT8 simulated, or an ncnn model, with INT8
+        in ncnn's own runtime.
     tables : CalibrationTable or mapping of str to CalibrationTable
         One calibration table, or several by name.
     batches : callable
@@ -76,7 +78,7 @@ def evaluate(
     box_score : float
         The score from which on detections count.
     fold_bn : bool, optional
-        As in `simulate`.
+        As in `simulate`; an ncnn model runs as it is.
     workers : int, optional
         Batches in parallel, by default as many as there are cores; the result does not depend on
         it.
@@ -101,6 +103,21 @@ def evaluate(
     """
     if not topk or min(topk) < 1:
         raise OptionError(f"top-k {tuple(topk)}: expected whole numbers of at least 1")
+    if isinstance(net, NcnnNet):
+        from int8calib.evaluation.ncnn_model import evaluate_ncnn
+
+        return evaluate_ncnn(
+            net,
+            tables,
+            batches,
+            topk=topk,
+            scores=scores,
+            outputs=outputs,
+            box_score=box_score,
+            threads=net.threads,
+            total=total,
+            progress=progress,
+        ).evaluation
     named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
     nets = [net, *(simulate(net, table, fold_bn=fold_bn) for table in named.values())]
     compared = compared_blobs(net, scores, outputs)

@@ -22,6 +22,7 @@ from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation
 from int8calib.ncnn.convert.deploy import float_model, int8_model
 from int8calib.ncnn.convert.network import blob_names
+from int8calib.ncnn.execution.network import NcnnNet
 from int8calib.ncnn.runtime import RuntimeNet
 from int8calib.simulation.build import folds
 from int8calib.table.model import CalibrationTable
@@ -57,7 +58,7 @@ class RuntimeEvaluation:
 
 
 def evaluate_runtime(
-    net: Net,
+    net: Net | NcnnNet,
     tables: CalibrationTable | Mapping[str, CalibrationTable],
     batches: LabeledLoader,
     *,
@@ -93,6 +94,21 @@ def evaluate_runtime(
     """
     if not topk or min(topk) < 1 or threads < 1:
         raise OptionError(f"top-k {tuple(topk)}, threads {threads}: expected at least 1")
+    if isinstance(net, NcnnNet):
+        from int8calib.evaluation.ncnn_model import evaluate_ncnn
+
+        return evaluate_ncnn(
+            net,
+            tables,
+            batches,
+            topk=topk,
+            scores=scores,
+            outputs=outputs,
+            box_score=box_score,
+            threads=threads,
+            total=total,
+            progress=progress,
+        )
     named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
     compared = compared_blobs(net, scores, outputs)
     nets = _load(net, named, compared, fold_bn, threads)
@@ -115,7 +131,7 @@ def evaluate_runtime(
                 )
             tops, seconds = [], []
             for each in nets:
-                blobs = each.run(image, wanted.values())
+                blobs = each.run(image, tuple(wanted.values()))
                 seconds.append(each.seconds)
                 tops.append(_as_caffe(blobs, wanted, shapes[key], compared))
             times.append(seconds)
@@ -128,15 +144,19 @@ def evaluate_runtime(
     if not records:
         raise ImageError("there are no images to evaluate with")
     summed = sum_up(records, list(named), compared, topk)
-    timed = np.array(times[WARM_UP:] if len(times) > WARM_UP else times)
     return RuntimeEvaluation(
         replace(summed, network=network_fingerprint(net.graph)),
-        {
-            name: 1000 * median(column)
-            for name, column in zip(("float", *named), timed.T.tolist(), strict=True)
-        },
+        median_times(("float", *named), times),
         threads,
     )
+
+
+def median_times(names: Sequence[str], times: Sequence[Sequence[float]]) -> dict[str, float]:
+    """The median milliseconds of each model from its seconds for each image, first runs aside."""
+    timed = np.array(times[WARM_UP:] if len(times) > WARM_UP else times)
+    return {
+        name: 1000 * median(column) for name, column in zip(names, timed.T.tolist(), strict=True)
+    }
 
 
 def _load(
@@ -159,6 +179,14 @@ def _load(
     return [RuntimeNet(model, threads=threads) for model in all_models]
 
 
+def boxes_of(array: Array) -> Array:
+    """ncnn's detections (rows, 6) as Caffe's (1, 1, rows, 7), the image's number in front."""
+    rows = array.reshape(-1, _BOX - 1)
+    boxes = np.zeros((1, 1, max(1, len(rows)), _BOX), np.float32)
+    boxes[..., 1:] = rows if len(rows) else -1
+    return boxes
+
+
 def _as_caffe(
     blobs: Mapping[str, Array],
     wanted: Mapping[Blob, str],
@@ -170,10 +198,7 @@ def _as_caffe(
     for blob, name in wanted.items():
         array = blobs[name]
         if blob in compared.detections:
-            rows = array.reshape(-1, _BOX - 1)
-            boxes = np.zeros((1, 1, max(1, len(rows)), _BOX), np.float32)
-            boxes[..., 1:] = rows if len(rows) else -1
-            tops[blob] = boxes
+            tops[blob] = boxes_of(array)
             continue
         if array.size != np.prod(shapes[blob]):
             raise ModelError(

@@ -36,7 +36,22 @@ class NcnnModel:
     notes: tuple[str, ...] = ()
 
     def layer(self, name: str) -> NcnnLayer:
-        """The layer called `name`; raises KeyError."""
+        """Return the layer called `name`.
+
+        Parameters
+        ----------
+        name : str
+            The layer's name.
+
+        Returns
+        -------
+        NcnnLayer
+
+        Raises
+        ------
+        KeyError
+            Where there is none.
+        """
         for layer in self.layers:
             if layer.name == name:
                 return layer

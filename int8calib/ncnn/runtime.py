@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import numpy as np
 from int8calib.arrays import Array
 from int8calib.errors import ModelError, OptionError
 from int8calib.ncnn.model import NcnnModel
-from int8calib.ncnn.param import format_param
+from int8calib.ncnn.param import NcnnLayer, format_param
 from int8calib.ncnn.sound import check_bottoms, check_graph
 from int8calib.ncnn.weights import write_weights
 
 MOST_THREADS = 64
 """Threads that every machine can start; OpenMP ends the process where it cannot."""
+_SAME_BITS = frozenset(("Split", "Reshape", "Flatten", "Squeeze", "ExpandDims", "Noop"))
+"""Types that hand their values on as they are."""
 
 
 def import_ncnn() -> Any:
@@ -42,7 +44,9 @@ class RuntimeNet:
     Not safe to share between threads: the package holds the interpreter's lock while it computes.
     """
 
-    def __init__(self, model: NcnnModel, *, threads: int = 1, exact: bool = False) -> None:
+    def __init__(
+        self, model: NcnnModel, *, threads: int = 1, float32: bool = False, exact: bool = False
+    ) -> None:
         """Load the model.
 
         Parameters
@@ -51,9 +55,11 @@ class RuntimeNet:
             A float or INT8 model with weights.
         threads
             ncnn's threads for one image.
+        float32
+            Keep floats as float32 everywhere, as ncnn2table does. Otherwise ncnn's own defaults,
+            as a program on this machine would get.
         exact
-            Keep floats as float32 everywhere and scale INT8 depthwise layers exactly: no float16,
-            no packing. Otherwise ncnn's own defaults, as a program on this machine would get.
+            As `float32`, and scale INT8 depthwise layers exactly: no packing.
 
         Raises
         ------
@@ -73,9 +79,10 @@ class RuntimeNet:
         option.num_threads = threads
         option.use_vulkan_compute = False
         option.lightmode = False
-        if exact:
+        if float32 or exact:
             option.use_fp16_packed = option.use_fp16_storage = False
             option.use_fp16_arithmetic = option.use_bf16_storage = False
+        if exact:
             option.use_packing_layout = False
         text = format_param(model.layers)
         if self._net.load_param_mem(text) != 0:
@@ -92,6 +99,8 @@ class RuntimeNet:
         self._source = model.source
         self._layers = model.layers
         self._checked: set[tuple[object, ...]] = set()
+        self._ids = read_as_ids(model.layers)
+        self._place = {top: place for place, layer in enumerate(model.layers) for top in layer.tops}
         self.inputs = tuple(
             top for layer in model.layers if layer.type == "Input" for top in layer.tops
         )
@@ -99,7 +108,7 @@ class RuntimeNet:
         self.outputs = tuple(top for layer in model.layers for top in layer.tops if top not in read)
         self.seconds = 0.0
 
-    def run(self, inputs: Mapping[str, Array], blobs: Iterable[str]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], blobs: Sequence[str]) -> dict[str, Array]:
         """Run one image.
 
         Parameters
@@ -120,25 +129,68 @@ class RuntimeNet:
         ModelError
             For an input or blob that the model does not have, or that could not be computed.
         """
-        kept = {name: np.ascontiguousarray(array, np.float32) for name, array in inputs.items()}
-        blobs = tuple(blobs)
-        self._check_sizes(kept, blobs)
+        kept, wanted = self._prepared(inputs, blobs)
         extractor = self._extractor(kept)
         started = time.perf_counter()
-        found = {blob: extractor.extract(blob) for blob in blobs}
+        found = {blob: extractor.extract(blob) for blob in wanted}
         self.seconds = time.perf_counter() - started
-        tops = {}
-        for blob, (code, mat) in found.items():
-            if code != 0:
-                known = "could not be computed" if code == -100 else "is not in the model"
-                raise ModelError(f"{self._source}: blob {blob!r} {known}")
-            tops[blob] = np.zeros(0, np.float32) if mat.dims == 0 else np.array(mat, np.float32)
-        return tops
+        tops = {blob: self._array(blob, *each) for blob, each in found.items()}
+        return {blob: tops[blob] for blob in blobs}
+
+    def stream(
+        self,
+        inputs: Mapping[str, Array],
+        blobs: Sequence[str],
+        listener: Callable[[str, Array], None],
+    ) -> None:
+        """Run one image and hand out each blob as soon as it is there, so that few are held.
+
+        Parameters
+        ----------
+        inputs, blobs
+            As for `run`.
+        listener
+            Called as `listener(blob, array)`.
+
+        Raises
+        ------
+        ModelError
+            As `run`.
+        """
+        kept, wanted = self._prepared(inputs, blobs)
+        extractor = self._extractor(kept)
+        for blob in wanted:
+            listener(blob, self._array(blob, *extractor.extract(blob)))
+
+    def _prepared(
+        self, inputs: Mapping[str, Array], blobs: Sequence[str]
+    ) -> tuple[dict[str, Array], tuple[str, ...]]:
+        """Checked inputs, and the blobs in the order in which they are made.
+
+        ncnn drops a blob once its reader ran, so an earlier one must not be asked for later.
+        """
+        kept = {name: np.ascontiguousarray(array, np.float32) for name, array in inputs.items()}
+        for blob in blobs:
+            if blob not in self._place:
+                raise ModelError(f"{self._source}: blob {blob!r} is not in the model")
+        wanted = tuple(sorted(dict.fromkeys(blobs), key=self._place.__getitem__))
+        self._check_sizes(kept, wanted)
+        return kept, wanted
+
+    def _array(self, blob: str, code: int, mat: Any) -> Array:
+        """A blob that was extracted; raises `ModelError` where it could not be."""
+        if code != 0:
+            raise ModelError(f"{self._source}: blob {blob!r} could not be computed")
+        # An array of an empty Mat crashes the interpreter.
+        return np.zeros(0, np.float32) if mat.dims == 0 else np.array(mat, np.float32)
 
     def _extractor(self, inputs: Mapping[str, Array]) -> Any:
         """What computes blobs of these inputs, each once; raises `ModelError` for a wrong name."""
         extractor = self._net.create_extractor()
+        extractor.set_light_mode(True)
         for name, array in inputs.items():
+            if name in self._ids:
+                array = np.rint(array).astype(np.int32)
             # A Mat borrows numpy's memory without a reference, and layers may write into it.
             if extractor.input(name, self._ncnn.Mat(array).clone()) != 0:
                 raise ModelError(f"{self._source}: the model has no input {name!r}")
@@ -157,6 +209,8 @@ class RuntimeNet:
         for layer in self._layers:
             if not needed & set(layer.tops):
                 continue
+            if layer.type == "Input" and not inputs.keys() >= set(layer.tops):
+                raise ModelError(f"{self._source}: input {layer.tops[0]!r} is not given")
             bottoms = []
             for bottom in layer.bottoms:
                 code, mat = extractor.extract(bottom)
@@ -165,6 +219,15 @@ class RuntimeNet:
                 bottoms.append(_extents(mat))
             check_bottoms(layer, bottoms, self._source)
         self._checked.add(key)
+
+
+def read_as_ids(layers: Sequence[NcnnLayer]) -> set[str]:
+    """Return the blobs whose values an Embed takes for whole numbers of 32 bits."""
+    ids: set[str] = set()
+    for layer in reversed(layers):
+        if layer.type == "Embed" or (layer.type in _SAME_BITS and ids & set(layer.tops)):
+            ids.update(layer.bottoms[:1])
+    return ids
 
 
 def _extents(mat: Any) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from int8calib.ncnn.layout import Blob, blob_layout
 from int8calib.ncnn.param import NcnnLayer
 
 FLOAT16, INT8, FLOAT32_SCALED = 0x01306B47, 0x000D4B38, 0x0002C056
+_FLAGS = frozenset((0, FLOAT16, INT8, FLOAT32_SCALED))
 _TABLE = 256
 """Float values in front of a blob of 8-bit indices (old k-means files)."""
 
@@ -38,20 +39,29 @@ def read_weights(layers: Sequence[NcnnLayer], data: bytes, name: str) -> tuple[N
     Raises
     ------
     ModelFileError
-        `name: layer ...` where the file ends too early or holds no such blob.
+        `name: layer ...` where the file ends too early, holds no such blob, or is of another
+        model: bytes are left over, and a blob begins with no flag that is known.
 
     Warns
     -----
     UserWarning
         Where bytes are left over, which ncnn ignores.
     """
-    loaded, place = [], 0
+    loaded, place, unknown = [], 0, ""
     for layer in layers:
         arrays = []
         for blob in blob_layout(layer):
+            flag = data[place : place + 4]
+            if blob.tagged and int.from_bytes(flag, "little") not in _FLAGS:
+                unknown = unknown or layer.name
             array, place = _read_blob(data, place, blob, f"{name}: layer {layer.name!r}")
             arrays.append(array)
         loaded.append(replace(layer, weights=tuple(arrays)))
+    if place != len(data) and unknown:
+        raise ModelFileError(
+            f"{name}: layer {unknown!r} begins with no flag that is known, and "
+            f"{len(data) - place} bytes follow the last layer; give the .bin of this .param"
+        )
     if place != len(data):
         warnings.warn(
             f"{name}: {len(data) - place} bytes follow the last layer's weights, as if the "

@@ -12,7 +12,13 @@ from int8calib.table.files import (
     write_table,
 )
 from int8calib.table.formats import FORMATS, Format, detect_format, get_format
-from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales, Requirement
+from int8calib.table.model import (
+    BottomEvidence,
+    CalibrationTable,
+    LayerScales,
+    Requirement,
+    RowRequirement,
+)
 from int8calib.table.rules import Finding, Scan
 
 __all__ = [
@@ -24,6 +30,7 @@ __all__ = [
     "Format",
     "LayerScales",
     "Requirement",
+    "RowRequirement",
     "Scan",
     "check_table",
     "convert_table",

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from int8calib.levels import LEVELS, WINOGRAD_LEVELS
 from int8calib.table.formats import detect_format, get_format
-from int8calib.table.model import CalibrationTable, LayerScales, Requirement
-from int8calib.table.rules import Finding, Scan, lint_layers, sort_findings
+from int8calib.table.model import CalibrationTable, LayerScales, Requirement, RowRequirement
+from int8calib.table.rules import WEIGHT_MARK, Finding, Scan, lint_layers, sort_findings
 
 # Two ways to the same absmax differ by rounding and by the digits of `%f`, not by more.
 SAME = 1e-3
@@ -29,6 +29,7 @@ def check_table(
     source: str | CalibrationTable,
     *,
     requirements: Sequence[Requirement] | None = None,
+    rows: Sequence[RowRequirement] = (),
     format: str | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> list[Finding]:
@@ -41,6 +42,8 @@ def check_table(
         of ncnn.
     requirements : sequence of Requirement, optional
         What the network needs.
+    rows : sequence of RowRequirement
+        Weight rows that it needs besides; used with `requirements` only.
     format : str, optional
         The format of the text; told from the content otherwise.
     tolerance : float
@@ -63,9 +66,69 @@ def check_table(
         chosen = detect_format(source) if format is None else get_format(format)
         scan = chosen.scan(source)
     findings = list(scan.findings)
-    if requirements is not None:
+    if requirements is None:
+        findings += _check_lone_rows(scan)
+    else:
         findings += _check_requirements(scan, requirements, tolerance)
+        findings += _check_rows(scan, requirements, rows, tolerance)
     return sort_findings(findings)
+
+
+def _check_lone_rows(scan: Scan) -> list[Finding]:
+    """A single weight row of one scale, which is whole for one type of layer only."""
+    keys = scan.table.weight_rows
+    owners = {key: key.rpartition(WEIGHT_MARK)[0] for key in keys}
+    return [
+        Finding(
+            "warning",
+            scan.lines.get(key),
+            owner,
+            f"{owner} has one weight scale and no bottom scale: right for an Embed, any other "
+            "layer stays in float",
+        )
+        for key, owner in owners.items()
+        if list(owners.values()).count(owner) == 1
+    ]
+
+
+def _check_rows(
+    scan: Scan,
+    requirements: Sequence[Requirement],
+    rows: Sequence[RowRequirement],
+    tolerance: float,
+) -> list[Finding]:
+    """The weight rows of layers that have no bottom scale."""
+    given = scan.table.weight_rows
+    if scan.table.blob_scales and not given:
+        return []
+    findings = []
+    halves = {requirement.name for requirement in requirements}
+    needed = {row.key for row in rows}
+    reported = {finding.layer for finding in scan.findings}
+    for key in given.keys() - needed:
+        owner = key.rpartition(WEIGHT_MARK)[0]
+        if owner in halves:
+            message = f"{owner} has weight scales but no bottom scale, it stays in float"
+            findings.append(Finding("error", scan.lines.get(key), owner, message))
+        else:
+            message = f"{key}: the network has no layer that needs this row, it does nothing"
+            findings.append(Finding("warning", scan.lines.get(key), owner, message))
+    for row in rows:
+        owner, line = row.key.rpartition(WEIGHT_MARK)[0], scan.lines.get(row.key)
+        scales = given.get(row.key)
+        if scales is None:
+            if owner not in reported:
+                message = f"{row.key}: no such row, which {row.ncnn_type} {owner} needs"
+                findings.append(Finding("error", None, owner, message))
+        elif scales.size != row.weight_count:
+            message = (
+                f"{row.key}: {scales.size} weight scales, {row.ncnn_type} needs {row.weight_count}"
+            )
+            findings.append(Finding("error", line, owner, message))
+        elif row.scales is not None and not _same(_alive(scales), _alive(row.scales)):
+            actual, wanted = _alive(scales), _alive(row.scales)
+            findings.append(_contradiction(row.key, line, actual, wanted, tolerance))
+    return findings
 
 
 def _check_requirements(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from int8calib.table.model import CalibrationTable, LayerScales
 
@@ -67,6 +68,7 @@ def diff_tables(a: CalibrationTable, b: CalibrationTable) -> list[DiffRow]:
     """
     rows = _diff_layers(a, b)
     rows += _diff_blobs(a.blob_scales, b.blob_scales)
+    rows += _diff_rows(a.weight_rows, b.weight_rows)
     return sorted(rows, key=lambda row: -row.distance)
 
 
@@ -92,6 +94,18 @@ def _diff_blobs(a: Mapping[str, float], b: Mapping[str, float]) -> list[DiffRow]
         else:
             rows.append(_one_sided(name, "blob", a.get(name), b.get(name)))
     return rows
+
+
+def _diff_rows(
+    a: Mapping[str, NDArray[np.floating[Any]]], b: Mapping[str, NDArray[np.floating[Any]]]
+) -> list[DiffRow]:
+    """Weight rows of layers without a bottom scale, by their keys."""
+    return [
+        _diff_weights(LayerScales(key, a[key], math.nan), LayerScales(key, b[key], math.nan))
+        if key in a and key in b
+        else _one_sided(key, "weights", None if key in b else math.nan, None)
+        for key in {**a, **b}
+    ]
 
 
 def _one_sided(name: str, kind: Kind, a: float | None, b: float | None) -> DiffRow:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from int8calib.errors import TableError
 from int8calib.parsing import parse_json
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.table.rules import Finding, Scan, duplicates
+from int8calib.table.rules import Finding, Scan, duplicates, row_problem
 
 SUMMARY = "complete, for tools: every field, reads back bit for bit"
 FORMAT = "int8calib-table"
@@ -41,11 +41,13 @@ def write(table: CalibrationTable) -> str:
         layers = ",\n".join(f"  {_dump(_layer_object(layer))}" for layer in table.layers)
         blobs = _dump({name: _number(scale) for name, scale in table.blob_scales.items()})
         meta = _dump(table.meta)
+        rows = {key: _shortest(np.asarray(row)) for key, row in table.weight_rows.items()}
+        more = f' "weight_rows": {_dump(rows)},\n' if rows else ""
     except (TypeError, ValueError) as error:
         raise TableError(f"the table's meta cannot be written as JSON: {error}") from error
     return (
         f'{{\n "format": "{FORMAT}",\n "schema": {SCHEMA},\n "layers": [\n{layers}\n ],\n'
-        f' "blob_scales": {blobs},\n "meta": {meta}\n}}\n'
+        f' "blob_scales": {blobs},\n{more} "meta": {meta}\n}}\n'
     )
 
 
@@ -131,7 +133,22 @@ def _table(root: object) -> CalibrationTable:
         tuple(layers),
         MappingProxyType({name: _float(blobs, name, "blob_scales") for name in blobs}),
         MappingProxyType(_get(root, "meta", dict, "table")),
+        MappingProxyType(_weight_rows(root.get("weight_rows", {}))),
     )
+
+
+def _weight_rows(value: object) -> dict[str, NDArray[np.floating[Any]]]:
+    if not isinstance(value, dict):
+        raise TableError("weight_rows: rows by their keys are right")
+    rows: dict[str, NDArray[np.floating[Any]]] = {}
+    for key in value:
+        scales = _get(value, key, list, "weight_rows")
+        where = f"weight_rows[{key!r}]"
+        rows[key] = np.array([_float(scales, i, where) for i in range(len(scales))], np.float32)
+        problem = row_problem(key, rows[key])
+        if problem is not None:
+            raise TableError(f"{where}: {problem}")
+    return rows
 
 
 def _layer(value: object, where: str) -> LayerScales:

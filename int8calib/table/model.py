@@ -84,11 +84,17 @@ class CalibrationTable:
         Levels (127) over threshold by blob, where a format needs every blob; may be empty.
     meta : mapping
         What the report says about the run, JSON values.
+    weight_rows : mapping of str to float32 (rows,)
+        Weight scales of layers that ncnn makes INT8 without a scale of their bottom (Embed,
+        MultiHeadAttention, RNN, LSTM, GRU), by the key of the row, ``<layer>_param_<k>``.
     """
 
     layers: tuple[LayerScales, ...]
     blob_scales: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    weight_rows: Mapping[str, NDArray[np.floating[Any]]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
 
     def __getitem__(self, name: str) -> LayerScales:
         """The rows of the layer `name`; raises KeyError where the layer stays in float."""
@@ -100,6 +106,28 @@ class CalibrationTable:
     def __contains__(self, name: object) -> bool:
         """Whether the layer `name` is quantized."""
         return any(layer.name == name for layer in self.layers)
+
+
+@dataclass(frozen=True, eq=False)
+class RowRequirement:
+    """A weight row that a network needs besides the rows of its `Requirement`s.
+
+    Attributes
+    ----------
+    key : str
+        The key of the row, ``<layer>_param_<k>``.
+    ncnn_type : str
+        ``Embed``, ``MultiHeadAttention``, ``RNN``, ``LSTM`` or ``GRU``.
+    weight_count : int
+        How many scales the row has.
+    scales : float32 (weight_count,) or None
+        127 over the absmax of each row of weights; None where the weights are unknown.
+    """
+
+    key: str
+    ncnn_type: str
+    weight_count: int
+    scales: NDArray[np.floating[Any]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """The ncnn format: the calibration table that ncnn2int8 reads.
 
-All weight rows in network order, then all bottom rows; single spaces, nine significant digits
+All weight rows in network order, then all bottom rows, then the weight rows of layers without a
+bottom scale (Embed, MultiHeadAttention, RNN, LSTM, GRU); single spaces, nine significant digits
 (enough for every 32-bit float), a dead channel as 1. Format: ncnn, tools/quantize/ncnn2table.cpp
 (the writer) and ncnn2int8.cpp (the reader).
 """
@@ -21,13 +22,17 @@ SUMMARY = "what ncnn2int8 reads: two rows a layer"
 
 def write(table: CalibrationTable) -> str:
     """The text of `table`; raises TableError naming the layer that breaks a rule."""
-    if not table.layers:
+    if not table.layers and not table.weight_rows:
         raise TableError(
             "the table holds no layers, and the ncnn format needs weight and bottom scales of each"
         )
     raise_first_error(lint_layers(table), "ncnn table")
     rows = [f"{layer.name}{WEIGHT_SUFFIX} {_weights(layer)}\n" for layer in table.layers]
     rows += [f"{layer.name} {_digits(layer.bottom_scale)}\n" for layer in table.layers]
+    rows += [
+        f"{key} {' '.join(map(_digits, scales.tolist()))}\n"
+        for key, scales in table.weight_rows.items()
+    ]
     return "".join(rows)
 
 

@@ -1,8 +1,9 @@
 """Read a text of one row a line into weight rows and blob rows, and check them.
 
 The formats ncnn, tool and tool-v1 share this layout: `<layer>_param_0 <scale> ...` is a weight
-row, `<name> <scale>` a blob row. Each finding says what ncnn's reader (`read_int8scale_table` in
-tools/quantize/ncnn2int8.cpp) would make of the row.
+row, `<name> <scale>` a blob row; layers of ncnn with several weights (MultiHeadAttention, RNN,
+LSTM, GRU) have rows `<layer>_param_1` and so on, and no blob row. Each finding says what ncnn's
+reader (`read_int8scale_table` in tools/quantize/ncnn2int8.cpp) would make of the row.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.table.rules import (
     MAX_KEY_BYTES,
+    ROW_KEY,
     WEIGHT_MARK,
     WEIGHT_SUFFIX,
     Finding,
@@ -52,11 +54,15 @@ class BlobRow:
 
 @dataclass
 class Rows:
-    """All usable rows of a text by name, and what is wrong with the others (`spoiled`)."""
+    """All usable rows of a text by name, and what is wrong with the others (`spoiled`).
+
+    `more_weights` are those of a layer with numbers above 0, by their keys.
+    """
 
     dtype: type[np.float32] | type[np.float64]
     dead_value: float
     weights: dict[str, WeightRow] = field(default_factory=dict)
+    more_weights: dict[str, dict[str, WeightRow]] = field(default_factory=dict)
     blobs: dict[str, BlobRow] = field(default_factory=dict)
     spoiled: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
@@ -79,7 +85,8 @@ def parse_rows(text: str, *, dtype: type[np.float32] | type[np.float64], dead_va
     for number, line in _lines(text, rows):
         key, *tokens = line.split()
         is_weight = WEIGHT_MARK in key
-        layer = key.removesuffix(WEIGHT_SUFFIX) if is_weight else key
+        match = ROW_KEY.fullmatch(key)
+        layer = match[1] if match else key
         problem = _key_problem(key, layer)
         if problem is None and key in first_line:
             problem = f"{key} stood on line {first_line[key]} already, ncnn keeps the last row"
@@ -93,7 +100,7 @@ def parse_rows(text: str, *, dtype: type[np.float32] | type[np.float64], dead_va
             message = f"ncnn has no comments: this is a row for a layer named {layer}"
             rows.report("warning", number, layer, message)
         if is_weight:
-            _add_weight_row(rows, number, layer, tokens)
+            _add_weight_row(rows, number, key, layer, tokens)
         else:
             _add_blob_row(rows, number, layer, tokens)
     return rows
@@ -128,7 +135,7 @@ def _key_problem(key: str, layer: str) -> str | None:
     size = len(key.encode("utf-8", "surrogatepass"))
     if size > MAX_KEY_BYTES:
         return f"a key of {size} bytes, ncnn cuts it after {MAX_KEY_BYTES}: {key[:40]}..."
-    if WEIGHT_MARK in key and not key.endswith(WEIGHT_SUFFIX):
+    if WEIGHT_MARK in key and not ROW_KEY.fullmatch(key):
         return f"{key} holds {WEIGHT_MARK!r} but is no weight row (<layer>{WEIGHT_SUFFIX})"
     return name_problem(layer)
 
@@ -141,7 +148,7 @@ def _number(token: str) -> float | str:
     return f"{shown!r} is no number, ncnn would repeat the scale before it"
 
 
-def _add_weight_row(rows: Rows, line: int, layer: str, tokens: list[str]) -> None:
+def _add_weight_row(rows: Rows, line: int, key: str, layer: str, tokens: list[str]) -> None:
     values: list[float] = []
     dead: list[int] = []
     for channel, token in enumerate(tokens):
@@ -163,7 +170,11 @@ def _add_weight_row(rows: Rows, line: int, layer: str, tokens: list[str]) -> Non
         )
         rows.report("warning", line, layer, message)
     _warn_flushed(rows, line, layer, tokens)
-    rows.weights[layer] = WeightRow(line, np.array(values, rows.dtype), tuple(dead))
+    row = WeightRow(line, np.array(values, rows.dtype), tuple(dead))
+    if key.endswith(WEIGHT_SUFFIX):
+        rows.weights[layer] = row
+    else:
+        rows.more_weights.setdefault(layer, {})[key] = row
 
 
 def _add_blob_row(rows: Rows, line: int, name: str, tokens: list[str]) -> None:
@@ -188,8 +199,34 @@ def _warn_flushed(rows: Rows, line: int, layer: str, tokens: list[str]) -> None:
         rows.report("warning", line, layer, message)
 
 
+def _weight_rows(rows: Rows) -> dict[str, WeightRow]:
+    """Take out the weight rows of layers that have no blob row, and return them by their keys.
+
+    They are those with several weight rows, and one with a single scale: it may be an Embed's.
+    """
+    alone: dict[str, WeightRow] = {}
+    for name in [*rows.weights, *(name for name in rows.more_weights if name not in rows.weights)]:
+        first, more = rows.weights.get(name), rows.more_weights.get(name, {})
+        if name in rows.spoiled or not (more or (first is not None and first.scales.size == 1)):
+            continue
+        if name in rows.blobs:
+            if more:
+                key, row = next(iter(more.items()))
+                message = f"{key}: {name} has a bottom scale, and only one weight row belongs to it"
+                rows.report("error", row.line, name, message)
+            continue
+        if first is None:
+            key, row = next(iter(more.items()))
+            rows.report("error", row.line, name, f"{key}: the row {name}{WEIGHT_SUFFIX} is missing")
+            continue
+        alone[name + WEIGHT_SUFFIX] = rows.weights.pop(name)
+        alone.update(sorted(more.items()))
+    return alone
+
+
 def pair_layers(rows: Rows) -> Scan:
     """Layers from the two rows each, in the order of the weight rows; half pairs are errors."""
+    alone = _weight_rows(rows)
     layers = []
     for name, row in rows.weights.items():
         blob = rows.blobs.get(name)
@@ -207,5 +244,7 @@ def pair_layers(rows: Rows) -> Scan:
                 "and every later layer of its type stays in float"
             )
         rows.report("error", line, name, message)
-    lines = {name: row.line for name, row in rows.weights.items()}
-    return Scan(CalibrationTable(tuple(layers)), tuple(rows.findings), lines)
+    lines = {name: row.line for name, row in [*rows.weights.items(), *alone.items()]}
+    weight_rows = {key: row.scales for key, row in alone.items()}
+    table = CalibrationTable(tuple(layers), weight_rows=weight_rows)
+    return Scan(table, tuple(rows.findings), lines)

@@ -8,18 +8,22 @@ the weight row of a layer is looked up through a 256-byte buffer holding `<name>
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from int8calib.errors import TableError
 from int8calib.table.model import CalibrationTable, LayerScales
 
 WEIGHT_SUFFIX = "_param_0"
 WEIGHT_MARK = "_param_"
+ROW_KEY = re.compile(r"(.+)_param_([0-3])", re.DOTALL)
+"""The key of a weight row: of most layers number 0 only."""
 # 255 bytes hold a key; the weight row's key is the name and its suffix of 8 bytes.
 MAX_KEY_BYTES = 255
 MAX_NAME_BYTES = MAX_KEY_BYTES - len(WEIGHT_SUFFIX)
@@ -166,6 +170,28 @@ def duplicates(names: Sequence[str]) -> list[str]:
     return list(twice)
 
 
+def row_problem(key: str, scales: NDArray[np.floating[Any]]) -> str | None:
+    """The first rule that a row of `weight_rows` would break; None when it keeps all."""
+    match = ROW_KEY.fullmatch(key)
+    if match is None:
+        return f"the key {key!r}; expected <layer>_param_<0 to 3>"
+    problem = name_problem(match[1])
+    if problem is not None:
+        return problem
+    if scales.ndim != 1 or scales.size == 0:
+        return f"weight scales of shape {scales.shape}; expected one row of at least one scale"
+    return next((found for value in scales.tolist() if (found := scale_problem(value))), None)
+
+
+def refuse_weight_rows(table: CalibrationTable, format: str) -> None:
+    """Raise TableError where a table holds rows that a format has no place for."""
+    if table.weight_rows:
+        raise TableError(
+            f"the row {next(iter(table.weight_rows))} has no bottom scale, and the {format} format "
+            "holds none without; write the ncnn or the json format"
+        )
+
+
 def lint_layers(table: CalibrationTable, *, zero_is_dead: bool = False) -> list[Finding]:
     """Find the rules that the layers of `table` would break as rows, one error a layer at most."""
     findings = [
@@ -177,4 +203,11 @@ def lint_layers(table: CalibrationTable, *, zero_is_dead: bool = False) -> list[
         if problem is not None:
             message = f"layer {layer.name}: {problem}"
             findings.append(Finding("error", None, layer.name, message))
+    taken = {layer.name + WEIGHT_SUFFIX for layer in table.layers}
+    for key, scales in table.weight_rows.items():
+        problem = row_problem(key, scales)
+        if problem is None and key in taken:
+            problem = "stands among the rows of layers too"
+        if problem is not None:
+            findings.append(Finding("error", None, key, f"row {key}: {problem}"))
     return findings

@@ -24,6 +24,7 @@ from int8calib.table.rules import (
     lint_layers,
     name_problem,
     raise_first_error,
+    refuse_weight_rows,
     scale_problem,
 )
 
@@ -40,6 +41,7 @@ def write(table: CalibrationTable) -> str:
         raise TableError(
             "the table holds no layers, and the tool format needs weight and bottom scales of each"
         )
+    refuse_weight_rows(table, "tool")
     raise_first_error(lint_layers(table, zero_is_dead=True), "tool table")
     rows = [f"{layer.name}{WEIGHT_SUFFIX} {_weight_text(layer)}\n" for layer in table.layers]
     rows += [f"{layer.name} {float(layer.bottom_scale)!r}\n" for layer in table.layers]
@@ -67,6 +69,7 @@ def write_v1(table: CalibrationTable) -> str:
                 f"layer {layer.name}: {layer.weight_scales.size} weight scales, the tool-v1 format "
                 "holds exactly 1 for each layer (per-tensor weight scales)"
             )
+    refuse_weight_rows(table, "tool-v1")
     raise_first_error(_lint_v1(table), "tool-v1 table")
     rows = [f"{layer.name}{WEIGHT_SUFFIX} {_weight_text(layer)}\n" for layer in table.layers]
     rows += [f"{name} {float(scale)!r}\n" for name, scale in table.blob_scales.items()]

@@ -59,6 +59,7 @@ LIBRARY: Mapping[str, Any] = {
     "model": default(int8calib.inspect, "caffemodel"),
     "norm": Preprocess.norm,
     "only": Options.only,
+    "optimize": default(int8calib.load_ncnn, "optimize"),
     "outputs": default(int8calib.evaluate, "outputs"),
     "percentile": Options.percentile,
     "resize": Preprocess.resize,
@@ -96,7 +97,7 @@ LIBRARY: Mapping[str, Any] = {
 # Options about files, messages, pictures and the order of images, which the library has not.
 COMMAND_LINE_ONLY = {
     *("config", "debug", "quiet", "verbose", "json"),
-    *("ncnn", "output", "param", "png", "proto", "names", "title", "labels", "layers"),
+    *("ncnn", "output", "param", "bin", "png", "proto", "names", "title", "labels", "layers"),
     *("limit", "seed", "shuffle", "no_optimize", "runtime", "more_work", "skip", "write_model"),
     *("gpu", "group", "detection"),
 }

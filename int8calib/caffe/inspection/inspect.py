@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from int8calib.arrays import Shape
 from int8calib.caffe.inspection.findings import find_warnings
 from int8calib.caffe.inspection.lenient import Reading, load_lenient
-from int8calib.caffe.inspection.results import InspectedLayer, Inspection
 from int8calib.caffe.layers.registry import find_type, has_type
 from int8calib.caffe.network.fold import fold_chains
 from int8calib.caffe.network.graph import QUANTIZED_TYPES, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import quantized_layer
+from int8calib.inspection import InspectedLayer, Inspection
 from int8calib.table.rules import name_problem
 
 

@@ -1,4 +1,4 @@
-"""Results of an inspection: layers, totals and warnings, and their JSON form."""
+"""What an inspection of a network finds: layers, totals and warnings, and their JSON form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class InspectedLayer:
     Attributes
     ----------
     name, type
-        As in the prototxt.
+        As in the file.
     bottoms, tops
         Names of the blobs it reads and makes.
     shapes
@@ -48,12 +48,12 @@ class InspectedLayer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A network as `int8calib.inspect` sees it.
+    """A network as `int8calib.inspect` and `int8calib.inspect_ncnn` see it.
 
     Attributes
     ----------
     network, prototxt, caffemodel : str
-        The name in the prototxt, and the files.
+        The name in the prototxt, and the files; of an ncnn model its `.param` and its `.bin`.
     inputs : mapping of str to Shape or None
         Input name to shape, None where it is not known.
     outputs : tuple of str

@@ -1,0 +1,234 @@
+"""The network of a command: its files, fingerprints of them, and the job of a calibration."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from int8calib.cli.options import (
+    ModelOptions,
+    add_ignore_field_argument,
+    add_input_shape_argument,
+    parse_input_shapes,
+)
+from int8calib.errors import OptionError
+from int8calib.files import file_mode
+
+if TYPE_CHECKING:
+    from int8calib.caffe.engine.run import Net
+    from int8calib.calibration.options import Options
+    from int8calib.calibration.pipeline import Job
+    from int8calib.cli.image_options import ImageOptions
+    from int8calib.cli.loader import ImageLoader
+    from int8calib.ncnn.execution.network import NcnnNet
+
+_NCNN = ("--param", "--bin")
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """A Caffe model (`--proto --model`) or an ncnn model (`--param --bin`).
+
+    Raises
+    ------
+    OptionError
+        For files of both kinds or of neither, and half a pair.
+    """
+
+    proto: str | None = None
+    model: str | None = None
+    param: str | None = None
+    bin: str | None = None
+    input_shape: tuple[str, ...] = ()
+    ignore_field: tuple[str, ...] = ()
+    optimize: bool = False
+    needs_weights: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that the files are those of one model."""
+        caffe, ncnn = (self.proto, self.model), (self.param, self.bin)
+        if any(caffe) and any(ncnn):
+            raise OptionError("--proto/--model and --param/--bin: give the files of one model")
+        if not any(caffe) and not any(ncnn):
+            raise OptionError(
+                "no model is given; give --proto and --model of Caffe, or --param and --bin of ncnn"
+            )
+        given, names = (caffe, ("--proto", "--model")) if any(caffe) else (ncnn, _NCNN)
+        for file, name, other in zip(given, names, names[::-1], strict=True):
+            if file is None and (self.needs_weights or name == names[0]):
+                raise OptionError(f"{other} is given without {name}; give both files of the model")
+        if self.optimize and self.is_caffe:
+            raise OptionError("--optimize is for ncnn models; a Caffe model has --fold-bn")
+        if self.ignore_field and not self.is_caffe:
+            raise OptionError("--ignore-field is for prototxts; an ncnn model has none")
+
+    @property
+    def is_caffe(self) -> bool:
+        """Whether it is a Caffe model."""
+        return self.proto is not None
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """The file of the structure and the file of the weights, "" where there is none."""
+        pair = (self.proto, self.model) if self.is_caffe else (self.param, self.bin)
+        return pair[0] or "", pair[1] or ""
+
+    def load(self, threads: int | None = None) -> Net | NcnnNet:
+        """Return the network, an ncnn model with so many threads.
+
+        Raises `ModelError`, and `OptionError` for a shape and where the package ncnn is missing.
+        """
+        structure, weights = self.files
+        if self.is_caffe:
+            caffe = ModelOptions(structure, weights, self.input_shape, self.ignore_field)
+            return caffe.load()
+        import int8calib
+
+        return int8calib.load_ncnn(
+            structure,
+            weights,
+            input_shapes=parse_input_shapes(self.input_shape),
+            optimize=self.optimize,
+            threads=threads,
+        )
+
+
+@dataclass(frozen=True)
+class StructureOptions(NetworkOptions):
+    """The same where the weights may be left out."""
+
+    needs_weights: bool = False
+
+
+def add_network_arguments(parser: argparse.ArgumentParser, *, run: bool = True) -> None:
+    """Declare the options of `NetworkOptions`; `run`: for a command that runs the network."""
+    group = parser.add_argument_group("model", "a Caffe model or an ncnn model")
+    group.add_argument("--proto", metavar="FILE", help="the deploy prototxt of a Caffe model")
+    or_none = "" if run else ", or none"
+    group.add_argument("--model", metavar="FILE", help=f"the caffemodel with its weights{or_none}")
+    group.add_argument(
+        "--param",
+        metavar="FILE",
+        help="in place of --proto and --model: the structure file of an ncnn model, as pnnx, "
+        "onnx2ncnn, caffe2ncnn or ncnnoptimize write it; it runs in ncnn itself (extra ncnn)",
+    )
+    group.add_argument("--bin", metavar="FILE", help=f"the weight file of an ncnn model{or_none}")
+    if run:
+        group.add_argument(
+            "--optimize",
+            action="store_true",
+            help="do first what ncnnoptimize does with an ncnn model (fold BatchNorm, fuse "
+            "activations); the table is then for the optimized model, which --ncnn writes",
+        )
+    add_input_shape_argument(group)
+    add_ignore_field_argument(group)
+
+
+def file_sha256(path: str) -> str | None:
+    """Return the SHA-256 of a file, in hex; None for a pipe, which can be read once only."""
+    if not stat.S_ISREG(file_mode(path)):
+        return None
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def text_sha256(*parts: object) -> str:
+    """Return the SHA-256 of the texts of `parts`, in hex; bytes count as they are."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
+        digest.update(f"{len(data)}:".encode() + data)
+    return digest.hexdigest()
+
+
+def model_fingerprint(model: ModelOptions, *, fold_bn: bool) -> dict[str, Any]:
+    """Return what must be the same for statistics to be of the same network, as JSON values."""
+    return {
+        "prototxt": file_sha256(model.proto),
+        "caffemodel": file_sha256(model.model),
+        "fold-bn": fold_bn,
+    }
+
+
+def network_fingerprint(model: NetworkOptions, *, fold_bn: bool) -> dict[str, Any]:
+    """Return the same for a Caffe or an ncnn model, of which nothing is folded."""
+    structure, weights = model.files
+    if model.is_caffe:
+        return model_fingerprint(ModelOptions(structure, weights), fold_bn=fold_bn)
+    return {
+        "param": file_sha256(structure),
+        "bin": file_sha256(weights),
+        "optimize": model.optimize,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedJob:
+    """What is to be run over which images.
+
+    Attributes
+    ----------
+    job : Job
+        The network and the blobs whose statistics are wanted.
+    images : ImageLoader
+        The images for its inputs.
+    fingerprint : dict
+        What must be the same for two collections to belong together, as JSON values.
+    """
+
+    job: Job[Any]
+    images: ImageLoader
+    fingerprint: dict[str, Any]
+
+
+def open_job(
+    model: NetworkOptions,
+    net: Net | NcnnNet,
+    options: Options,
+    images: ImageOptions,
+    *,
+    workers: int,
+) -> OpenedJob:
+    """Prepare a collection of statistics.
+
+    Parameters
+    ----------
+    model
+        The files of the network.
+    net
+        The network.
+    options
+        What to calibrate.
+    images
+        The image options.
+    workers
+        Images in parallel.
+
+    Raises
+    ------
+    Int8CalibError
+        Where the network cannot be calibrated, or its inputs cannot be filled.
+    """
+    from int8calib.caffe.engine.run import Net
+    from int8calib.calibration.pipeline import prepare
+    from int8calib.cli.loader import ImageLoader, wanted_blobs
+
+    job: Job[Any] = prepare(net, options)
+    versions = wanted_blobs(job.executor, job.blobs)
+    loader = ImageLoader(images, net, job.inputs, versions, workers=workers)
+    fingerprint = {
+        **network_fingerprint(model, fold_bn=options.fold_bn),
+        "input shapes": {name: list(shape[1:]) for name, shape in net.input_shapes.items()},
+        "preprocessing": loader.preprocessing(),
+        "blobs": list(job.blobs),
+        **(net.graph.facts if isinstance(net, Net) else net.facts),
+    }
+    return OpenedJob(job, loader, json.loads(json.dumps(fingerprint)))

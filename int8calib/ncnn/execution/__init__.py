@@ -1,0 +1,1 @@
+"""An ncnn model as a network that is calibrated, compared and inspected."""

@@ -1,0 +1,301 @@
+"""An ncnn model that runs in ncnn's own runtime: an executor for calibrations and evaluations."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from int8calib.arrays import Array, Shape
+from int8calib.calibration.executor import Listener, Runner
+from int8calib.calibration.layers import QuantLayer
+from int8calib.errors import ModelError, OptionError, ShapeError
+from int8calib.ncnn.execution.layers import (
+    grouped_by_eight,
+    input_shapes,
+    quant_layers,
+    split_origins,
+    weight_rows,
+)
+from int8calib.ncnn.model import NcnnModel, save_model
+from int8calib.ncnn.optimize import optimize_model
+from int8calib.ncnn.param import NcnnLayer
+from int8calib.ncnn.quantize import quantize_model, read_rows
+from int8calib.ncnn.runtime import RuntimeNet, read_as_ids
+from int8calib.table.formats import get_format
+from int8calib.table.model import CalibrationTable
+from int8calib.words import listed
+from int8calib.workers import Batch, batch_size, usable_cores
+
+
+class NcnnNet:
+    """An ncnn model in ncnn's runtime, which `calibrate` and `evaluate` run.
+
+    It is an `Executor`. Floats stay float32, as in ncnn2table. ncnn takes one image at a time:
+    batches run image by image.
+
+    Parameters
+    ----------
+    model : NcnnModel
+        Structure and weights.
+    input_shapes : mapping of str to Shape, optional
+        Shapes by input name, such as ``{"in0": (1, 3, 224, 224)}``, which override or complete
+        what the structure file says.
+    threads : int or None
+        ncnn's threads; None for the cores that the process may use. The values do not depend on
+        it.
+
+    Attributes
+    ----------
+    input_shapes : dict of str to Shape
+        The shape of each input with an axis of one image in front; 0 for a size that is not
+        known, ``()`` where not even the number of axes is.
+    inputs : tuple of str
+        The names of the inputs.
+    outputs : tuple of str
+        The blobs that nothing reads.
+    source : str
+        The structure file.
+    blobs : dict of str to str
+        Every blob by name; copies that a Split makes are left out.
+
+    Raises
+    ------
+    OptionError
+        Where the package `ncnn` is missing, and for a shape given to something that is no input.
+    ModelError
+        For a model that ncnn cannot load.
+    """
+
+    def __init__(
+        self,
+        model: NcnnModel,
+        *,
+        input_shapes: Mapping[str, Shape] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.model = model
+        self.threads = usable_cores() if threads is None else threads
+        self.source = model.source
+        self._runtime = RuntimeNet(model, threads=self.threads, float32=True)
+        self.inputs = self._runtime.inputs
+        self.outputs = self._runtime.outputs
+        if not self.inputs:
+            raise ModelError(f"{self.source}: has no Input layer; nothing can be run")
+        self.input_shapes = with_given_shapes(model, input_shapes or {})
+        copies, ids = split_origins(model.layers), read_as_ids(model.layers)
+        self.blobs = {
+            top: top
+            for layer in model.layers
+            for top in layer.tops
+            if top not in copies and top not in ids
+        }
+
+    @cached_property
+    def _quant_layers(self) -> tuple[tuple[QuantLayer, ...], dict[str, str]]:
+        return quant_layers(self.model.layers, self.source)
+
+    @property
+    def layers(self) -> tuple[QuantLayer, ...]:
+        """The layers that a table makes INT8, in running order."""
+        return self._quant_layers[0]
+
+    @property
+    def blocked(self) -> dict[str, str]:
+        """Layers that could be INT8 but for what is told of them."""
+        return self._quant_layers[1]
+
+    @cached_property
+    def weight_rows(self) -> dict[str, Array]:
+        """Weight scales of Embed, MultiHeadAttention, RNN, LSTM and GRU, by the key of the row."""
+        return weight_rows(self.model.layers)
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What to mind of the model."""
+        garbled = grouped_by_eight(self.model.layers)
+        if not garbled:
+            return ()
+        return (
+            f"{listed(garbled)}: ncnn on x86 computes INT8 convolutions of several groups with a "
+            "multiple of 8 outputs each wrongly, unless packing is off; --exclude keeps them in "
+            "float",
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of structure and weights."""
+        return model_hash(self.model.layers)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the report of a table says of the network."""
+        return {"engine": "ncnn's runtime"}
+
+    def needed_inputs(self, blobs: Sequence[str]) -> tuple[str, ...]:
+        """Return the inputs that some blobs depend on.
+
+        Parameters
+        ----------
+        blobs : sequence of str
+            Names of blobs.
+
+        Returns
+        -------
+        tuple of str
+        """
+        needed = set(blobs)
+        for layer in reversed(self.model.layers):
+            if not needed.isdisjoint(layer.tops):
+                needed.update(layer.bottoms)
+        return tuple(name for name in self.inputs if name in needed)
+
+    def run(self, inputs: Batch, blobs: Sequence[str]) -> dict[str, Array]:
+        """Run one batch, image by image.
+
+        Parameters
+        ----------
+        inputs : mapping of str to array (N, ...)
+            Each input.
+        blobs : sequence of str
+            Names of the blobs to return.
+
+        Returns
+        -------
+        dict of str to float32 array (N, ...)
+
+        Raises
+        ------
+        ModelError
+            For an input or blob that the model does not have or that cannot be computed.
+        ShapeError
+            For a blob whose shape differs from image to image.
+        """
+        images = [self._runtime.run(image, blobs) for image in _images(inputs, batch_size(inputs))]
+        return {blob: self._stacked(blob, [tops[blob] for tops in images]) for blob in blobs}
+
+    def _stacked(self, blob: str, tops: Sequence[Array]) -> Array:
+        if any(top.shape != tops[0].shape for top in tops):
+            raise ShapeError(
+                f"{self.source}: blob {blob!r} has another shape in each image; run one at a time"
+            )
+        return tops[0][None] if len(tops) == 1 else np.stack(tops)
+
+    def runner(self, blobs: Sequence[str]) -> Runner:
+        """Return what runs batches and hands out blobs one at a time.
+
+        Parameters
+        ----------
+        blobs : sequence of str
+            Names of blobs.
+
+        Returns
+        -------
+        callable
+            Called as ``run(batch, listener)``.
+        """
+        blobs = tuple(blobs)
+
+        def run(batch: Batch, listener: Listener) -> None:
+            count = batch_size(batch)
+            if count > 1:
+                for blob, top in self.run(batch, blobs).items():
+                    listener(blob, top)
+                return
+            (image,) = _images(batch, count)
+            self._runtime.stream(image, blobs, lambda blob, top: listener(blob, top[None]))
+
+        return run
+
+    def quantized(self, table: CalibrationTable, *, fp32: bool = False) -> NcnnModel:
+        """Return the INT8 model that a table makes of this one, as ncnn2int8 does it.
+
+        Parameters
+        ----------
+        table : CalibrationTable
+            A table of this model.
+        fp32 : bool
+            Store what stays in float as float32 (float16 otherwise, as ncnn2int8).
+
+        Returns
+        -------
+        NcnnModel
+
+        Raises
+        ------
+        TableError
+            For a table that does not fit the model.
+        """
+        rows = read_rows(get_format("ncnn").write(table), "the table")
+        layers = quantize_model(self.model.layers, rows, fp32=fp32)
+        return replace(self.model, layers=layers)
+
+    def write_int8(
+        self,
+        table: CalibrationTable,
+        param: str | os.PathLike[str],
+        weights: str | os.PathLike[str],
+        *,
+        fp32: bool = False,
+    ) -> None:
+        """Write the INT8 model that a table makes of this one: both files or none.
+
+        Parameters
+        ----------
+        table : CalibrationTable
+            A table of this model.
+        param, weights : path
+            The structure file and the weight file to write.
+        fp32 : bool
+            Store what stays in float as float32 (float16 otherwise, as ncnn2int8).
+
+        Raises
+        ------
+        TableError
+            For a table that does not fit the model.
+        OutputError
+            For a file that cannot be written.
+        """
+        save_model(self.quantized(table, fp32=fp32).layers, param, weights)
+
+
+def _images(batch: Batch, count: int) -> list[dict[str, Array]]:
+    """Each image of a batch; an input without an axis of images belongs to each of them."""
+    return [
+        {name: array[i] if len(array) == count else array for name, array in batch.items()}
+        for i in range(count)
+    ]
+
+
+def with_given_shapes(model: NcnnModel, given: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return the shapes of a model's inputs, those in `given` in place of the file's."""
+    shapes = input_shapes(model.layers)
+    for name, shape in given.items():
+        if name not in shapes:
+            raise OptionError(
+                f"{model.source}: {name!r} is no input; the inputs are {', '.join(shapes)}"
+            )
+        shapes[name] = tuple(shape)
+    return shapes
+
+
+def model_hash(layers: Sequence[NcnnLayer]) -> str:
+    """Return a hash of the structure and the weights of a model, the file's spacing aside."""
+    digest = hashlib.sha256()
+    for layer in layers:
+        blobs, params = (layer.bottoms, layer.tops), sorted(layer.params.items())
+        digest.update(repr((layer.type, layer.name, blobs, params)).encode())
+        for array in layer.weights:
+            digest.update(array.dtype.char.encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def optimized(model: NcnnModel) -> NcnnModel:
+    """Return the model as ncnnoptimize leaves it."""
+    return replace(model, layers=optimize_model(model.layers))
