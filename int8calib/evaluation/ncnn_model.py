@@ -11,7 +11,7 @@ import numpy as np
 from int8calib.arrays import Array
 from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError, OptionError
-from int8calib.evaluation.evaluate import Labelled, LabelledLoader, batch_and_labels
+from int8calib.evaluation.evaluate import Labeled, LabeledLoader, batch_and_labels
 from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.evaluation.outputs import DETECTIONS, ComparedBlobs
 from int8calib.evaluation.records import Record, compare, sum_up
@@ -32,7 +32,7 @@ Tops: TypeAlias = Mapping[Blob, Array]
 def evaluate_ncnn(
     net: NcnnNet,
     tables: CalibrationTable | Mapping[str, CalibrationTable],
-    batches: LabelledLoader,
+    batches: LabeledLoader,
     *,
     topk: Sequence[int] = (1, 5),
     scores: str | None = None,
@@ -174,7 +174,7 @@ def _refuse_levels(layers: Sequence[NcnnLayer], compared: ComparedBlobs, source:
 
 
 def _images(
-    given: Iterable[Batch | Labelled],
+    given: Iterable[Batch | Labeled],
 ) -> Iterator[tuple[dict[str, Array], int | None]]:
     """Each image of all batches, without an axis of images, and its label or None."""
     for each in given:
@@ -195,13 +195,13 @@ def _tops(blobs: Mapping[str, Array], compared: ComparedBlobs) -> dict[Blob, Arr
     }
 
 
-def _with_scores(compared: ComparedBlobs, tops: Tops, labelled: bool, source: str) -> ComparedBlobs:
+def _with_scores(compared: ComparedBlobs, tops: Tops, labeled: bool, source: str) -> ComparedBlobs:
     """The same with the only output as class scores, where it is a vector of an image."""
     if compared.scores is None and len(compared.outputs) == 1 and not compared.detections:
         top = tops[compared.outputs[0]]
         if top.shape[1] > 1 and np.prod(top.shape[2:]) == 1:
             compared = replace(compared, scores=compared.outputs[0])
-    if labelled and compared.scores is None:
+    if labeled and compared.scores is None:
         raise OptionError(
             f"{source}: labels are given, but the outputs {listed(map(str, compared.outputs))} are "
             "not one vector of class scores; name the blob that is (--scores)"
