@@ -1,97 +1,191 @@
-"""README's accuracy table, one split of the images: `python -m benchmarks.accuracy [--seed S]`.
+"""What INT8 costs in ncnn's runtime: `python -m benchmarks.accuracy [MODEL ...]`.
 
-Half of the images calibrate and tune, the other half is reported, each image as it is and mirrored,
-since so few leave much to chance. Everything is held against the original float network. Takes a
-few minutes a model; needs the folder of real models (`INT8CALIB_SHARED`).
+Each model is calibrated and tuned by the commands of int8calib on one half of the images and run by
+PyPI's ncnn (the extra `ncnn`) on the other half, each image as it is and mirrored, over several
+splits. `--detectors` does it for detectors and for networks that make images. The tables go into
+docs/measured.md. A stage of a split takes from seconds to minutes; what is done is kept in a folder
+(`--work`), and a run that was stopped goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
-import time
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 
-import int8calib
-from benchmarks.networks import shared_folder
-from int8calib.images import Preprocess, batches, open_source
-from int8calib.tuning.validation import Validator
+from benchmarks import detectors
+from benchmarks.__main__ import machine
+from benchmarks.cases import CLASSIFIERS, OTHERS, Case, classifiers
+from benchmarks.networks import ROOT
+from benchmarks.stages import STAGES, Stage, float_net, interval, make, table_lines
+from int8calib.ncnn.runtime import RuntimeNet
 
-MODELS = {
-    "bons_imagenet_mod11l": (
-        "MobilenetV2-mod11l-ImageNet_iter_850000.caffemodel",
-        {"norm": 0.017, "resize": "crop", "resize_to": 256},
-    ),
-    "squeezenet_v1.1": ("squeezenet_v1.1.caffemodel", {}),
-    "squeezenet_v1.0": ("squeezenet_v1.0.caffemodel", {}),
-}
-METHODS = ("kl", "aciq", "mse")
+PAGE = ROOT / "docs" / "measured.md"
+HEADS = ("model", "", "top-1", "loss of top-1", "agree", "time")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the models named (all by default) and print their rows."""
+    """Measure, print the table, and write it into the docs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)} (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="which half calibrates")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    known = [*CLASSIFIERS, *OTHERS]
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)}")
+    parser.add_argument("--detectors", action="store_true", help="the other table")
+    parser.add_argument("--splits", type=int, default=3, metavar="N", help="(default: 3)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most N images")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "int8calib-accuracy",
+        metavar="DIR",
+        help="where results are kept (default: a folder for temporary files)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print only")
     args = parser.parse_args(argv)
-    images = sorted((shared_folder() / "images/imagenet_300").glob("*.jpg"))
-    random.Random(args.seed).shuffle(images)
-    print("| model | | top-1 | top-5 | agree | SQNR |\n|---|---|---|---|---|---|")
-    for name in args.models or MODELS:
-        measure(name, images)
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.detectors:
+        lines = detectors.table(args.work, args.models, args.limit, _say)
+    else:
+        lines = _table(args.work, args.models, args.splits, args.limit)
+    here = machine()
+    packages = [f"{name} {version}" for name, version in here["packages"].items() if version]
+    text = "\n".join([*lines, "", f"{here['processor']}; {', '.join(packages)}."])
+    print(text)
+    if not args.dry_run:
+        _insert("detectors" if args.detectors else "accuracy", text)
     return 0
 
 
-def measure(name: str, images: Sequence[Path]) -> None:
-    """The rows of one model."""
-    shared = shared_folder()
-    weights, pixels = MODELS[name]
-    folder = shared / "models" / name
-    net = int8calib.load_caffe(folder / "deploy.prototxt", folder / weights)
-    shape = net.input_shapes["data"][1:]
-    preprocess = Preprocess(shape, mean=(104, 117, 123), **pixels)  # type: ignore[arg-type]
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _insert(name: str, text: str) -> None:
+    """Put a text between the markers of the page."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    page = PAGE.read_text(encoding="utf-8")
+    before, after = page[: page.index(begin)], page[page.index(end) :]
+    PAGE.write_text(f"{before}{begin}\n{text}\n{after}", encoding="utf-8")
+
+
+def _table(work: Path, names: Sequence[str], splits: int, limit: int | None) -> list[str]:
+    rows = []
+    images = 0
+    for case in classifiers(work, names):
+        results = [_split(case, seed, work, limit) for seed in range(1, splits + 1)]
+        rows += _rows(case, results)
+        images = len(case.images[:limit])
+    said = (
+        f"{splits} splits of {images} images into halves; mean over splits, in brackets the 95 % "
+        "interval by drawing images again (percentile bootstrap, all of an image's results as one "
+        "observation). Top-1 and its loss against float in points; agreement with the float "
+        "model's class in %; time of the command as a multiple of plain `calibrate`'s."
+    )
+    return [said, "", *table_lines(HEADS, rows)]
+
+
+def _split(case: Case, seed: int, work: Path, limit: int | None) -> dict[str, Any]:
+    """Right and equal classes of each held-out image by stage, from the file if it is there."""
+    path = work / f"{case.name}-{seed}-{limit or 'all'}.json"
+    done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    images = list(case.images)
+    random.Random(seed).shuffle(images)
+    images = images[:limit]
     half = len(images) // 2
-    used, held_out = (open_source(list(part)) for part in (images[:half], images[half:]))
+    used, held_out = images[:half], images[half:]
+    wanted = [stage for stage in STAGES if stage.name not in done]
+    if wanted:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            net = float_net(case, folder)
+            inputs = list(case.blobs(held_out))
+            expected = _classes(net, inputs)
+            done["float"] = {"classes": expected, "seconds": 0.0}
+            for stage in wanted:
+                done[stage.name] = _stage(case, stage, used, inputs, folder)
+                path.write_text(json.dumps(done))
+                _say(
+                    f"{case.name}, split {seed}, {stage.name}: {done[stage.name]['seconds']:.0f} s"
+                )
+    labels = np.array([case.labels[image] for image in held_out])[:, None]
+    expected = np.array(done["float"]["classes"])
+    found: dict[str, Any] = {}
+    for name, result in done.items():
+        classes = np.array(result["classes"])
+        found[name] = {
+            "images": [str(image) for image in held_out],
+            "right": (classes == labels).mean(axis=1),
+            "same": (classes == expected).mean(axis=1),
+            "seconds": result["seconds"],
+        }
+    return found
 
-    def loader() -> list[dict[str, object]]:
-        return [batch.blobs for batch in batches(used, preprocess)]
 
-    nets = {}
-    for method in METHODS:
-        made = int8calib.calibrate(net, loader, int8calib.Options(method=method))
-        nets[method] = int8calib.simulate(net, made.table)
-    for label, more_work in (("tuned, as wide", 0.0), ("tuned", int8calib.TuneOptions.more_work)):
-        options = int8calib.TuneOptions(change_model=True, more_work=more_work)
-        started = time.perf_counter()
-        tuned = int8calib.tune(net, loader, int8calib.Options(), options)
-        seconds = time.perf_counter() - started
-        nets[label] = int8calib.simulate(tuned.net, tuned.table)
-        print(f"{label}: {seconds:.0f} s; {'; '.join(tuned.notes)}", file=sys.stderr)
-    lines = (shared / "images/imagenet_300_labels.txt").read_text().splitlines()
-    labels = dict(line.split() for line in lines)
-    given = [
-        int8calib.Labeled({"data": image}, [int(labels[Path(batch.names[0]).name])])
-        for batch in batches(held_out, preprocess)
-        for image in (batch.blobs["data"], np.ascontiguousarray(batch.blobs["data"][..., ::-1]))
+def _stage(
+    case: Case,
+    stage: Stage,
+    used: Sequence[Path],
+    inputs: Sequence[tuple[str, np.ndarray]],
+    folder: Path,
+) -> dict[str, Any]:
+    made = make(case, stage, used, folder)
+    return {"classes": _classes(made.net, inputs), "seconds": made.seconds}
+
+
+def _classes(net: RuntimeNet, inputs: Sequence[tuple[str, np.ndarray]]) -> list[list[int]]:
+    """The best class of each image, as it is and mirrored."""
+    out = net.outputs[-1]
+    return [
+        [
+            int(net.run({name: np.ascontiguousarray(each)}, [out])[out].argmax())
+            for each in (blob, blob[:, :, ::-1])
+        ]
+        for name, blob in inputs
     ]
-    found = Validator(net, given, scores=None, workers=2)(nets)
-    print(f"| {name} | float | {_accuracy(found.float_accuracy)} | | |")
-    for table in found.tables:
-        sqnr = table.blobs[0].sqnr
-        print(
-            f"| | {table.name} | {_accuracy(table.accuracy)} "
-            f"| {100 * table.agreement.value:.1f} | {sqnr:.1f} |",
-            flush=True,
-        )
 
 
-def _accuracy(accuracy: object) -> str:
-    """Top-1 and top-5 in percent."""
-    return " | ".join(f"{100 * accuracy.topk[k].value:.1f}" for k in (1, 5))  # type: ignore[attr-defined]
+def _rows(case: Case, results: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """The rows of one model, the float one first."""
+    rows = []
+    plain = [result["`calibrate`, table alone"]["seconds"] for result in results]
+    exact = _by_image(results, "float", "right")
+    for name in ("float", *(stage.name for stage in STAGES)):
+        right = _by_image(results, name, "right")
+        row = {"model": case.name if name == "float" else "", "": name}
+        row["top-1"] = f"{100 * right.mean():.1f}"
+        if name != "float":
+            seconds = [result[name]["seconds"] for result in results]
+            ratio = median(own / base for own, base in zip(seconds, plain, strict=True))
+            row["loss of top-1"] = _shown(exact - right, signed=True)
+            row["agree"] = _shown(_by_image(results, name, "same"))
+            row["time"] = f"{ratio:.1f}"
+        rows.append(row)
+    return rows
+
+
+def _by_image(results: Sequence[dict[str, Any]], name: str, key: str) -> np.ndarray:
+    """Each image's mean over the splits that hold it out."""
+    values: dict[str, list[float]] = {}
+    for result in results:
+        for image, value in zip(result[name]["images"], result[name][key], strict=True):
+            values.setdefault(image, []).append(float(value))
+    return np.array([np.mean(own) for _, own in sorted(values.items())])
+
+
+def _shown(values: np.ndarray, *, signed: bool = False) -> str:
+    """A mean with its interval, in percent."""
+    mean, low, high = (100 * value for value in interval(values))
+    if signed:
+        return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 if __name__ == "__main__":

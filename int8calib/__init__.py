@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         UnsupportedLayerError,
         WeightsError,
     )
+    from int8calib.evaluation.average_precision import Truth
     from int8calib.evaluation.evaluate import Labeled, evaluate
     from int8calib.evaluation.results import Evaluation
     from int8calib.inspection import Inspection
@@ -76,6 +77,7 @@ __all__ = [
     "Statistics",
     "StatisticsError",
     "TableError",
+    "Truth",
     "TuneOptions",
     "Tuning",
     "UnreadableImageError",
@@ -126,6 +128,7 @@ _HOMES = {
     "Statistics": "int8calib.calibration.statistics.store",
     "StatisticsError": "int8calib.errors",
     "TableError": "int8calib.errors",
+    "Truth": "int8calib.evaluation.average_precision",
     "TuneOptions": "int8calib.tuning.results",
     "Tuning": "int8calib.tuning.results",
     "UnreadableImageError": "int8calib.errors",

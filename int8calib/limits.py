@@ -33,6 +33,9 @@ MAX_ARCHIVE_BYTES = 1 << 31
 MAX_LIST_BYTES = 1 << 28
 """Bytes of a list of images or a file of labels: 256 MiB."""
 
+MAX_ANNOTATION_BYTES = 1 << 29
+"""Bytes of a JSON file of labeled boxes: 512 MiB; COCO's largest has 448 million."""
+
 MAX_CONFIG_BYTES = 1 << 20
 """Bytes of a file of options: 1 MiB."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -16,7 +17,14 @@ from int8calib.caffe.layers import registry
 from int8calib.calibration.thresholds import method_names
 from int8calib.cli import convert_tool
 from int8calib.cli.main import main
-from int8calib.demo import CAFFEMODEL, PROTOTXT, draw
+from int8calib.demo import (
+    CAFFEMODEL,
+    DETECTOR_CAFFEMODEL,
+    DETECTOR_PROTOTXT,
+    PROTOTXT,
+    draw,
+    scenes,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -100,6 +108,17 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{path.relative_to(folder / 'held-out').as_posix()} {label}\n" for path, label in written
     )
     (folder / "labels.txt").write_text("".join(lines))
+    (folder / "ssd.prototxt").write_bytes(DETECTOR_PROTOTXT.read_bytes())
+    (folder / "ssd.caffemodel").write_bytes(DETECTOR_CAFFEMODEL.read_bytes())
+    boxes: dict[str, list[object]] = {"images": [], "annotations": []}
+    for i, (path, truths) in enumerate(scenes.write_scenes(folder / "streets", HELD_OUT, 2)):
+        size = {"width": scenes.SIZE, "height": scenes.SIZE}
+        boxes["images"].append({"id": i, "file_name": path.name, **size})
+        for label, box in truths:
+            left, top, right, bottom = (scenes.SIZE * x for x in box)
+            place = {"bbox": [left, top, right - left, bottom - top]}
+            boxes["annotations"].append({"image_id": i, "category_id": label, **place})
+    (folder / "instances.json").write_text(json.dumps(boxes))
     return folder
 
 

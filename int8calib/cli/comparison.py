@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from int8calib.cli.boxes import BoxedImages, check_geometry, read_boxes, read_names
+from int8calib.cli.console import format_share
+from int8calib.cli.labels import LabeledImages
 from int8calib.cli.loader import ImageLoader
-from int8calib.cli.options import whole
+from int8calib.cli.options import finite, whole
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
     from int8calib.caffe.engine.run import Net
     from int8calib.caffe.network.graph import Blob
     from int8calib.cli.image_options import ImageOptions
+    from int8calib.evaluation.average_precision import BoxAccuracy
+    from int8calib.evaluation.results import Evaluation
     from int8calib.ncnn.execution.network import NcnnNet
     from int8calib.table.model import CalibrationTable
 
 
 def add_compared_arguments(group: Any, *, labels: bool, topk: bool) -> None:
-    """Declare what is compared: `--scores`, `--outputs`, and where wanted `--labels`, `--topk`."""
+    """Declare what is compared: `--scores`, `--outputs`; where wanted `--topk`.
+
+    With `labels` also `--labels`, `--boxes`, `--names` and `--kind`.
+    """
     if labels:
         _add_labels_argument(group)
+        _add_boxes_arguments(group)
+        _add_kind_argument(group)
     if topk:
         _add_topk_argument(group)
     group.add_argument(
@@ -43,6 +55,50 @@ def _add_labels_argument(group: Any) -> None:
         "--labels",
         metavar="WHERE",
         help="a file of `image index` lines, or a folder with one folder of images per class",
+    )
+
+
+def _add_boxes_arguments(group: Any) -> None:
+    """Declare `--boxes` and `--names`: where the boxes of each image are found."""
+    group.add_argument(
+        "--boxes",
+        metavar="WHERE",
+        help="for detectors: labeled boxes, a .json file in COCO's form or a folder of VOC's .xml "
+        "files",
+    )
+    group.add_argument(
+        "--names",
+        metavar="FILE",
+        help="with --boxes: names of the network's classes, one a line, the background first "
+        "(default: COCO's category ids are the network's labels)",
+    )
+
+
+def _add_kind_argument(group: Any) -> None:
+    """Declare `--kind`: what the network is for."""
+    group.add_argument(
+        "--kind",
+        choices=("classifier", "detector", "regressor", "image-to-image"),
+        help="what the network is for, and so is judged by: best class, boxes, relative error, or "
+        "PSNR (default: what its outputs tell, which is said)",
+    )
+
+
+def add_value_arguments(group: Any) -> None:
+    """Declare `--box-score` and `--peak`: from where boxes count, and the span of images."""
+    group.add_argument(
+        "--box-score",
+        type=finite(),
+        default=0.3,
+        metavar="S",
+        help="detections of a lower score are not compared (default: 0.3)",
+    )
+    group.add_argument(
+        "--peak",
+        type=finite(),
+        metavar="V",
+        help="for PSNR: the span of an image's values, such as 1 or 255 (default: the span of the "
+        "float output)",
     )
 
 
@@ -172,3 +228,86 @@ def comparison_images(
         return ImageLoader(options, net, net.needed_inputs(names), workers=workers)
     wanted = (*compared_blobs(net, scores, outputs).blobs, *blobs)
     return ImageLoader(options, net, needed_inputs(net.graph, wanted), wanted, workers=workers)
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """What is known of each image: the values of `--labels`, `--boxes` and `--names`."""
+
+    labels: str | None = None
+    boxes: str | None = None
+    names: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `OptionError` for options that exclude each other."""
+        if self.labels is not None and self.boxes is not None:
+            raise OptionError("--labels and --boxes: a network has classes or boxes; give one")
+        if self.names is not None and self.boxes is None:
+            raise OptionError("--names: only --boxes need them; leave it out")
+
+    def of(
+        self, images: ImageLoader, options: ImageOptions
+    ) -> ImageLoader | LabeledImages | BoxedImages:
+        """`images` with what is known of them; raises `ImageError` where that cannot be read."""
+        if self.labels is not None:
+            return LabeledImages(images, self.labels)
+        if self.boxes is None:
+            return images
+        check_geometry(options)
+        names = () if self.names is None else read_names(self.names)
+        return BoxedImages(images, read_boxes(self.boxes, names))
+
+
+def box_figures(found: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Return the columns on boxes, and their cells for the float net and then for each table.
+
+    Both are empty for a network without detections.
+    """
+    rows: list[list[str]] = [[] for _ in range(1 + len(found.tables))]
+    if all(table.boxes is None for table in found.tables):
+        return [], rows
+    columns = []
+    labeled = [found.float_boxes, *(table.against_labels for table in found.tables)]
+    if any(each is not None for each in labeled):
+        columns += ["mAP %", "recall %"]
+        for row, each in zip(rows, labeled, strict=True):
+            row += _box_cells(each)
+    columns += ["mAP on float's boxes %", "recall of them %", "same boxes %"]
+    rows[0] += [""] * 3
+    for row, table in zip(rows[1:], found.tables, strict=True):
+        row += _box_cells(table.against_float)
+        same = table.boxes
+        counts = f"{same.matched} of {same.float_boxes} and {same.int8_boxes}" if same else ""
+        known = same is not None and not math.isnan(same.value)
+        row.append(f"{100 * same.value:.1f} ({counts})" if same and known else counts)
+    return columns, rows
+
+
+def result_rows(found: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Return columns, and a row for float where it has figures and for each table.
+
+    They hold top-1, equal classes, boxes, and the lowest SQNR.
+    """
+    from int8calib.evaluation.measures import format_decibels
+
+    before = found.float_accuracy
+    agreed = any(table.agreement for table in found.tables)
+    box_columns, boxes = box_figures(found)
+    columns = ["", *["top-1 %"] * (before is not None), *["same top-1 %"] * agreed, *box_columns]
+    rows = []
+    if before is not None or found.float_boxes is not None:
+        tops = [] if before is None else [format_share(before.topk[1])]
+        rows.append(["float", *tops, *[""] * agreed, *boxes[0], ""])
+    for table, cells in zip(found.tables, boxes[1:], strict=True):
+        tops = [format_share(table.accuracy.topk[1])] if before and table.accuracy else []
+        same = [format_share(table.agreement)] * agreed
+        nearest = min((blob.sqnr for blob in table.blobs), default=None)
+        rows.append([table.name, *tops, *same, *cells, format_decibels(nearest)])
+    return [*columns, "output SQNR dB"], rows
+
+
+def _box_cells(found: BoxAccuracy | None) -> list[str]:
+    """Mean average precision and recall in percent."""
+    if found is None or math.isnan(found.mean_precision):
+        return ["", ""]
+    return [f"{100 * found.mean_precision:.1f}", format_share(found.recall)]

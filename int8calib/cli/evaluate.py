@@ -11,32 +11,32 @@ interval.
 from __future__ import annotations
 
 import argparse
-import math
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.comparison import (
+    GroundTruth,
     add_compared_arguments,
     add_json_argument,
     add_table_fold_arguments,
     add_tables_argument,
+    add_value_arguments,
+    box_figures,
     comparison_images,
     read_tables,
 )
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.labels import LabeledImages
 from int8calib.cli.network import NetworkOptions, add_network_arguments
 from int8calib.cli.options import (
     MessageOptions,
     RunOptions,
     add_workers_argument,
-    finite,
     read_options,
     whole,
 )
 
 if TYPE_CHECKING:
-    from int8calib.evaluation.results import Accuracy, Evaluation, TableResult
+    from int8calib.evaluation.results import Accuracy, BlobError, Evaluation
     from int8calib.evaluation.runtime import RuntimeEvaluation
 
 
@@ -49,13 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_compared_arguments(group, labels=True, topk=True)
     add_table_fold_arguments(group)
     add_json_argument(group)
-    group.add_argument(
-        "--box-score",
-        type=finite(),
-        default=0.3,
-        metavar="S",
-        help="detections of a lower score are not compared (default: 0.3)",
-    )
+    add_value_arguments(group)
     group = parser.add_argument_group("ncnn")
     group.add_argument(
         "--runtime",
@@ -81,13 +75,16 @@ def run(args: argparse.Namespace) -> int:
     tables = read_tables(args.table)
     workers = read_options(RunOptions, args).worker_count
     net = read_options(NetworkOptions, args).load(args.threads if args.runtime else workers)
-    images = comparison_images(image_options(args), net, args.scores, args.outputs, workers=workers)
-    batches = images if args.labels is None else LabeledImages(images, args.labels)
+    options = image_options(args)
+    images = comparison_images(options, net, args.scores, args.outputs, workers=workers)
+    batches = read_options(GroundTruth, args).of(images, options)
     how: dict[str, Any] = {
         "topk": args.topk,
         "scores": args.scores,
         "outputs": args.outputs,
+        "kind": args.kind,
         "box_score": args.box_score,
+        "peak": args.peak,
         "fold_bn": args.fold_bn,
         "total": len(images),
     }
@@ -103,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             found = evaluate(net, tables, batches, workers=workers, progress=progress, **how)
     images.print_skipped(console)
+    console.say(f"compared as {found.kind}")
     for note in found.notes:
         console.say(f"note: {note}")
     if args.json:
@@ -130,23 +128,23 @@ def _show(console: Console, found: Evaluation) -> None:
     float_accuracy = found.float_accuracy
     ks = list(float_accuracy.topk) if float_accuracy else []
     agreed = any(table.agreement for table in found.tables)
-    boxed = any(table.boxes for table in found.tables)
-    columns = ["", *(f"top-{k} %" for k in ks)]
-    columns += ["same top-1 %"] * agreed + ["same boxes %"] * boxed
-    rows = [["float", *_topk(float_accuracy, ks), *[""] * (agreed + boxed)]]
-    for table in found.tables:
+    box_columns, boxes = box_figures(found)
+    columns = ["", *(f"top-{k} %" for k in ks), *["same top-1 %"] * agreed, *box_columns]
+    rows = [["float", *_topk(float_accuracy, ks), *[""] * agreed, *boxes[0]]]
+    for table, cells in zip(found.tables, boxes[1:], strict=True):
         row = [table.name, *_topk(table.accuracy, ks)]
-        row += [format_share(table.agreement)] * agreed + [_boxes(table)] * boxed
-        rows.append(row)
+        rows.append([*row, *[format_share(table.agreement)] * agreed, *cells])
     if len(columns) > 1:
         console.table(f"{found.images} images", columns, rows)
+    images = any(blob.psnr is not None for table in found.tables for blob in table.blobs)
     blobs = [
-        (table.name, blob.blob, format_decibels(blob.sqnr), f"{blob.cosine:.5f}")
+        (table.name, *_blob_cells(blob), *[format_decibels(blob.psnr)] * images)
         for table in found.tables
         for blob in table.blobs
     ]
     title = f"Outputs against float over {found.images} images"
-    console.table(title, ("", "blob", "SQNR dB", "cosine"), blobs)
+    heads = ("", "blob", "SQNR dB", "relative error %", "cosine", *["PSNR dB"] * images)
+    console.table(title, heads, blobs)
     _show_confusion(console, "float", float_accuracy)
     for table in found.tables:
         _show_confusion(console, table.name, table.accuracy)
@@ -156,12 +154,11 @@ def _topk(accuracy: Accuracy | None, ks: list[int]) -> tuple[str, ...]:
     return tuple(format_share(accuracy.topk[k]) for k in ks) if accuracy else ()
 
 
-def _boxes(table: TableResult) -> str:
-    boxes = table.boxes
-    if boxes is None:
-        return ""
-    counts = f"{boxes.matched} of {boxes.float_boxes} and {boxes.int8_boxes}"
-    return counts if math.isnan(boxes.value) else f"{100 * boxes.value:.1f} ({counts})"
+def _blob_cells(blob: BlobError) -> tuple[str, ...]:
+    from int8calib.evaluation.measures import format_decibels
+
+    relative = f"{100 * blob.relative_error:.2f}"
+    return blob.blob, format_decibels(blob.sqnr), relative, f"{blob.cosine:.5f}"
 
 
 def _show_confusion(console: Console, name: str, accuracy: Accuracy | None) -> None:

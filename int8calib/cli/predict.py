@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from int8calib.cli.boxes import read_names
 from int8calib.cli.console import Console
 from int8calib.cli.image_options import ImageOptions, add_image_arguments, image_options
 from int8calib.cli.options import (
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(read_options(MessageOptions, args))
     options = read_options(_PredictOptions, args)
     images = image_options(args)
-    names = () if options.names is None else _read_names(options.names)
+    names = () if options.names is None else read_names(options.names)
     models = [load_model(*pair) for pair in zip(options.param, options.bin, strict=True)]
     nets = [RuntimeNet(model, threads=options.threads) for model in models]
     source, how = _open(images, models[0], nets[0], options)
@@ -188,18 +189,6 @@ def _loaded(
     except UnreadableImageError as error:
         console.say(f"{source.names[index]}: skipped: {error}")
         return None
-
-
-def _read_names(path: str) -> tuple[str, ...]:
-    """The lines of a file of class names."""
-    from int8calib.files import read_bounded
-    from int8calib.limits import MAX_LIST_BYTES
-
-    try:
-        text = read_bounded(Path(path), MAX_LIST_BYTES).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--names {path}: cannot be read: {error}") from None
-    return tuple(line.strip() for line in text.splitlines())
 
 
 def _called(label: int, names: Sequence[str]) -> str:

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from int8calib.cli.boxes import BoxedImages
 from int8calib.cli.comparison import (
+    GroundTruth,
     add_compared_arguments,
     add_sensitivity_argument,
     add_table_fold_arguments,
@@ -108,16 +110,16 @@ def run(args: argparse.Namespace) -> int:
     machine = read_options(RunOptions, args)
     net = model.load()
     known = _Known.read(options, net, tables)
+    pixels = image_options(args)
     batches = comparison_images(
-        image_options(args),
+        pixels,
         net,
         options.scores,
         options.outputs,
         workers=machine.worker_count,
         blobs=[layer.bottom for layer in layers_to_quantize(net.graph, net.input_shapes)[0]],
     )
-    labels = options.labels
-    labeled = batches if labels is None else LabeledImages(batches, labels)
+    labeled = read_options(GroundTruth, args).of(batches, pixels)
     with console.progress() as progress:
         job = _Job(options, model, machine, net, tables, known, batches, labeled, progress)
         statistics = job.statistics(fold)
@@ -155,8 +157,8 @@ class _ReportOptions:
     """What `int8calib report` was told, beside model, images, machine and files to write."""
 
     title: str | None
-    labels: str | None
     topk: tuple[int, ...]
+    kind: str | None
     scores: str | None
     outputs: tuple[str, ...] | None
     sensitivity: int
@@ -201,7 +203,7 @@ class _Job:
     tables: Tables
     known: _Known
     batches: ImageLoader
-    labeled: ImageLoader | LabeledImages
+    labeled: ImageLoader | LabeledImages | BoxedImages
     progress: Progress
 
     def statistics(self, fold: bool) -> Statistics:
@@ -243,6 +245,7 @@ class _Job:
             topk=options.topk,
             scores=options.scores,
             outputs=options.outputs,
+            kind=options.kind,
             fold_bn=options.fold_bn,
             workers=self.machine.worker_count,
             total=len(self.batches),

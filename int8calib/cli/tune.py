@@ -17,11 +17,15 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from int8calib.cli.comparison import add_compared_arguments, comparison_images
+from int8calib.cli.comparison import (
+    GroundTruth,
+    add_compared_arguments,
+    comparison_images,
+    result_rows,
+)
 from int8calib.cli.config import add_config_argument, config_text
-from int8calib.cli.console import Console, format_share
+from int8calib.cli.console import Console
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.labels import LabeledImages
 from int8calib.cli.options import (
     MessageOptions,
     ModelOptions,
@@ -106,13 +110,17 @@ def _add_layer_arguments(group: Any) -> None:
 
 def _add_target_arguments(group: Any) -> None:
     group.add_argument(
-        "--max-drop", type=finite(), metavar="P", help="points of top-1 to lose; needs --labels"
+        "--max-drop",
+        type=finite(),
+        metavar="P",
+        help="points of top-1 to lose, which needs --labels; of a detector points of mean average "
+        "precision",
     )
     group.add_argument(
         "--min-agreement",
         type=finite(),
         metavar="S",
-        help="share of images, 0 to 1, that keep their best class",
+        help="share of images, 0 to 1, that keep their best class; of a detector's boxes",
     )
     group.add_argument(
         "--max-float-layers",
@@ -165,10 +173,9 @@ def run(args: argparse.Namespace) -> int:
     tuning = options.tuning()
     net = model.load()
     models.check(net)
-    images = comparison_images(
-        image_options(args), net, args.scores, args.outputs, workers=machine.worker_count
-    )
-    batches = images if args.labels is None else LabeledImages(images, args.labels)
+    pixels = image_options(args)
+    images = comparison_images(pixels, net, args.scores, args.outputs, workers=machine.worker_count)
+    batches = read_options(GroundTruth, args).of(images, pixels)
     with console.progress() as progress:
         found = tune(net, batches, calibration, tuning, progress=progress)
     images.print_skipped(console)
@@ -211,6 +218,7 @@ class _TuneOptions:
     max_drop: float | None
     min_agreement: float | None
     max_float_layers: int | None
+    kind: str | None
     scores: str | None
     outputs: tuple[str, ...] | None
     time: float | None
@@ -260,6 +268,7 @@ class _TuneOptions:
             images=self.tune_images,
             validation=self.validation,
             seconds=self.time,
+            kind=self.kind,
             scores=self.scores,
             outputs=self.outputs,
         )
@@ -309,32 +318,15 @@ def _explained(options: _TuneOptions, found: Tuning) -> list[str]:
     lines += [f"{c.layer}: {c.what}; {c.why}" for c in found.choices]
     if found.evidence is not None:
         lines += ["", f"Over {found.evidence.images} images that nothing was fitted to:"]
-        lines += ["  ".join(text for text in row if text) for row in _evidence(found)]
+        lines += ["  ".join(text for text in row if text) for row in result_rows(found.evidence)[1]]
     return lines
 
 
-def _evidence(found: Tuning) -> Sequence[tuple[str, ...]]:
-    """A row for each result: name, top-1, equal classes, SQNR."""
-    from int8calib.evaluation.measures import format_decibels
-
-    evidence = found.evidence
-    if evidence is None:
-        return ()
-    rows = []
-    if evidence.float_accuracy is not None:
-        rows.append(("float", format_share(evidence.float_accuracy.topk[1]), "", ""))
-    for table in evidence.tables:
-        top = format_share(table.accuracy.topk[1]) if table.accuracy else ""
-        nearest = min((blob.sqnr for blob in table.blobs), default=None)
-        rows.append((table.name, top, format_share(table.agreement), format_decibels(nearest)))
-    return rows
-
-
 def _show(console: Console, found: Tuning) -> None:
-    columns = ("", "top-1 %", "same top-1 %", "output SQNR dB")
     if found.evidence is not None:
-        title = f"Validation over {found.evidence.images} images"
-        console.table(title, columns, _evidence(found))
+        columns, rows = result_rows(found.evidence)
+        console.say(f"compared as {found.evidence.kind}")
+        console.table(f"Validation over {found.evidence.images} images", columns, rows)
     for note in found.notes:
         console.say(f"note: {note}")
     if found.target_met is False:

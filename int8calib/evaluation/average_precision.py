@@ -1,12 +1,16 @@
-"""Mean average precision of detections against labeled boxes."""
+"""How well detections find boxes: mean average precision and recall."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from int8calib.evaluation.measures import MIN_IOU, MIN_SCORE, Share, box_overlaps
 
 Corners = tuple[float, float, float, float]
 
@@ -20,14 +24,69 @@ class Detection(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """A labeled box."""
+    """A labeled box.
+
+    Attributes
+    ----------
+    label : int
+        Its class, as the network numbers it.
+    box : tuple of 4 floats
+        Left, top, right, bottom, as parts of the picture.
+    ignored : bool
+        Whether it counts neither as found nor as missed, as VOC's difficult objects and COCO's
+        crowds.
+    """
 
     label: int
     box: Corners
+    ignored: bool = False
+
+
+@dataclass(frozen=True)
+class BoxAccuracy:
+    """How well a network's detections find given boxes.
+
+    Attributes
+    ----------
+    mean_precision
+        Mean average precision, 0 to 1; NaN without any box.
+    recall
+        Boxes that are found by detections of at least the lowest score that counts.
+    """
+
+    mean_precision: float
+    recall: Share
+
+
+def box_accuracy(
+    found: Sequence[Sequence[Detection]],
+    truths: Sequence[Sequence[Truth]],
+    min_score: float = MIN_SCORE,
+    iou: float = MIN_IOU,
+) -> BoxAccuracy:
+    """Measure precision over all detections, and recall over those from `min_score` on.
+
+    Parameters
+    ----------
+    found, truths, iou
+        As in `mean_average_precision`.
+    min_score
+        The score from which on a detection counts for the recall; just this score does.
+
+    Returns
+    -------
+    BoxAccuracy
+        Recall is over the boxes of all classes together.
+    """
+    every = list(_ranked(found, truths, iou))
+    shares = [_area(ranked) for ranked in every]
+    hits = sum(int(ranked.hits[ranked.scores >= min_score].sum()) for ranked in every)
+    mean = float(np.mean(shares)) if shares else math.nan
+    return BoxAccuracy(mean, Share(hits, sum(ranked.total for ranked in every)))
 
 
 def mean_average_precision(
-    found: Sequence[Sequence[Detection]], truths: Sequence[Sequence[Truth]], iou: float = 0.5
+    found: Sequence[Sequence[Detection]], truths: Sequence[Sequence[Truth]], iou: float = MIN_IOU
 ) -> float:
     """Mean over the classes that occur of the area under the precision-recall curve.
 
@@ -47,50 +106,65 @@ def mean_average_precision(
 
     Notes
     -----
-    Detections go by falling score; each takes the free box of its class with the largest overlap.
-    Precision is made monotone and integrated over all recalls, as PASCAL VOC does since 2010
-    (devkit, VOCevaldet.m) and COCO on a grid.
+    Detections go by falling score; each takes the free box of its class with the largest overlap,
+    and one that overlaps only ignored boxes enough does not count. Precision is made monotone and
+    integrated over all recalls, as PASCAL VOC does since 2010 (devkit, VOCevaldet.m) and COCO on a
+    grid; detections of one score stand or fall together.
     """
-    labels = sorted({truth.label for image in truths for truth in image})
-    if not labels:
-        return float("nan")
-    return float(np.mean([_average_precision(found, truths, label, iou) for label in labels]))
+    return box_accuracy(found, truths, iou=iou).mean_precision
 
 
-def _average_precision(
-    found: Sequence[Sequence[Detection]], truths: Sequence[Sequence[Truth]], label: int, iou: float
-) -> float:
-    boxes = [_corners([t.box for t in image if t.label == label]) for image in truths]
-    ranked = sorted(
-        ((d.score, i, d.box) for i, image in enumerate(found) for d in image if d.label == label),
-        key=lambda item: -item[0],
-    )
-    free = [np.ones(len(image), bool) for image in boxes]
-    hits = np.zeros(len(ranked))
-    for place, (_, image, box) in enumerate(ranked):
-        overlaps = np.where(free[image], _overlaps(_corners([box]), boxes[image]), 0.0)
-        best = int(overlaps.argmax()) if len(overlaps) else -1
-        if best >= 0 and overlaps[best] >= iou:
-            free[image][best] = False
-            hits[place] = 1
-    total = sum(map(len, boxes))
-    recall = np.concatenate([[0.0], hits.cumsum() / total])
-    precision = hits.cumsum() / np.arange(1, len(ranked) + 1)
+class _Ranked(NamedTuple):
+    """The detections of one class that count, best first: scores and hits; and the boxes' number.
+
+    `hits` holds 1 for a detection that found a box, else 0.
+    """
+
+    scores: NDArray[np.float64]
+    hits: NDArray[np.float64]
+    total: int
+
+
+def _ranked(
+    found: Sequence[Sequence[Detection]], truths: Sequence[Sequence[Truth]], iou: float
+) -> Iterator[_Ranked]:
+    """Match the detections of each class that has boxes which count."""
+    for label in sorted({t.label for image in truths for t in image if not t.ignored}):
+        own = [[t for t in image if t.label == label] for image in truths]
+        ranked = sorted(
+            (
+                (d.score, i, d.box)
+                for i, image in enumerate(found)
+                for d in image
+                if d.label == label
+            ),
+            key=lambda item: -item[0],
+        )
+        boxes = [np.array([t.box for t in image], np.float64).reshape(-1, 4) for image in own]
+        counted = [np.array([not t.ignored for t in image], bool) for image in own]
+        free = [each.copy() for each in counted]
+        scores: list[float] = []
+        hits: list[float] = []
+        for score, image, box in ranked:
+            overlaps = box_overlaps(boxes[image], np.array(box, np.float64))
+            near = overlaps >= iou
+            takes = np.where(near & free[image], overlaps, -1.0)
+            if len(takes) and takes.max() >= iou:
+                free[image][takes.argmax()] = False
+                hits.append(1.0)
+            elif (near & ~counted[image]).any():
+                continue
+            else:
+                hits.append(0.0)
+            scores.append(score)
+        yield _Ranked(np.array(scores), np.array(hits), sum(int(each.sum()) for each in counted))
+
+
+def _area(ranked: _Ranked) -> float:
+    """The area under the curve of the best precision at each recall or above."""
+    # INT8 networks give many detections one score: no cut parts these.
+    ends = np.append(ranked.scores[1:] != ranked.scores[:-1], True)[: ranked.scores.size]
+    recall = np.concatenate([[0.0], (ranked.hits.cumsum() / ranked.total)[ends]])
+    precision = (ranked.hits.cumsum() / np.arange(1, len(ranked.hits) + 1))[ends]
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float((np.diff(recall) * envelope).sum())
-
-
-def _corners(boxes: Sequence[Corners]) -> NDArray[np.float64]:
-    return np.array(boxes, np.float64).reshape(-1, 4)
-
-
-def _overlaps(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of one box (1, 4) with others (n, 4)."""
-    low, high = np.maximum(box[:, :2], others[:, :2]), np.minimum(box[:, 2:], others[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=1)
-    areas = [(part[:, 2:] - part[:, :2]).prod(axis=1) for part in (box, others)]
-    union = areas[0] + areas[1] - shared
-    result: NDArray[np.float64] = np.divide(
-        shared, union, out=np.zeros(len(others)), where=union > 0
-    )
-    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
@@ -13,7 +14,7 @@ from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError, ModelError, OptionError
 from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
-from int8calib.evaluation.records import Record, compare, sum_up
+from int8calib.evaluation.records import Labels, Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation
 from int8calib.ncnn.execution.network import NcnnNet
 from int8calib.simulation.build import simulate
@@ -22,18 +23,18 @@ from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas,
 
 
 class Labeled(NamedTuple):
-    """A batch and the class index of each of its images.
+    """A batch and what is known of each of its images.
 
     Attributes
     ----------
     batch : mapping of str to array (N, ...)
         By input.
-    labels : sequence of int
-        N class indices.
+    labels : sequence of int, or of sequences of Truth
+        N class indices; for a detector the labeled boxes of each of the N images.
     """
 
     batch: Batch
-    labels: Sequence[int]
+    labels: Labels
 
 
 LabeledLoader: TypeAlias = Callable[[], Iterable[Batch | Labeled]]
@@ -48,7 +49,9 @@ def evaluate(
     topk: Sequence[int] = (1, 5),
     scores: str | None = None,
     outputs: Sequence[str] | None = None,
+    kind: str | None = None,
     box_score: float = MIN_SCORE,
+    peak: float | None = None,
     fold_bn: bool | None = None,
     workers: int | None = None,
     total: int = 0,
@@ -75,8 +78,14 @@ def evaluate(
     outputs : sequence of str, optional
         The blobs to compare; by default the network's outputs, and in place of those that cannot
         run the last blobs before them.
+    kind : str, optional
+        What the network is for: `classifier`, `detector`, `regressor` or `image-to-image`; by
+        default what its outputs tell.
     box_score : float
         The score from which on detections count.
+    peak : float, optional
+        The span of an image's values for PSNR, such as 1 or 255; by default the span of the float
+        network's output.
     fold_bn : bool, optional
         As in `simulate`; an ncnn model runs as it is.
     workers : int, optional
@@ -97,12 +106,13 @@ def evaluate(
     OptionError
         Where it is unclear what labels mean, or a value means nothing.
     ImageError
-        For no batches, or labels that are not one class index per image.
+        For no batches, or labels that are not one class index, or list of boxes, per image.
     ModelError
         For the name of a blob that cannot be compared; and what `simulate` raises.
     """
     if not topk or min(topk) < 1:
         raise OptionError(f"top-k {tuple(topk)}: expected whole numbers of at least 1")
+    check_peak(peak)
     if isinstance(net, NcnnNet):
         from int8calib.evaluation.ncnn_model import evaluate_ncnn
 
@@ -113,22 +123,22 @@ def evaluate(
             topk=topk,
             scores=scores,
             outputs=outputs,
+            kind=kind,
             box_score=box_score,
+            peak=peak,
             threads=net.threads,
             total=total,
             progress=progress,
         ).evaluation
     named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
     nets = [net, *(simulate(net, table, fold_bn=fold_bn) for table in named.values())]
-    compared = compared_blobs(net, scores, outputs)
+    compared = compared_blobs(net, scores, outputs, kind=kind)
     for each in nets:
         check_present(each, compared)
     records: dict[int, Record] = {}
 
     def work(runners: list[Runner], item: tuple[int, Batch | Labeled]) -> int:
         index, (batch, labels) = item[0], batch_and_labels(item[1])
-        if labels is not None and compared.scores is None:
-            compared_blobs(net, scores, outputs, labeled=True)
         tops = [copied_tops(runner, batch) for runner in runners]
         records[index] = compare(compared, tops, labels, batch_size(batch), box_score)
         return batch_size(batch)
@@ -143,8 +153,14 @@ def evaluate(
         progress=progress,
     )
     ordered = [records[i] for i in sorted(records)]
-    summed = sum_up(ordered, list(named), compared, topk)
+    summed = sum_up(ordered, list(named), compared, topk, box_score=box_score, peak=peak)
     return replace(summed, network=network_fingerprint(net.graph))
+
+
+def check_peak(peak: float | None) -> None:
+    """Raise `OptionError` for a peak of PSNR that is no span of values."""
+    if peak is not None and not 0 < peak < math.inf:
+        raise OptionError(f"peak {peak:g}: expected a number above 0, such as 1 or 255")
 
 
 def check_present(net: Net, compared: ComparedBlobs) -> None:
@@ -158,7 +174,7 @@ def check_present(net: Net, compared: ComparedBlobs) -> None:
             )
 
 
-def batch_and_labels(given: Batch | Labeled) -> tuple[Batch, Sequence[int] | None]:
+def batch_and_labels(given: Batch | Labeled) -> tuple[Batch, Labels | None]:
     """A batch, and its labels or None."""
     return given if isinstance(given, Labeled) else (given, None)
 

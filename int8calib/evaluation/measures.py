@@ -110,6 +110,27 @@ def total_energy(parts: Iterable[Energy]) -> Energy:
     )
 
 
+class ValueRange(NamedTuple):
+    """How many values a blob has over all images, the lowest and the highest."""
+
+    count: int
+    low: float
+    high: float
+
+
+def value_range(values: Array) -> ValueRange:
+    """Return the range of one batch of a blob."""
+    if not values.size:
+        return ValueRange(0, math.inf, -math.inf)
+    return ValueRange(values.size, float(values.min()), float(values.max()))
+
+
+def total_range(parts: Iterable[ValueRange]) -> ValueRange:
+    """Join the ranges of several batches."""
+    counts, lows, highs = zip(*parts, strict=True)
+    return ValueRange(sum(counts), min(lows), max(highs))
+
+
 def format_decibels(value: float | None, digits: int = 2) -> str:
     """Write an SQNR in dB for people, without the unit.
 

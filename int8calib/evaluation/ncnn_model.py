@@ -6,15 +6,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-import numpy as np
-
-from int8calib.arrays import Array
+from int8calib.arrays import Array, Shape
 from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError, OptionError
-from int8calib.evaluation.evaluate import Labeled, LabeledLoader, batch_and_labels
+from int8calib.evaluation.evaluate import (
+    Labeled,
+    LabeledLoader,
+    batch_and_labels,
+    check_peak,
+)
+from int8calib.evaluation.kinds import (
+    CLASSIFIER,
+    DETECTIONS,
+    DETECTOR,
+    KEEPS_VALUES,
+    Output,
+    is_vector,
+    network_kind,
+)
 from int8calib.evaluation.measures import MIN_SCORE
-from int8calib.evaluation.outputs import DETECTIONS, ComparedBlobs
-from int8calib.evaluation.records import Record, compare, sum_up
+from int8calib.evaluation.outputs import ComparedBlobs
+from int8calib.evaluation.records import Labels, Record, compare, sum_up
 from int8calib.evaluation.runtime import RuntimeEvaluation, boxes_of, median_times
 from int8calib.ncnn.execution.layers import grouped_by_eight, split_origins
 from int8calib.ncnn.execution.network import NcnnNet
@@ -37,7 +49,9 @@ def evaluate_ncnn(
     topk: Sequence[int] = (1, 5),
     scores: str | None = None,
     outputs: Sequence[str] | None = None,
+    kind: str | None = None,
     box_score: float = MIN_SCORE,
+    peak: float | None = None,
     threads: int = 1,
     total: int = 0,
     progress: Progress | None = None,
@@ -48,7 +62,7 @@ def evaluate_ncnn(
     ----------
     net
         The float model.
-    tables, batches, topk, scores, outputs, box_score, total, progress
+    tables, batches, topk, scores, outputs, kind, box_score, peak, total, progress
         As in `evaluate`.
     threads
         ncnn's threads for one image.
@@ -66,10 +80,11 @@ def evaluate_ncnn(
     TableError
         For a table that does not fit the model.
     ImageError
-        For no images, or labels that are not one class index per image.
+        For no images, or labels that are not one class index, or list of boxes, per image.
     """
     if not topk or min(topk) < 1 or threads < 1:
         raise OptionError(f"top-k {tuple(topk)}, threads {threads}: expected at least 1")
+    check_peak(peak)
     named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
     models = [net.model, *(net.quantized(table) for table in named.values())]
     compared = compared_blobs(net, scores, outputs)
@@ -85,9 +100,8 @@ def evaluate_ncnn(
             found.append(_tops(each.run(image, [b.name for b in compared.blobs]), compared))
             seconds.append(each.seconds)
         if not records:
-            compared = _with_scores(compared, found[0], label is not None, net.source)
-        labels = None if label is None else [label]
-        records.append(compare(compared, found, labels, 1, box_score))
+            compared = _with_kind(compared, found[0], net, scores is not None, kind)
+        records.append(compare(compared, found, label, 1, box_score))
         times.append(seconds)
         report("runtime", len(records), total)
     if not records:
@@ -100,7 +114,7 @@ def evaluate_ncnn(
     if garbled:
         note = f"{listed(garbled)}: in INT8 ncnn on x86 may compute this wrongly"
         compared = replace(compared, notes=(note,))
-    summed = sum_up(records, list(named), compared, topk)
+    summed = sum_up(records, list(named), compared, topk, box_score=box_score, peak=peak)
     return RuntimeEvaluation(
         replace(summed, network=net.fingerprint),
         median_times(("float", *named), times),
@@ -175,8 +189,8 @@ def _refuse_levels(layers: Sequence[NcnnLayer], compared: ComparedBlobs, source:
 
 def _images(
     given: Iterable[Batch | Labeled],
-) -> Iterator[tuple[dict[str, Array], int | None]]:
-    """Each image of all batches, without an axis of images, and its label or None."""
+) -> Iterator[tuple[dict[str, Array], Labels | None]]:
+    """Each image of all batches, without an axis of images, and its one label or None."""
     for each in given:
         batch, labels = batch_and_labels(each)
         count = batch_size(batch)
@@ -184,7 +198,7 @@ def _images(
             raise ImageError(f"{len(labels)} labels for {count} images; expected one each")
         for index in range(count):
             image = {name: array[index] for name, array in batch.items()}
-            yield image, None if labels is None else int(labels[index])
+            yield image, None if labels is None else labels[index : index + 1]
 
 
 def _tops(blobs: Mapping[str, Array], compared: ComparedBlobs) -> dict[Blob, Array]:
@@ -195,15 +209,32 @@ def _tops(blobs: Mapping[str, Array], compared: ComparedBlobs) -> dict[Blob, Arr
     }
 
 
-def _with_scores(compared: ComparedBlobs, tops: Tops, labeled: bool, source: str) -> ComparedBlobs:
-    """The same with the only output as class scores, where it is a vector of an image."""
-    if compared.scores is None and len(compared.outputs) == 1 and not compared.detections:
-        top = tops[compared.outputs[0]]
-        if top.shape[1] > 1 and np.prod(top.shape[2:]) == 1:
-            compared = replace(compared, scores=compared.outputs[0])
-    if labeled and compared.scores is None:
-        raise OptionError(
-            f"{source}: labels are given, but the outputs {listed(map(str, compared.outputs))} are "
-            "not one vector of class scores; name the blob that is (--scores)"
-        )
-    return compared
+def _with_kind(
+    compared: ComparedBlobs, tops: Tops, net: NcnnNet, named_scores: bool, given: str | None
+) -> ComparedBlobs:
+    """The same with what the first image's shapes tell: class scores, and the network's kind."""
+    ends = compared.outputs
+    scores = compared.scores
+    if scores is None and len(ends) == 1 and is_vector(tops[ends[0]].shape):
+        scores = ends[0]
+    kind = network_kind(
+        [_output(net, blob.name, tops[blob].shape) for blob in ends],
+        source=net.source,
+        channels={shape[1] for shape in net.input_shapes.values() if len(shape) == 4},
+        scores=None if scores is None else scores.name,
+        named_scores=named_scores,
+        given=given,
+    )
+    if kind.name != CLASSIFIER and not named_scores:
+        scores = None
+    detections = compared.detections if kind.name == DETECTOR else ()
+    return replace(compared, scores=scores, detections=detections, kind=kind)
+
+
+def _output(net: NcnnNet, name: str, shape: Shape) -> Output:
+    """What its kind is told by."""
+    makers = {top: layer for layer in net.model.layers for top in layer.tops}
+    maker = layer = makers[name]
+    while layer.type in KEEPS_VALUES and layer.bottoms:
+        layer = makers[layer.bottoms[0]]
+    return Output(name, shape, maker.type, layer.type == "Softmax")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from int8calib.arrays import Shape
 from int8calib.caffe.engine.run import Net
@@ -12,10 +12,17 @@ from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.runnable import named_outputs, runnable_outputs
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.errors import ModelError, OptionError
+from int8calib.evaluation.kinds import (
+    CLASSIFIER,
+    DETECTIONS,
+    DETECTOR,
+    KEEPS_VALUES,
+    NetworkKind,
+    Output,
+    is_vector,
+    network_kind,
+)
 from int8calib.words import listed
-
-DETECTIONS = {"DetectionOutput": 2, "YoloDetectionOutput": None, "Yolov3DetectionOutput": None}
-"""Types whose tops are lists of boxes, (..., 7), and how many of their bottoms they decode."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class ComparedBlobs:
         place of those that cannot, or what was asked for.
     notes
         one line for each layer that cannot run and so keeps an output from being compared.
+    kind
+        what the network is for.
     """
 
     scores: Blob | None
@@ -43,6 +52,7 @@ class ComparedBlobs:
     detections: tuple[Blob, ...]
     outputs: tuple[Blob, ...] = ()
     notes: tuple[str, ...] = ()
+    kind: NetworkKind | None = None
 
     @property
     def blobs(self) -> tuple[Blob, ...]:
@@ -56,6 +66,7 @@ def compared_blobs(
     scores: str | None = None,
     outputs: Sequence[str] | None = None,
     *,
+    kind: str | None = None,
     labeled: bool = False,
 ) -> ComparedBlobs:
     """Choose the blobs in which `net` is compared with itself in INT8.
@@ -69,8 +80,10 @@ def compared_blobs(
         of two or more values per image.
     outputs
         Names of blobs to compare in place of the network's outputs.
+    kind
+        What the network is for, one of `KINDS`; by default what its outputs tell.
     labeled
-        Whether labels are to be compared, for which there must be class scores.
+        Whether class labels are to be compared, for which there must be class scores.
 
     Returns
     -------
@@ -82,8 +95,8 @@ def compared_blobs(
     ModelError
         Where nothing can run.
     OptionError
-        For the name of a blob that does not exist, cannot run or is an input; where labels are to
-        be compared and it is not clear with which blob.
+        For the name of a blob that does not exist, cannot run or is an input; for a kind that the
+        outputs cannot be; where labels are to be compared and it is not clear with which blob.
     """
     graph, inputs = net.graph, net.input_shapes
     notes: tuple[str, ...] = ()
@@ -98,16 +111,47 @@ def compared_blobs(
     for blob in detections:
         layer = graph.producer(blob)
         tensors += layer.bottoms[: DETECTIONS[layer.type]]
+    shapes = infer_shapes(graph, inputs)
     if scores is None:
-        chosen = _only_vector(graph, inputs, ends)
+        chosen = _only_vector(shapes, ends)
     else:
         (chosen,) = _without_inputs(graph, named_outputs(graph, [scores], inputs))
-    if labeled and chosen is None:
+    what = network_kind(
+        [_output(graph, shapes, blob) for blob in ends],
+        source=graph.source,
+        channels={shape[1] for shape in inputs.values() if len(shape) == 4},
+        scores=None if chosen is None else str(chosen),
+        named_scores=scores is not None,
+        given=kind,
+    )
+    if what.name != CLASSIFIER and scores is None:
+        chosen = None
+    if what.name != DETECTOR:
+        detections = []
+    compared = ComparedBlobs(
+        chosen, tuple(dict.fromkeys(tensors)), tuple(detections), ends, notes, what
+    )
+    if labeled:
+        compared = with_labels(compared)
+    return compared
+
+
+def with_labels(compared: ComparedBlobs) -> ComparedBlobs:
+    """Return `compared` for a network whose images have class labels.
+
+    Raises
+    ------
+    OptionError
+        Where no blob holds class scores.
+    """
+    if compared.scores is None:
         raise OptionError(
-            f"{graph.source}: labels are given, but the outputs {listed(map(str, ends))} are not "
-            "one vector of class scores; name the blob that is (--scores)"
+            f"labels are given, but the outputs {listed(map(str, compared.outputs))} are not one "
+            "vector of class scores; name the blob that is (--scores)"
         )
-    return ComparedBlobs(chosen, tuple(dict.fromkeys(tensors)), tuple(detections), ends, notes)
+    if compared.detections:
+        return compared
+    return replace(compared, kind=NetworkKind(CLASSIFIER, "its images have labels", sure=True))
 
 
 def needed_inputs(graph: Graph, blobs: Iterable[Blob]) -> tuple[str, ...]:
@@ -129,8 +173,14 @@ def _without_inputs(graph: Graph, blobs: tuple[Blob, ...]) -> tuple[Blob, ...]:
     return blobs
 
 
-def _only_vector(graph: Graph, inputs: Mapping[str, Shape], ends: tuple[Blob, ...]) -> Blob | None:
+def _only_vector(shapes: Mapping[Blob, Shape], ends: tuple[Blob, ...]) -> Blob | None:
     """The only output, if it is a vector of two values or more per image."""
-    shape = infer_shapes(graph, inputs).get(ends[0], ()) if len(ends) == 1 else ()
-    vector = len(shape) >= 2 and shape[1] > 1 and all(size == 1 for size in shape[2:])
-    return ends[0] if vector else None
+    return ends[0] if len(ends) == 1 and is_vector(shapes.get(ends[0], ())) else None
+
+
+def _output(graph: Graph, shapes: Mapping[Blob, Shape], blob: Blob) -> Output:
+    """What its kind is told by."""
+    maker = layer = graph.producer(blob)
+    while layer.type in KEEPS_VALUES and len(layer.bottoms) >= 1:
+        layer = graph.producer(layer.bottoms[0])
+    return Output(str(blob), shapes.get(blob, ()), maker.type, layer.type == "Softmax")

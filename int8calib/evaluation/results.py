@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from int8calib.evaluation.average_precision import BoxAccuracy
+from int8calib.evaluation.kinds import NetworkKind
 from int8calib.evaluation.measures import BoxAgreement, Share
 
 FORMAT = "int8calib-evaluation"
-SCHEMA = 1
+SCHEMA = 2
 """Counted up when a field of the JSON form changes its meaning."""
 
 
@@ -29,11 +31,20 @@ class BlobError:
         The signal's energy over the error's in dB, over all images together.
     cosine
         The mean of the images' cosines.
+    psnr
+        For a network that makes images: 10 log10(peak**2 / mean squared error) in dB against the
+        float net's image; None for others.
     """
 
     blob: str
     sqnr: float
     cosine: float
+    psnr: float | None = None
+
+    @property
+    def relative_error(self) -> float:
+        """The error's root mean square over the float net's: 0 where nothing differs."""
+        return float(10 ** (-self.sqnr / 20))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +80,11 @@ class TableResult:
         The error of each compared blob.
     boxes
         How many detections are the same; None without detections.
+    against_float
+        How well it finds the float net's boxes of at least the lowest score that counts; None
+        without detections.
+    against_labels
+        How well it finds the labeled boxes; None without.
     """
 
     name: str
@@ -76,6 +92,8 @@ class TableResult:
     agreement: Share | None
     blobs: tuple[BlobError, ...]
     boxes: BoxAgreement | None
+    against_float: BoxAccuracy | None = None
+    against_labels: BoxAccuracy | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +115,10 @@ class Evaluation:
         One line for each layer that cannot run and so keeps an output from being compared.
     network : str
         The network's fingerprint (`network_fingerprint`); empty where it is not known.
+    kind : NetworkKind or None
+        What the network was taken for, and why: classifier, detector, regressor, image-to-image.
+    float_boxes : BoxAccuracy or None
+        How well the float net finds the labeled boxes; None without.
     """
 
     images: int
@@ -105,6 +127,8 @@ class Evaluation:
     outputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     network: str = ""
+    kind: NetworkKind | None = None
+    float_boxes: BoxAccuracy | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same as JSON values.
@@ -121,7 +145,9 @@ class Evaluation:
             "images": self.images,
             "outputs": list(self.outputs),
             "notes": list(self.notes),
+            "kind": None if self.kind is None else self.kind._asdict(),
             "float": _accuracy_dict(self.float_accuracy),
+            "float_boxes": _box_accuracy_dict(self.float_boxes),
             "tables": [_table_dict(table) for table in self.tables],
         }
 
@@ -173,11 +199,30 @@ def _table_dict(table: TableResult) -> dict[str, Any]:
         "name": table.name,
         "accuracy": _accuracy_dict(table.accuracy),
         "agreement": share_dict(table.agreement),
-        "blobs": [
-            {"blob": blob.blob, "sqnr": json_number(blob.sqnr), "cosine": json_number(blob.cosine)}
-            for blob in table.blobs
-        ],
+        "blobs": [_blob_dict(blob) for blob in table.blobs],
         "boxes": _boxes_dict(table.boxes),
+        "against_float": _box_accuracy_dict(table.against_float),
+        "against_labels": _box_accuracy_dict(table.against_labels),
+    }
+
+
+def _blob_dict(blob: BlobError) -> dict[str, Any]:
+    psnr = blob.psnr
+    return {
+        "blob": blob.blob,
+        "sqnr": json_number(blob.sqnr),
+        "cosine": json_number(blob.cosine),
+        "relative_error": json_number(blob.relative_error),
+        "psnr": psnr if psnr is None or math.isfinite(psnr) else str(psnr),
+    }
+
+
+def _box_accuracy_dict(found: BoxAccuracy | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "mean_precision": json_number(found.mean_precision),
+        "recall": share_dict(found.recall),
     }
 
 

@@ -15,7 +15,7 @@ from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.graph import Blob
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.errors import ImageError, ModelError, OptionError
-from int8calib.evaluation.evaluate import LabeledLoader, batch_and_labels
+from int8calib.evaluation.evaluate import LabeledLoader, batch_and_labels, check_peak
 from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
 from int8calib.evaluation.records import Record, compare, sum_up
@@ -65,7 +65,9 @@ def evaluate_runtime(
     topk: Sequence[int] = (1, 5),
     scores: str | None = None,
     outputs: Sequence[str] | None = None,
+    kind: str | None = None,
     box_score: float = MIN_SCORE,
+    peak: float | None = None,
     fold_bn: bool | None = None,
     threads: int = 1,
     total: int = 0,
@@ -75,7 +77,7 @@ def evaluate_runtime(
 
     Parameters
     ----------
-    net, tables, batches, topk, scores, outputs, box_score, fold_bn, total, progress
+    net, tables, batches, topk, scores, outputs, kind, box_score, peak, fold_bn, total, progress
         As in `evaluate`.
     threads
         ncnn's threads for one image.
@@ -94,6 +96,7 @@ def evaluate_runtime(
     """
     if not topk or min(topk) < 1 or threads < 1:
         raise OptionError(f"top-k {tuple(topk)}, threads {threads}: expected at least 1")
+    check_peak(peak)
     if isinstance(net, NcnnNet):
         from int8calib.evaluation.ncnn_model import evaluate_ncnn
 
@@ -104,13 +107,15 @@ def evaluate_runtime(
             topk=topk,
             scores=scores,
             outputs=outputs,
+            kind=kind,
             box_score=box_score,
+            peak=peak,
             threads=threads,
             total=total,
             progress=progress,
         )
     named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
-    compared = compared_blobs(net, scores, outputs)
+    compared = compared_blobs(net, scores, outputs, kind=kind)
     nets = _load(net, named, compared, fold_bn, threads)
     names = blob_names(net.graph)
     wanted = {blob: names[blob] for blob in compared.blobs}
@@ -135,15 +140,13 @@ def evaluate_runtime(
                 seconds.append(each.seconds)
                 tops.append(_as_caffe(blobs, wanted, shapes[key], compared))
             times.append(seconds)
-            label = None if labels is None else [labels[index]]
-            if label is not None and compared.scores is None:
-                compared_blobs(net, scores, outputs, labeled=True)
+            label = None if labels is None else labels[index : index + 1]
             records.append(compare(compared, tops, label, 1, box_score))
             done += 1
             report("runtime", done, total)
     if not records:
         raise ImageError("there are no images to evaluate with")
-    summed = sum_up(records, list(named), compared, topk)
+    summed = sum_up(records, list(named), compared, topk, box_score=box_score, peak=peak)
     return RuntimeEvaluation(
         replace(summed, network=network_fingerprint(net.graph)),
         median_times(("float", *named), times),

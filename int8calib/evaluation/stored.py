@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.errors import OptionError
+from int8calib.evaluation.average_precision import BoxAccuracy
+from int8calib.evaluation.kinds import KINDS, NetworkKind
 from int8calib.evaluation.measures import BoxAgreement, Share
 from int8calib.evaluation.results import (
     FORMAT,
@@ -66,6 +68,8 @@ def read_evaluation(path: str | os.PathLike[str]) -> Evaluation:
         tuple(name.text() for name in root["outputs"].items()),
         tuple(name.text() for name in root["notes"].items()),
         root.fingerprint("network"),
+        root["kind"].maybe(_kind),
+        root["float_boxes"].maybe(_box_accuracy),
     )
 
 
@@ -150,6 +154,12 @@ class Place:
         if self.value in ("-inf", "nan") and isinstance(self.value, str):
             return float(self.value)
         return self.number(-MAX_DECIBELS, MAX_DECIBELS)
+
+    def flag(self) -> bool:
+        """True or false."""
+        if not isinstance(self.value, bool):
+            raise self.wrong("true or false")
+        return self.value
 
     def cosine(self) -> float:
         """A cosine, which rounding may have put a little beyond 1; or NaN."""
@@ -240,12 +250,39 @@ def _table(place: Place, ks: list[int] | None) -> TableResult:
         place["name"].text(),
         accuracy,
         place["agreement"].maybe(Place.share),
-        tuple(
-            BlobError(blob["blob"].text(), blob["sqnr"].sqnr(), blob["cosine"].cosine())
-            for blob in place["blobs"].items()
-        ),
+        tuple(map(_blob, place["blobs"].items())),
         place["boxes"].maybe(_boxes),
+        place["against_float"].maybe(_box_accuracy),
+        place["against_labels"].maybe(_box_accuracy),
     )
+
+
+def _blob(place: Place) -> BlobError:
+    return BlobError(
+        place["blob"].text(),
+        place["sqnr"].sqnr(),
+        place["cosine"].cosine(),
+        place["psnr"].maybe(_psnr),
+    )
+
+
+def _psnr(place: Place) -> float:
+    """In dB; infinite, which is a text here, where nothing differs."""
+    if place.value in ("inf", "-inf") and isinstance(place.value, str):
+        return float(place.value)
+    return place.number(-MAX_DECIBELS, MAX_DECIBELS)
+
+
+def _kind(place: Place) -> NetworkKind:
+    if place["name"].text() not in KINDS:
+        raise place["name"].wrong(f"one of {', '.join(KINDS)}")
+    return NetworkKind(place["name"].text(), place["reason"].text(), place["sure"].flag())
+
+
+def _box_accuracy(place: Place) -> BoxAccuracy:
+    mean = place["mean_precision"]
+    value = math.nan if mean.value == "nan" else mean.number(0, 1)
+    return BoxAccuracy(value, place["recall"].share())
 
 
 def _boxes(place: Place) -> BoxAgreement:

@@ -11,6 +11,7 @@ import numpy as np
 
 import int8calib
 from int8calib.analysis.results import LayerError
+from int8calib.evaluation.average_precision import BoxAccuracy
 from int8calib.evaluation.measures import BoxAgreement
 from int8calib.evaluation.results import Evaluation, TableResult
 from int8calib.reporting import markup
@@ -77,8 +78,23 @@ def _result_cards(evaluation: Evaluation, table: TableResult) -> list[tuple[str,
         )
     if table.agreement is not None and table.agreement.total:
         cards.append((f"{100 * table.agreement.value:.1f} %", "same best class as float"))
-    if table.boxes is not None and not math.isnan(table.boxes.value):
-        cards.append((f"{100 * table.boxes.value:.1f} %", "same boxes as float"))
+    cards += _box_cards(evaluation, table)
+    psnr = [blob.psnr for blob in table.blobs if blob.psnr is not None]
+    if psnr:
+        cards.append((decibels(min(psnr), " dB"), "PSNR against float"))
+    return cards
+
+
+def _box_cards(evaluation: Evaluation, table: TableResult) -> list[tuple[str, str]]:
+    cards = []
+    before, after = evaluation.float_boxes, table.against_labels
+    if before is not None and after is not None and not math.isnan(after.mean_precision):
+        what = f"mAP in INT8 (float: {100 * before.mean_precision:.1f} %)"
+        cards.append((f"{100 * after.mean_precision:.1f} %", what))
+    kept = table.against_float
+    if kept is not None and not math.isnan(kept.mean_precision):
+        cards.append((f"{100 * kept.mean_precision:.1f} %", "mAP on the float net's boxes"))
+        cards.append((f"{100 * kept.recall.value:.1f} %", "of them found"))
     return cards
 
 
@@ -92,29 +108,49 @@ def accuracy(content: Content) -> str:
     boxes = any(result.boxes is not None for result in evaluation.tables)
     agreed = any(result.agreement is not None for result in evaluation.tables)
     columns = ["", *(f"top-{k}" for k in ks)]
-    columns += ["same best class"] * agreed + ["same boxes"] * boxes
+    labeled = evaluation.float_boxes is not None
+    columns += ["same best class"] * agreed + ["mAP", "recall"] * labeled
+    columns += ["mAP on float's boxes", "recall of them", "same boxes"] * boxes
     rows = []
-    if float_accuracy is not None:
-        tops = [share(float_accuracy.topk[k]) for k in ks]
-        rows.append(["float", *tops, *[""] * (agreed + boxes)])
+    if float_accuracy is not None or labeled:
+        tops = [share(float_accuracy.topk[k]) for k in ks] if float_accuracy else []
+        mine = _found(evaluation.float_boxes) * labeled
+        rows.append(["float", *tops, *[""] * agreed, *mine, *[""] * 3 * boxes])
     for result in evaluation.tables:
         row = [breakable(content.short.get(result.name, result.name))]
         row += [share(result.accuracy.topk[k]) if result.accuracy else "" for k in ks]
         row += [share(result.agreement)] * agreed
-        row += [_boxes(result.boxes)] * boxes
+        row += _found(result.against_labels) * labeled
+        row += [*_found(result.against_float), _boxes(result.boxes)] * boxes
         rows.append(row)
     html = table(columns, rows, "accuracy") if len(columns) > 1 else ""
+    images = any(blob.psnr is not None for result in evaluation.tables for blob in result.blobs)
     outputs = [
         [
             breakable(content.short.get(result.name, result.name)),
             text(blob.blob),
             decibels(blob.sqnr),
+            percent(blob.relative_error),
             f"{blob.cosine:.5f}",
+            *[decibels(blob.psnr)] * images,
         ]
         for result in evaluation.tables
         for blob in result.blobs
     ]
-    return html + table(("", "output", "SQNR in dB", "cosine"), outputs, "outputs")
+    heads = ("", "output", "SQNR in dB", "relative error", "cosine", *["PSNR in dB"] * images)
+    kind = (
+        ""
+        if evaluation.kind is None
+        else f'<p class="soft">{text(f"Compared as {evaluation.kind}")}.</p>'
+    )
+    return kind + html + table(heads, outputs, "outputs")
+
+
+def _found(accuracy: BoxAccuracy | None) -> list[str]:
+    """Cells of mean average precision and recall."""
+    if accuracy is None or math.isnan(accuracy.mean_precision):
+        return ["", ""]
+    return [percent(accuracy.mean_precision), share(accuracy.recall)]
 
 
 def _boxes(boxes: BoxAgreement | None) -> str:

@@ -30,9 +30,12 @@ class TuneOptions:
     more_work : float
         Multiply-adds that split channels may add, as a share of those of the network.
     max_drop : float or None
-        Points of top-1 that INT8 may lose on the validation images; needs labels.
+        Points of top-1 that INT8 may lose on the validation images, which need labels; of a
+        detector points of mean average precision, without labels those of the float network's
+        boxes.
     min_agreement : float or None
-        The share (0..1) of validation images that must keep their best class.
+        The share (0..1) of validation images that must keep their best class; of a detector's
+        boxes that must stay.
     max_float_layers : int or None
         Layers that may stay in float where a target is not met otherwise; None: any number.
     images : int
@@ -48,6 +51,8 @@ class TuneOptions:
     outputs : tuple of str or None
         The blobs in which INT8 is compared with float; by default the network's outputs, and in
         place of those that cannot run the last blobs before them.
+    kind : str or None
+        What the network is for, as in `evaluate`.
 
     Raises
     ------
@@ -67,6 +72,7 @@ class TuneOptions:
     memory: int = 2 << 30
     scores: str | None = None
     outputs: tuple[str, ...] | None = None
+    kind: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing; raises `OptionError`."""

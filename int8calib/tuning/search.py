@@ -35,8 +35,8 @@ from int8calib.tuning.results import TuneOptions, Tuning
 from int8calib.tuning.validation import (
     Validator,
     check_targets,
+    closeness,
     first_batches,
-    lowest_sqnr,
     meets_targets,
     split_batches,
 )
@@ -101,9 +101,14 @@ def tune(
     given = first_batches(batches(), tuning.images)
     tuned, held_out = split_batches(given, tuning, job.executor.graph, net.input_shapes)
     validator = Validator(
-        net, held_out, scores=tuning.scores, outputs=tuning.outputs, workers=options.workers
+        net,
+        held_out,
+        scores=tuning.scores,
+        outputs=tuning.outputs,
+        kind=tuning.kind,
+        workers=options.workers,
     )
-    check_targets(tuning, held_out)
+    check_targets(tuning, held_out, validator.compared)
     within_time = _with_deadline(progress, tuning.seconds)
     search = _Search(net, job, options, tuning, tuned, validator, within_time, meta)
     images = sum(batch_size(batch) for batch in tuned)
@@ -205,15 +210,15 @@ class _Search:
         """The best of the plain tables."""
         nets = {name: self._int8(self.net, table) for name, table in plain.items()}
         evaluation = self.validator(nets, self.progress)
-        name = max(evaluation.tables, key=lowest_sqnr).name
+        name = max(evaluation.tables, key=closeness).name
         return Candidate(self.net, plain[name], name, evaluation=evaluation)
 
     def _better(self, best: Candidate, tuned: Candidate) -> Candidate:
         """The one of two that is nearer to the float network, with the results of both."""
         new = self.validator({tuned.name: self._int8(tuned.net, tuned.table)}, self.progress)
         known = () if best.evaluation is None else best.evaluation.tables
-        (before,) = (lowest_sqnr(result) for result in known if result.name == best.name)
-        better = tuned if lowest_sqnr(new.tables[0]) >= before else best
+        (before,) = (closeness(result) for result in known if result.name == best.name)
+        better = tuned if closeness(new.tables[0]) >= before else best
         return replace(better, evaluation=replace(new, tables=(*known, *new.tables)))
 
     def _int8(self, net: Net, table: CalibrationTable) -> Net:

@@ -12,7 +12,7 @@ from int8calib.caffe.network.graph import Blob, Graph
 from int8calib.errors import ImageError, OptionError
 from int8calib.evaluation.evaluate import Labeled, batch_and_labels, copied_tops, run_pass
 from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
-from int8calib.evaluation.records import Record, compare, sum_up
+from int8calib.evaluation.records import Record, compare, has_boxes, sum_up
 from int8calib.evaluation.results import Evaluation, TableResult
 from int8calib.tuning.execution import bytes_per_image
 from int8calib.tuning.results import TuneOptions
@@ -87,11 +87,12 @@ class Validator:
         *,
         scores: str | None,
         outputs: Sequence[str] | None = None,
+        kind: str | None = None,
         workers: int,
     ) -> None:
-        """Take the images, with labels or without; `scores` and `outputs` as in `evaluate`."""
-        labeled = any(isinstance(each, Labeled) for each in batches)
-        compared = compared_blobs(net, scores, outputs, labeled=labeled)
+        """Take the images, with labels or without; `scores`, `outputs`, `kind` as in `evaluate`."""
+        labeled = any(isinstance(x, Labeled) and not has_boxes(x.labels) for x in batches)
+        compared = compared_blobs(net, scores, outputs, kind=kind, labeled=labeled)
         self.compared = _before_softmax(net, compared)
         self._net = net
         self._batches = batches
@@ -144,33 +145,55 @@ def _before_softmax(net: Net, compared: ComparedBlobs) -> ComparedBlobs:
     return replace(compared, scores=before, tensors=tensors)
 
 
-def lowest_sqnr(result: TableResult) -> float:
-    """The lowest SQNR of what is compared, in dB: finer than counts of equal classes."""
-    return min((blob.sqnr for blob in result.blobs), default=-math.inf)
+def closeness(result: TableResult) -> tuple[float, float]:
+    """What decides between results, the larger the nearer to the float network.
+
+    Of detectors first the float network's boxes: the mean of their average precision and recall,
+    in steps of one box, since finer differences are chance. Then, and of all other networks at
+    once, the lowest SQNR of what is compared, in dB: finer than counts of equal classes.
+    """
+    lowest = min((blob.sqnr for blob in result.blobs), default=-math.inf)
+    found = result.against_float
+    if found is None or not found.recall.total:
+        return 0.0, lowest
+    share = (found.mean_precision + found.recall.value) / 2
+    return float(round(share * found.recall.total)), lowest
 
 
-def check_targets(options: TuneOptions, held_out: Sequence[Batch | Labeled]) -> None:
+def check_targets(
+    options: TuneOptions, held_out: Sequence[Batch | Labeled], compared: ComparedBlobs
+) -> None:
     """Raise `OptionError` for a target that needs labels where there are none."""
-    if options.max_drop is not None and not all(isinstance(each, Labeled) for each in held_out):
+    if options.max_drop is None or compared.detections:
+        return
+    if not all(isinstance(each, Labeled) for each in held_out):
         raise OptionError("a largest drop of top-1 needs labels; give them, or a least agreement")
 
 
 def meets_targets(evaluation: Evaluation, result: TableResult, options: TuneOptions) -> bool:
     """Whether one result holds all targets of `options`; a target that cannot be told fails."""
     if options.min_agreement is not None:
-        agreement = result.agreement
-        if agreement is None or not agreement.value >= options.min_agreement:
+        same = result.agreement if result.boxes is None else result.boxes
+        if same is None or not same.value >= options.min_agreement:
             return False
     if options.max_drop is not None:
-        drop = _accuracy_drop(evaluation, result)
+        drop = _lost_points(evaluation, result)
         if drop is None or drop > options.max_drop + 1e-9:
             return False
     return True
 
 
-def _accuracy_drop(evaluation: Evaluation, result: TableResult) -> float | None:
-    """Points of top-1 that INT8 loses against float; None without labels."""
+def _lost_points(evaluation: Evaluation, result: TableResult) -> float | None:
+    """Points of top-1, or of mean average precision, that INT8 loses; None without labels.
+
+    Without labels a detector is to find the float network's boxes, which that finds all.
+    """
+    if result.against_float is not None:
+        before = 1.0 if evaluation.float_boxes is None else evaluation.float_boxes.mean_precision
+        found = result.against_labels or result.against_float
+        lost = 100 * (before - found.mean_precision)
+        return None if math.isnan(lost) else lost
     if evaluation.float_accuracy is None or result.accuracy is None:
         return None
-    before, after = (a.topk[1].value for a in (evaluation.float_accuracy, result.accuracy))
-    return 100 * (before - after)
+    first, then = (a.topk[1].value for a in (evaluation.float_accuracy, result.accuracy))
+    return 100 * (first - then)

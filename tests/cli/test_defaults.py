@@ -48,6 +48,8 @@ LIBRARY: Mapping[str, Any] = {
     "fp32": default(quantize_model, "fp32"),
     "ignore_field": default(int8calib.load_caffe, "ignore_fields"),
     "input_method": Options.input_method,
+    "kind": default(int8calib.evaluate, "kind"),
+    "peak": default(int8calib.evaluate, "peak"),
     "input_shape": default(int8calib.load_caffe, "input_shapes"),
     "layer_method": Options.layer_methods,
     "max_drop": TuneOptions.max_drop,
@@ -98,6 +100,7 @@ LIBRARY: Mapping[str, Any] = {
 COMMAND_LINE_ONLY = {
     *("config", "debug", "quiet", "verbose", "json"),
     *("ncnn", "output", "param", "bin", "png", "proto", "names", "title", "labels", "layers"),
+    *("boxes",),
     *("limit", "seed", "shuffle", "no_optimize", "runtime", "more_work", "skip", "write_model"),
     *("gpu", "group", "detection"),
 }

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import int8calib
+from int8calib.errors import ImageError, OptionError
+from int8calib.evaluation.average_precision import Detection, Truth
 from int8calib.evaluation.measures import match_boxes
-from tests.evaluation_cases import coarse_table, loader_of
+from tests.evaluation_cases import coarse_table, loader_of, plain_precision
 from tests.generated import make_model
 
 SSD = """
@@ -60,6 +62,92 @@ def test_boxes_and_what_they_are_made_of(tmp_path: Path) -> None:
     strict = int8calib.evaluate(net, table, loader_of(x, batch=1), box_score=0.9).tables[0].boxes
     assert strict is not None
     assert strict.float_boxes < result.boxes.float_boxes
+
+
+def detections(net: int8calib.Net, images: np.ndarray) -> list[list[Detection]]:
+    """What a network finds, image by image."""
+    found = []
+    for image in images:
+        rows = net.forward({"data": image[None]})["out"].reshape(-1, 7).tolist()
+        found.append([Detection(int(r[1]), r[2], tuple(r[3:])) for r in rows if r[0] == 0])
+    return found
+
+
+def test_a_detector_is_judged_by_the_boxes_of_float_and_of_labels(tmp_path: Path) -> None:
+    net = int8calib.load_caffe(*make_model(tmp_path, SSD))
+    x = np.random.default_rng(5).normal(0, 60, (5, 3, 29, 37)).astype(np.float32)
+    table = coarse_table(net, 0.3)
+    nets = [detections(each, x) for each in (net, int8calib.simulate(net, table))]
+    kept = [[Truth(d.label, d.box) for d in image if d.score >= 0.3] for image in nets[0]]
+    labels = [[Truth(t.label, t.box) for t in image[::3]] for image in kept]
+    assert all(labels)
+
+    def batches():  # type: ignore[no-untyped-def]
+        for image, boxes in zip(x, labels, strict=True):
+            yield int8calib.Labeled({"data": image[None]}, [boxes])
+
+    found = int8calib.evaluate(net, table, batches)
+    assert found.kind is not None
+    assert (found.kind.name, found.kind.sure) == ("detector", True)
+    (result,) = found.tables
+    for given, truths, which in (
+        (result.against_float, kept, 1),
+        (result.against_labels, labels, 1),
+        (found.float_boxes, labels, 0),
+    ):
+        classes = {t.label for image in truths for t in image}
+        expected = [plain_precision(nets[which], truths, label, 0.5) for label in classes]
+        assert given is not None
+        assert given.mean_precision == pytest.approx(np.mean(expected))
+        assert given.recall.total == sum(map(len, truths))
+    assert result.against_float is not None
+    assert result.boxes is not None
+    assert result.against_float.recall.hits == result.boxes.matched
+    assert 0.2 < result.against_float.mean_precision < 1
+    plain = int8calib.evaluate(net, table, loader_of(x, batch=1))
+    assert plain.float_boxes is plain.tables[0].against_labels is None
+    assert plain.tables[0].against_float == result.against_float
+
+
+def test_boxes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    net = int8calib.load_caffe(*make_model(tmp_path, SSD))
+    x = np.zeros((2, 3, 29, 37), np.float32)
+    box = [Truth(1, (0.1, 0.1, 0.5, 0.5))]
+    with pytest.raises(ImageError, match="1 lists of boxes for 2 images"):
+        int8calib.evaluate(net, {}, lambda: [int8calib.Labeled({"data": x}, [box])])
+    with pytest.raises(OptionError, match="no output of the network is a list of detections"):
+        int8calib.evaluate(
+            net, {}, lambda: [int8calib.Labeled({"data": x}, [box] * 2)], outputs=["conf"]
+        )
+
+
+def test_tuning_a_detector_keeps_the_result_with_most_boxes(tmp_path: Path) -> None:
+    net = int8calib.load_caffe(*make_model(tmp_path, SSD))
+    x = np.random.default_rng(5).normal(0, 60, (12, 3, 29, 37)).astype(np.float32)
+    options = int8calib.TuneOptions(validation=0.5, max_drop=100, min_agreement=0.0)
+    found = int8calib.tune(net, loader_of(x, batch=1), tuning=options)
+    assert found.target_met
+    assert found.evidence is not None
+    held_out = x[1::2]
+    truths = [
+        [Truth(d.label, d.box) for d in image if d.score >= 0.3]
+        for image in detections(net, held_out)
+    ]
+    classes = {t.label for image in truths for t in image}
+    (best,) = (table for table in found.evidence.tables if table.name == found.chosen)
+    shares = {
+        table.name: table.against_float.mean_precision + table.against_float.recall.value
+        for table in found.evidence.tables
+        if table.against_float
+    }
+    step = 2 / sum(map(len, truths))
+    assert shares[found.chosen] >= max(shares.values()) - step
+    int8 = int8calib.simulate(net, found.table)
+    expected = [
+        plain_precision(detections(int8, held_out), truths, label, 0.5) for label in classes
+    ]
+    assert best.against_float is not None
+    assert best.against_float.mean_precision == pytest.approx(np.mean(expected))
 
 
 @pytest.mark.parametrize("bottom_scale", [0.3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +70,24 @@ MANY_TYPES = (
 )
 ODD = layer("Odd", "odd", "el", param="odd_param { a: 1 b { c: 'x' } }")
 LABELS = "".join(f"{i}.png {i % 4}\n" for i in range(5)) + "sub/7.png 3\n"
+COCO = {
+    "images": [
+        {"id": 3, "file_name": "0.png", "width": 19, "height": 17},
+        {"id": 5, "file_name": "sub/7.png", "width": 11, "height": 13},
+    ],
+    "annotations": [
+        {"image_id": 3, "category_id": 1, "bbox": [2, 3.5, 7, 11], "iscrowd": 0},
+        {"image_id": 5, "category_id": 2, "bbox": [0, 0, 5, 7], "iscrowd": 1},
+    ],
+    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+}
+VOC = """<annotation><filename>0.png</filename>
+<size><width>19</width><height>17</height><depth>3</depth></size>
+<object><name>cat</name><difficult>0</difficult>
+<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>9</xmax><ymax>15</ymax></bndbox></object>
+<object><name>dog</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>7</ymax></bndbox>
+</object></annotation>
+"""
 TOML = (
     'proto = "net.prototxt"\nmodel = "net.caffemodel"\nimages = ["images"]\nmean = [104, 117, 123]'
     '\nnorm = [0.5]\nmethod = "kl"\nbatch = 2\nwinograd = false\nexclude = ["fc", "c*"]\n'
@@ -128,6 +147,8 @@ def make_seeds(folder: Path) -> Seeds:
         "analysis": [analysis],
         "toml": [TOML.encode(), Path(f"{table}.toml").read_bytes()],
         "labels": [LABELS.encode()],
+        "coco": [json.dumps(COCO).encode()],
+        "voc": [VOC.encode()],
         "list": [b"images/0.png\n# x\nimages/1.png 3\n'images/2.png'\n", b"./images/0.png 1 2\r\n"],
     }
     return Seeds(folder, files)

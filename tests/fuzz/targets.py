@@ -22,10 +22,12 @@ from int8calib.caffe.network.shapes import multiply_adds
 from int8calib.calibration.collected import load_collected
 from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.file import _digest, load_statistics
+from int8calib.cli.boxes import read_boxes
 from int8calib.cli.config import read_config
 from int8calib.cli.labels import read_labels
 from int8calib.cli.main import main
 from int8calib.errors import Int8CalibError
+from int8calib.evaluation.average_precision import Truth
 from int8calib.evaluation.stored import read_evaluation
 from int8calib.images.decode import read_image
 from int8calib.images.mean import read_mean
@@ -246,6 +248,26 @@ def _labels(path: Path, folder: Path, rng: random.Random) -> None:
         refusing(lambda name=name: label_of(name))
 
 
+def _coco(path: Path, folder: Path, rng: random.Random) -> None:
+    names = ("background", "cat", "dog") if rng.random() < 0.5 else ()
+    _sound_boxes(read_boxes(str(path), names))
+
+
+def _voc(path: Path, folder: Path, rng: random.Random) -> None:
+    place = path.parent / "voc"
+    place.mkdir(exist_ok=True)
+    (place / "0.xml").write_bytes(path.read_bytes())
+    _sound_boxes(read_boxes(str(place), ("background", "cat", "dog")))
+
+
+def _sound_boxes(boxes_of: Callable[[str], Iterable[Truth]]) -> None:
+    boxes: list[Truth] = []
+    if refusing(lambda: boxes.extend(boxes_of("0.png"))):
+        raise Int8CalibError("refused")
+    assert all(truth.label >= 0 for truth in boxes)
+    assert all(math.isfinite(corner) for truth in boxes for corner in truth.box)
+
+
 def _list(path: Path, folder: Path, rng: random.Random) -> None:
     before = Path.cwd()
     os.chdir(folder)
@@ -292,5 +314,7 @@ TARGETS: dict[str, Target] = {
     "analysis": Target(mutate.damaged_json, ".json", _analysis),
     "toml": Target(mutate.damaged_text, ".toml", _toml),
     "labels": Target(mutate.damaged_text, ".txt", _labels),
+    "coco": Target(mutate.damaged_json, ".json", _coco),
+    "voc": Target(mutate.damaged_text, ".xml", _voc),
     "list": Target(mutate.damaged_text, ".txt", _list),
 }

@@ -110,7 +110,7 @@ def test_equalizing_is_worth_it(net) -> None:
 @pytest.mark.usefixtures("few_images_will_do")
 def test_validation_images_are_never_tuned_on(net, monkeypatch) -> None:
     # Validation images choose between results, so here the tuned one wins whatever they say.
-    monkeypatch.setattr("int8calib.tuning.search.lowest_sqnr", lambda r: float(r.name == "tuned"))
+    monkeypatch.setattr("int8calib.tuning.search.closeness", lambda r: float(r.name == "tuned"))
     seen = batches(12)
     other = batches(3, seed=1234)
     mixed = [other[i // 4] if i % 4 == 3 else each for i, each in enumerate(seen)]
