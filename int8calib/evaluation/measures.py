@@ -113,7 +113,7 @@ def total_energy(parts: Iterable[Energy]) -> Energy:
 class ValueRange(NamedTuple):
     """How many values a blob has over all images, the lowest and the highest."""
 
-    count: int
+    values: int
     low: float
     high: float
 

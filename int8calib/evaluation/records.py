@@ -252,9 +252,9 @@ def sum_up(
                         str(blob),
                         total.sqnr,
                         total.cosine,
-                        _psnr(total, values.count, span) if images else None,
+                        _psnr(total, extent.values, span) if images else None,
                     )
-                    for blob, total, values, span in zip(
+                    for blob, total, extent, span in zip(
                         compared.tensors, totals, ranges, spans, strict=True
                     )
                 ),
