@@ -27,7 +27,8 @@ from benchmarks.stages import (
     make,
     table_lines,
 )
-from int8calib.evaluation.average_precision import Detection, Truth, box_accuracy
+from int8calib.evaluation.average_precision import Detection, box_accuracy
+from int8calib.images.boxes import Truth
 from int8calib.ncnn.runtime import RuntimeNet
 
 STAGES = (KL, MSE, LEVELS, TUNED_TABLE, TUNED)

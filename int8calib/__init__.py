@@ -34,9 +34,9 @@ if TYPE_CHECKING:
         UnsupportedLayerError,
         WeightsError,
     )
-    from int8calib.evaluation.average_precision import Truth
     from int8calib.evaluation.evaluate import Labeled, evaluate
     from int8calib.evaluation.results import Evaluation
+    from int8calib.images.boxes import Truth
     from int8calib.inspection import Inspection
     from int8calib.ncnn.execution.inspect import inspect_ncnn
     from int8calib.ncnn.execution.load import load_ncnn
@@ -128,7 +128,7 @@ _HOMES = {
     "Statistics": "int8calib.calibration.statistics.store",
     "StatisticsError": "int8calib.errors",
     "TableError": "int8calib.errors",
-    "Truth": "int8calib.evaluation.average_precision",
+    "Truth": "int8calib.images.boxes",
     "TuneOptions": "int8calib.tuning.results",
     "Tuning": "int8calib.tuning.results",
     "UnreadableImageError": "int8calib.errors",

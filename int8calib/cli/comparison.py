@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from int8calib.cli.boxes import BoxedImages, check_geometry, read_boxes, read_names
 from int8calib.cli.console import format_share
-from int8calib.cli.labels import LabeledImages
+from int8calib.cli.labels import BoxedImages, LabeledImages, check_geometry, read_names
 from int8calib.cli.loader import ImageLoader
 from int8calib.cli.options import finite, whole
 from int8calib.errors import OptionError
@@ -253,6 +252,8 @@ class GroundTruth:
             return LabeledImages(images, self.labels)
         if self.boxes is None:
             return images
+        from int8calib.images.boxes import read_boxes
+
         check_geometry(options)
         names = () if self.names is None else read_names(self.names)
         return BoxedImages(images, read_boxes(self.boxes, names))

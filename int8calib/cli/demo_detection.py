@@ -61,10 +61,11 @@ def _compare(console: Console, folder: Path) -> None:
     import numpy as np
 
     from int8calib.demo import MEAN, NORM, scenes
-    from int8calib.evaluation.average_precision import Truth, mean_average_precision
+    from int8calib.evaluation.average_precision import mean_average_precision
     from int8calib.files import write_atomic
     from int8calib.images import Preprocess
     from int8calib.images.annotate import Box, draw_boxes, encode_png, side_by_side
+    from int8calib.images.boxes import Truth
 
     how = Preprocess((3, scenes.SIZE, scenes.SIZE), mean=MEAN, norm=NORM)
     drawn = list(scenes.draw_scenes(TEST_SCENES, TEST_SEED))

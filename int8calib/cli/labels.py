@@ -1,4 +1,7 @@
-"""The class of each image, from `--labels`: a file of names and indices, or class folders."""
+"""What is known of each image: its class, from `--labels`, or its boxes, from `--boxes`.
+
+Labels are a file of names and indices, or class folders; `int8calib.images.boxes` reads boxes.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,23 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from int8calib.cli.loader import ImageLoader
-from int8calib.errors import ImageError
+from int8calib.errors import ImageError, OptionError
 from int8calib.files import file_mode, read_bounded
 from int8calib.limits import MAX_LIST_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from int8calib.cli.image_options import ImageOptions
     from int8calib.evaluation.evaluate import Labeled
+    from int8calib.images.boxes import Truth
 
 LabelOf = Callable[[str], int]
 
 MAX_DIGITS = 9
 """Digits of a class index."""
+_WHOLE = frozenset(("stretch", "height", "width", "none"))
+"""Ways to resize that show the network the whole picture and nothing else."""
 
 
 class LabeledImages:
@@ -35,6 +44,42 @@ class LabeledImages:
 
         for batch in self._images.batches():
             yield Labeled(batch.blobs, [self._label_of(name) for name in batch.names])
+
+
+class BoxedImages:
+    """The batches of a loader with the labeled boxes of each image: call it to start a pass."""
+
+    def __init__(self, images: ImageLoader, boxes_of: Callable[[str], Sequence[Truth]]) -> None:
+        """Take the loader, and what gives an image's boxes by its name."""
+        self._images = images
+        self._boxes_of = boxes_of
+
+    def __call__(self) -> Iterator[Labeled]:
+        """Start a pass: batches in order; raises `ImageError` for an image without boxes."""
+        from int8calib.evaluation.evaluate import Labeled
+
+        for batch in self._images.batches():
+            yield Labeled(batch.blobs, [self._boxes_of(name) for name in batch.names])
+
+
+def check_geometry(options: ImageOptions) -> None:
+    """Raise `OptionError` where the input blob is not the whole picture as boxes measure it."""
+    if options.resize not in _WHOLE:
+        raise OptionError(
+            f"--boxes: with --resize {options.resize} the network does not see the whole picture "
+            "alone, so boxes cannot be compared; use --resize stretch"
+        )
+    if options.transpose:
+        raise OptionError("--boxes: with --transpose boxes cannot be compared; leave it out")
+
+
+def read_names(path: str) -> tuple[str, ...]:
+    """Return the lines of a file of class names, by label; raises `OptionError`."""
+    try:
+        text = read_bounded(Path(path), MAX_LIST_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--names {path}: cannot be read: {error}") from None
+    return tuple(line.strip() for line in text.splitlines())
 
 
 def read_labels(where: str) -> LabelOf:

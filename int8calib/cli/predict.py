@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from int8calib.cli.boxes import read_names
 from int8calib.cli.console import Console
 from int8calib.cli.image_options import ImageOptions, add_image_arguments, image_options
+from int8calib.cli.labels import read_names
 from int8calib.cli.options import (
     MessageOptions,
     add_input_shape_argument,

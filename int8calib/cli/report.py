@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from int8calib.cli.boxes import BoxedImages
 from int8calib.cli.comparison import (
     GroundTruth,
     add_compared_arguments,
@@ -29,7 +28,7 @@ from int8calib.cli.comparison import (
 )
 from int8calib.cli.console import Console, Progress
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.labels import LabeledImages
+from int8calib.cli.labels import BoxedImages, LabeledImages
 from int8calib.cli.loader import ImageLoader
 from int8calib.cli.network import model_fingerprint
 from int8calib.cli.options import (

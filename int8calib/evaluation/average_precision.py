@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.evaluation.measures import MIN_IOU, MIN_SCORE, Share, box_overlaps
-
-Corners = tuple[float, float, float, float]
+from int8calib.images.boxes import Corners, Truth
 
 
 class Detection(NamedTuple):
@@ -21,25 +20,6 @@ class Detection(NamedTuple):
     label: int
     score: float
     box: Corners
-
-
-class Truth(NamedTuple):
-    """A labeled box.
-
-    Attributes
-    ----------
-    label : int
-        Its class, as the network numbers it.
-    box : tuple of 4 floats
-        Left, top, right, bottom, as parts of the picture.
-    ignored : bool
-        Whether it counts neither as found nor as missed, as VOC's difficult objects and COCO's
-        crowds.
-    """
-
-    label: int
-    box: Corners
-    ignored: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ImageError, ModelError, OptionError
-from int8calib.evaluation.average_precision import BoxAccuracy, Detection, Truth, box_accuracy
+from int8calib.evaluation.average_precision import BoxAccuracy, Detection, box_accuracy
 from int8calib.evaluation.kinds import IMAGES
 from int8calib.evaluation.measures import (
     MIN_SCORE,
@@ -30,6 +30,7 @@ from int8calib.evaluation.measures import (
 )
 from int8calib.evaluation.outputs import ComparedBlobs, with_labels
 from int8calib.evaluation.results import Accuracy, BlobError, Evaluation, TableResult
+from int8calib.images.boxes import Truth
 
 MAX_CLASSES = 20
 """Up to so many classes there is a confusion matrix."""

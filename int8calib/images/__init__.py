@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from int8calib.errors import UnreadableImageError
 from int8calib.images.batches import Batch, batches, batches_of_inputs
+from int8calib.images.boxes import Truth, read_boxes
 from int8calib.images.mean import read_mean
 from int8calib.images.preprocess import ChannelOrder, Preprocess
 from int8calib.images.resize import ResizeMode
@@ -15,9 +16,11 @@ __all__ = [
     "ImageSource",
     "Preprocess",
     "ResizeMode",
+    "Truth",
     "UnreadableImageError",
     "batches",
     "batches_of_inputs",
     "open_source",
+    "read_boxes",
     "read_mean",
 ]

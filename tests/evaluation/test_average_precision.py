@@ -9,10 +9,10 @@ import pytest
 
 from int8calib.evaluation.average_precision import (
     Detection,
-    Truth,
     box_accuracy,
     mean_average_precision,
 )
+from int8calib.images.boxes import Truth
 from tests.evaluation_cases import plain_precision
 
 

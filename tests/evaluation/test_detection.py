@@ -9,8 +9,9 @@ import pytest
 
 import int8calib
 from int8calib.errors import ImageError, OptionError
-from int8calib.evaluation.average_precision import Detection, Truth
+from int8calib.evaluation.average_precision import Detection
 from int8calib.evaluation.measures import match_boxes
+from int8calib.images.boxes import Truth
 from tests.evaluation_cases import coarse_table, loader_of, plain_precision
 from tests.generated import make_model
 

@@ -22,13 +22,12 @@ from int8calib.caffe.network.shapes import multiply_adds
 from int8calib.calibration.collected import load_collected
 from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.file import _digest, load_statistics
-from int8calib.cli.boxes import read_boxes
 from int8calib.cli.config import read_config
 from int8calib.cli.labels import read_labels
 from int8calib.cli.main import main
 from int8calib.errors import Int8CalibError
-from int8calib.evaluation.average_precision import Truth
 from int8calib.evaluation.stored import read_evaluation
+from int8calib.images.boxes import Truth, read_boxes
 from int8calib.images.decode import read_image
 from int8calib.images.mean import read_mean
 from int8calib.images.source import open_source

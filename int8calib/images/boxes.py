@@ -1,4 +1,4 @@
-"""The labeled boxes of each image, from `--boxes`: COCO's JSON, or a folder of VOC's XML files."""
+"""The labeled boxes of each image, from COCO's JSON or a folder of VOC's XML files."""
 
 from __future__ import annotations
 
@@ -6,65 +6,44 @@ import math
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from int8calib.cli.loader import ImageLoader
-from int8calib.errors import ImageError, OptionError
+from int8calib.errors import ImageError
 from int8calib.files import file_mode, read_bounded
-from int8calib.limits import MAX_ANNOTATION_BYTES, MAX_LIST_BYTES
+from int8calib.limits import MAX_ANNOTATION_BYTES
 from int8calib.parsing import parse_json
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-    from int8calib.cli.image_options import ImageOptions
-    from int8calib.evaluation.average_precision import Truth
-    from int8calib.evaluation.evaluate import Labeled
+Corners = tuple[float, float, float, float]
 
-BoxesOf = Callable[[str], Sequence["Truth"]]
+
+class Truth(NamedTuple):
+    """A labeled box.
+
+    Attributes
+    ----------
+    label : int
+        Its class, as the network numbers it.
+    box : tuple of 4 floats
+        Left, top, right, bottom, as parts of the picture.
+    ignored : bool
+        Whether it counts neither as found nor as missed, as VOC's difficult objects and COCO's
+        crowds.
+    """
+
+    label: int
+    box: Corners
+    ignored: bool = False
+
+
+BoxesOf = Callable[[str], Sequence[Truth]]
 MAX_XML_BYTES = 1 << 20
 """Bytes of one image's XML file: 1 MiB, several thousand boxes."""
 MAX_SIDE = 1 << 27
 """Pixels of a side, and the largest coordinate of a box."""
 MAX_LABEL = 10**9
-_WHOLE = frozenset(("stretch", "height", "width", "none"))
-"""Ways to resize that show the network the whole picture and nothing else."""
-
-
-class BoxedImages:
-    """The batches of a loader with the labeled boxes of each image: call it to start a pass."""
-
-    def __init__(self, images: ImageLoader, boxes_of: BoxesOf) -> None:
-        """Take the loader, and what gives an image's boxes by its name."""
-        self._images = images
-        self._boxes_of = boxes_of
-
-    def __call__(self) -> Iterator[Labeled]:
-        """Start a pass: batches in order; raises `ImageError` for an image without boxes."""
-        from int8calib.evaluation.evaluate import Labeled
-
-        for batch in self._images.batches():
-            yield Labeled(batch.blobs, [self._boxes_of(name) for name in batch.names])
-
-
-def check_geometry(options: ImageOptions) -> None:
-    """Raise `OptionError` where the input blob is not the whole picture as boxes measure it."""
-    if options.resize not in _WHOLE:
-        raise OptionError(
-            f"--boxes: with --resize {options.resize} the network does not see the whole picture "
-            "alone, so boxes cannot be compared; use --resize stretch"
-        )
-    if options.transpose:
-        raise OptionError("--boxes: with --transpose boxes cannot be compared; leave it out")
-
-
-def read_names(path: str) -> tuple[str, ...]:
-    """Return the lines of a file of class names, by label; raises `OptionError`."""
-    try:
-        text = read_bounded(Path(path), MAX_LIST_BYTES).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--names {path}: cannot be read: {error}") from None
-    return tuple(line.strip() for line in text.splitlines())
 
 
 def read_boxes(where: str, names: Sequence[str] = ()) -> BoxesOf:
@@ -164,8 +143,6 @@ class _Entry:
 
 def _read_coco(path: Path, names: Sequence[str]) -> dict[str, list[Truth]]:
     """The boxes of each file name; raises ImageError and OSError."""
-    from int8calib.evaluation.average_precision import Truth
-
     try:
         value = parse_json(read_bounded(path, MAX_ANNOTATION_BYTES))
     except ValueError as error:
@@ -245,8 +222,6 @@ def _from_voc(folder: Path, names: Sequence[str]) -> BoxesOf:
 def _read_voc(path: Path, names: Sequence[str]) -> list[Truth]:
     """The boxes of one XML file, whose corners are pixels from 1 on, the last included."""
     from xml.etree import ElementTree
-
-    from int8calib.evaluation.average_precision import Truth
 
     try:
         text = read_bounded(path, MAX_XML_BYTES).decode("utf-8-sig")
