@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 import int8calib
-from int8calib import Labeled, Options
+from int8calib import Labeled, Options, WeightOptions
 from int8calib.analysis.results import Analysis
 from int8calib.analysis.samples import LayerSample, sample_outputs
 from int8calib.calibration.statistics.store import Statistics
@@ -87,7 +87,7 @@ def case() -> Case:
         name: int8calib.calibrate(
             net,
             lambda: ({"data": images[i : i + 1]} for i in range(IMAGES)),
-            Options(method=method, exclude=exclude),
+            Options(method=method, exclude=exclude, weights=WeightOptions(winograd="6bit")),
         )
         for name, method, exclude in zip(TABLES, ("kl", "mse"), ((), ("fc",)), strict=True)
     }

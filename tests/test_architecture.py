@@ -47,6 +47,7 @@ STAGES = {
     "int8calib.simulation": 12,
     "int8calib.evaluation": 13,
     "int8calib.analysis": 14,
+    "int8calib.rounding": 14,
     "int8calib.tuning": 15,
     "int8calib.reporting": 16,
     "int8calib.cli": 20,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from int8calib.arrays import Array
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Graph
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
-from int8calib.calibration.scales import WeightOptions, largest_scales, weight_scales
+from int8calib.calibration.scales import WeightOptions, summed_levels, unlimited_scales
 from int8calib.table.model import Requirement
+from int8calib.table.rules import grouped_problem
 
 
 def requirements_from_graph(
-    graph: Graph, *, fold_bn: bool = True, winograd: bool = True, versions: bool = True
+    graph: Graph, *, fold_bn: bool = True, winograd: str = "safe", versions: bool = True
 ) -> list[Requirement]:
     """List what each layer that ncnn quantizes needs, in running order.
 
@@ -23,7 +27,8 @@ def requirements_from_graph(
     fold_bn
         Whether the network will run with BatchNorm folded in, as ncnnoptimize leaves it.
     winograd
-        Whether layers that ncnn may run by int8 winograd need 6-bit weights.
+        As in `WeightOptions`: what the weights of layers are to be that ncnn may run by int8
+        winograd.
     versions
         False names bottoms as tables keyed by blob do, without the count of in-place layers.
 
@@ -42,17 +47,18 @@ def requirements_from_graph(
             weight_scales_folded=_scales(folded[layer.name], options),
             weight_scales_raw=_scales(layer, options),
             levels=options.levels(layer),
-            max_scales=_max_scales(folded[layer.name] if fold_bn else layer, options),
+            level_sums=_level_sums(folded[layer.name] if fold_bn else layer, options),
             folded=fold_bn,
             bottom=str(layer.bottom) if versions else layer.bottom.name,
+            caution=grouped_problem(layer.group, layer.outputs),
         )
         for layer in quantized_layers(graph)
     ]
 
 
 def _scales(layer: QuantizedLayer, options: WeightOptions) -> Array | None:
-    return weight_scales(layer, options) if layer.layer.weights else None
+    return unlimited_scales(layer, options) if layer.layer.weights else None
 
 
-def _max_scales(layer: QuantizedLayer, options: WeightOptions) -> Array | None:
-    return largest_scales(layer, options) if layer.layer.weights else None
+def _level_sums(layer: QuantizedLayer, options: WeightOptions) -> Callable[[Any], Any] | None:
+    return summed_levels(layer, options) if layer.layer.weights else None

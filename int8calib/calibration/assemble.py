@@ -15,7 +15,14 @@ from int8calib.arrays import Array
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import Options
 from int8calib.calibration.scales import dead_rows, weight_scales
-from int8calib.calibration.selection import blob_methods, chosen_layers, default_method, matching
+from int8calib.calibration.selection import (
+    blob_methods,
+    blocked_warnings,
+    chosen_layers,
+    default_method,
+    grouped_in_float,
+    matching,
+)
 from int8calib.calibration.stability import UNSTEADY, summary, threshold_spreads
 from int8calib.calibration.statistics.histogram import Histogram
 from int8calib.calibration.statistics.store import Statistics
@@ -151,7 +158,9 @@ def assemble(
     rows, of_layers = _rows(chosen, evidence, options)
     if not rows and not weight_rows:
         raise StatisticsError(f"{source}: every quantized layer has a bottom of zeros")
-    warnings = [*warnings, *_run_warnings(statistics, evidence, methods), *notes, *of_layers]
+    in_float = blocked_warnings(grouped_in_float(layers, options), options)
+    of_run = _run_warnings(statistics, evidence, methods)
+    warnings = [*warnings, *in_float, *of_run, *notes, *of_layers]
     table = CalibrationTable(
         tuple(rows),
         _blob_scales(blobs, evidence) if options.all_blobs and blobs is not None else {},
@@ -263,14 +272,32 @@ def _dead_warnings(rows: Sequence[LayerScales]) -> list[str]:
     ]
 
 
-def tool_rows(table: CalibrationTable) -> CalibrationTable:
-    """Return a table with one weight scale a layer, as the reference tool's with `--group 0`.
+def tool_rows(
+    table: CalibrationTable, layers: Sequence[QuantLayer], *, one_scale: bool
+) -> CalibrationTable:
+    """Return a table as the reference tool's latest version has it: of convolutions alone.
+
+    Parameters
+    ----------
+    table : CalibrationTable
+    layers : sequence of QuantLayer
+        Those that can be INT8.
+    one_scale : bool
+        Whether a layer has one weight scale, as with `--group 0`.
 
     Raises
     ------
     OptionError
-        For a layer whose scales differ: it was made with another granularity.
+        With `one_scale` for a layer whose scales differ: it was made with another granularity.
     """
+    convolutions = {layer.name for layer in layers if layer.kind != "InnerProduct"}
+    rows = tuple(layer for layer in table.layers if layer.name in convolutions)
+    table = replace(table, layers=rows)
+    return _one_scale_rows(table) if one_scale else table
+
+
+def _one_scale_rows(table: CalibrationTable) -> CalibrationTable:
+    """The table with one weight scale a layer; raises `OptionError` where they differ."""
     rows = []
     for layer in table.layers:
         alive = [c for c in range(len(layer.weight_scales)) if c not in set(layer.dead_channels)]
@@ -290,4 +317,4 @@ def tool_v1_rows(table: CalibrationTable, layers: Sequence[QuantLayer]) -> Calib
     convolutions = [layer for layer in layers if layer.kind != "InnerProduct"]
     kept = {layer.name for layer in convolutions if layer.kernel in ((1, 1), (3, 3))}
     rows = tuple(layer for layer in table.layers if layer.name in kept)
-    return tool_rows(replace(table, layers=rows))
+    return _one_scale_rows(replace(table, layers=rows))

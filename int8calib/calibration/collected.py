@@ -28,6 +28,7 @@ _FIELDS: Mapping[str, type] = {
     "name": str,
     "kind": str,
     "blob": str,
+    "outputs": int,
     "rows": int,
     "group": int,
     "kernel": list,
@@ -88,6 +89,7 @@ def save_collected(path: str | os.PathLike[str], collected: Collected) -> None:
     if collected.weight_rows:
         meta["weight_rows"] = {key: row.tolist() for key, row in collected.weight_rows.items()}
     arrays = {"absmax": np.concatenate([layer.clips.absmax for layer in collected.layers])}
+    arrays["limits"] = np.concatenate([layer.clips.limits for layer in collected.layers])
     for levels, whole in _WAYS:
         arrays[_mse_name(levels, whole)] = _all_mse(collected.layers, levels, whole)
     save_statistics(path, replace(collected.statistics, meta=meta), arrays)
@@ -193,19 +195,25 @@ def _layers(described: Any, arrays: Mapping[str, NDArray[Any]]) -> tuple[QuantLa
     rows = sum(stored["rows"] for stored in described)
     absmax = check_array("absmax", arrays["absmax"], np.float32, (rows,))
     _check_clips("absmax", absmax, math.inf)
+    limits = check_array("limits", arrays["limits"], np.float32, (rows,))
+    if not (limits > 0).all():
+        raise ValueError("limits holds values that no scales have")
     for levels, whole in _WAYS:
         name = _mse_name(levels, whole)
         count = len(described) if whole else rows
         check_array(name, arrays[name], np.float32, (count,))
         _check_clips(name, arrays[name], math.inf if whole else absmax)
-    if len(arrays) != 1 + len(_WAYS):
+    if len(arrays) != 2 + len(_WAYS):
         raise ValueError("it holds arrays that belong to no layer")
     layers = []
     row = 0
     for index, stored in enumerate(described):
         part = slice(row, row + stored["rows"])
         clips = WeightClips(
-            absmax[part], stored["count"], _stored_mse(arrays, part, slice(index, index + 1))
+            absmax[part],
+            stored["count"],
+            _stored_mse(arrays, part, slice(index, index + 1)),
+            limits[part],
         )
         fields = dict(stored) | {name: tuple(stored[name]) for name in _PAIRS}
         del fields["count"]

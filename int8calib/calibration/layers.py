@@ -8,14 +8,17 @@ from functools import cached_property
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from int8calib.arrays import Array, Shape
 from int8calib.errors import ModelError, WeightsError
-from int8calib.levels import LEVELS
+from int8calib.levels import LEVELS, WINOGRAD_ROW_SUM
 
 KINDS = ("Convolution", "ConvolutionDepthWise", "InnerProduct")
 _SHARES = np.linspace(0.2, 1.0, 100, dtype=np.float32)[::-1].copy()
 """The clips of a row of weights that are tried, as shares of its absmax."""
+_MOST_LEVELS = 5 * LEVELS
+"""Levels up to a row's absmax where the smallest of these clips gets 127."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,20 +34,80 @@ class WeightClips:
     mse : callable
         ``mse(levels, whole)`` gives the clips of least squared error, float32 (rows,), or (1,)
         for the layer as a whole.
+    limits : float32 (rows,)
+        The largest scale of each row with which int8 winograd is safe; infinite where every
+        scale is, or the layer never runs by it.
     """
 
     absmax: Array
     count: int
     mse: Callable[[int, bool], Array]
+    limits: Array
 
     @classmethod
-    def of_rows(cls, rows: Array) -> WeightClips:
+    def of_rows(cls, rows: Array, limits: Array | None = None) -> WeightClips:
         """Return the clips of weights that are at hand, float32 (rows, values)."""
 
         def mse(levels: int, whole: bool) -> Array:
             return _mse_clips(rows.reshape(1, -1) if whole else rows, levels)
 
-        return cls(np.abs(rows).max(axis=1), rows.shape[1], mse)
+        if limits is None:
+            limits = np.full(len(rows), np.inf, np.float32)
+        return cls(np.abs(rows).max(axis=1), rows.shape[1], mse, limits)
+
+
+def level_sums(weights: Array, scales: Array) -> NDArray[np.float64]:
+    """Add up the levels that ncnn makes of the weights of each output.
+
+    Parameters
+    ----------
+    weights : float32 (rows, outputs, values)
+        The weights of each output of each row.
+    scales : float32 (rows,)
+        The scale of each row.
+
+    Returns
+    -------
+    float64 (rows,)
+        The largest sum of |levels| of an output, by row. int8 winograd gives right results up to
+        `WINOGRAD_ROW_SUM`.
+    """
+    levels = np.abs(weights) * np.asarray(scales, np.float32)[:, None, None]
+    levels += np.float32(0.5)
+    np.minimum(np.trunc(levels, out=levels), LEVELS, out=levels)
+    sums: NDArray[np.float64] = levels.sum(axis=2, dtype=np.float64).max(axis=1)
+    return sums
+
+
+def _winograd_limits(weights: Array) -> Array:
+    """The scale of the most whole levels up to a row's absmax with which int8 winograd is safe.
+
+    `weights` (rows, outputs, values). A larger scale never makes a smaller sum of |levels|.
+    """
+    limits = np.full(len(weights), np.inf, np.float32)
+    if weights.shape[2] * LEVELS <= WINOGRAD_ROW_SUM:
+        return limits
+    for index, row in enumerate(weights):
+        absmax = np.abs(row).max()
+        if absmax > 0:
+            limits[index] = np.float32(_safe_levels(row[None], absmax)) / absmax
+    return limits
+
+
+def _safe_levels(weights: Array, absmax: np.float32) -> int:
+    """How many levels up to `absmax` one row (1, outputs, values) may have, at least one."""
+
+    def fit(levels: int) -> bool:
+        scale = np.float32(levels) / absmax
+        return bool(level_sums(weights, scale[None])[0] <= WINOGRAD_ROW_SUM)
+
+    low, high = 1, _MOST_LEVELS
+    if fit(high):
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fit(middle) else (low, middle)
+    return low
 
 
 def _mse_clips(rows: Array, levels: int) -> Array:
@@ -77,6 +140,8 @@ class QuantLayer:
     weights : float array (num_output, ...), a function that gives it, or None
         The weights, output channels first. A function is called where they are needed; None
         where only `known_clips` are known.
+    outputs : int
+        Its num_output; 0 takes it from `weights`, or where these are a function from `rows`.
     rows : int
         How many weight scales ncnn reads: one for each output channel of an ungrouped layer, one
         for each group of a grouped one. 0 takes it from `weights` and `group`.
@@ -113,6 +178,7 @@ class QuantLayer:
     first: bool = False
     last: bool = False
     known_clips: WeightClips | None = field(default=None, repr=False)
+    outputs: int = 0
 
     def __post_init__(self) -> None:
         """Complete `rows` and `kernel`, and refuse parts that do not fit each other."""
@@ -131,6 +197,8 @@ class QuantLayer:
             object.__setattr__(self, "rows", rows)
         if self.rows < 1:
             raise ModelError(f"layer {self.name!r}: needs its weights, or the number of its rows")
+        if not self.outputs:
+            object.__setattr__(self, "outputs", shape[0] if shape else self.rows)
         if self.kernel is None:
             kernel = (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
             if self.kind != "InnerProduct" and len(shape) != 4:
@@ -139,9 +207,9 @@ class QuantLayer:
 
     @property
     def winograd(self) -> bool:
-        """Whether ncnn may run it by int8 winograd, which needs 6-bit weights."""
+        """Whether ncnn may run it, or each of its groups, by int8 winograd, by its window."""
         window = (self.kernel, self.stride, self.dilation)
-        return self.kind == "Convolution" and window == ((3, 3), (1, 1), (1, 1))
+        return self.kind != "InnerProduct" and window == ((3, 3), (1, 1), (1, 1))
 
     def weight_rows(self) -> Array:
         """Return the weights as float32 (rows, values), one row for each scale of the table.
@@ -165,7 +233,26 @@ class QuantLayer:
             )
         return np.asarray(weights, np.float32).reshape(self.rows, -1)
 
+    def output_rows(self) -> Array:
+        """Return the weights by row and output, float32 (rows, outputs of a row, values).
+
+        Raises
+        ------
+        WeightsError
+            As `weight_rows`, and where `outputs` does not fit them.
+        """
+        rows = self.weight_rows()
+        outputs = max(self.outputs, self.rows)
+        if rows.size % outputs or outputs % self.rows:
+            raise WeightsError(
+                f"layer {self.name!r}: {rows.size} weights make no {outputs} outputs"
+            )
+        return rows.reshape(self.rows, outputs // self.rows, -1)
+
     @cached_property
     def clips(self) -> WeightClips:
         """What its scales need of the weights."""
-        return self.known_clips or WeightClips.of_rows(self.weight_rows())
+        if self.known_clips is not None:
+            return self.known_clips
+        limits = _winograd_limits(self.output_rows()) if self.winograd else None
+        return WeightClips.of_rows(self.weight_rows(), limits)

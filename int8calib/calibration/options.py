@@ -11,6 +11,8 @@ from int8calib.workers import usable_cores
 
 AUTO = "auto"
 SAME = "same"
+GROUPED = ("float", "int8")
+"""What may be done with grouped convolutions that ncnn computes wrongly."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Options:
         Names or globs of layers: those that stay in float, those to quantize (empty: all).
     first_last_float : bool
         Whether the layers with no quantized layer before them, or none behind, stay in float.
+    grouped : str
+        Grouped convolutions whose outputs ncnn leaves uninitialized on x86 (`grouped_problem`
+        says which): ``float`` keeps them in float, ``int8`` quantizes them all the same, for
+        programs on ARM, or with packing off.
     fold_bn : bool
         True: weights as `ncnnoptimize` leaves them; False: as they are in the caffemodel.
     weights : WeightOptions
@@ -60,6 +66,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     first_last_float: bool = False
+    grouped: str = "float"
     fold_bn: bool = True
     weights: WeightOptions = field(default_factory=WeightOptions)
     all_blobs: bool = False
@@ -75,6 +82,8 @@ class Options:
         if self.input_method not in (AUTO, SAME, *known):
             expected = ", ".join((AUTO, SAME, *known))
             raise OptionError(f"input method {self.input_method!r}; expected one of {expected}")
+        if self.grouped not in GROUPED:
+            raise OptionError(f"grouped {self.grouped!r}; expected one of {', '.join(GROUPED)}")
         MethodOptions(percentile=self.percentile)
         limits = [("workers", self.workers, 1)]
         if self.cache_bytes is not None:

@@ -1,27 +1,29 @@
 """Weight scales: one for each row of a quantized layer's weights.
 
-A scale is levels / threshold, with 127 levels for 8-bit weights and 31 for 6-bit ones. Bottom
-scales are the same division, done where thresholds become table rows.
+A scale is levels / threshold: 127 levels, fewer where int8 winograd could not hold a row's sum of
+levels, or 31 for 6-bit weights. Bottom scales are the same division, done where thresholds become
+table rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from int8calib.arrays import Array
-from int8calib.calibration.layers import QuantLayer, WeightClips
+from int8calib.calibration.layers import QuantLayer, WeightClips, level_sums
 from int8calib.errors import OptionError
-from int8calib.levels import LEVELS, WINOGRAD_LEVELS
+from int8calib.levels import LEVELS, WINOGRAD_LEVELS, WINOGRAD_ROW_SUM
 
-WINOGRAD_SUM = (2**31 - 1) // 576
-"""The largest whole sum of an output that comes out of ncnn's int8 winograd F(4,3) unharmed: its
-transforms multiply it by 576, in 32 bits. Sums and partial sums in between may wrap around, since
-they wrap back. Source: ncnn's src/layer/x86/convolution_3x3_winograd_int8.h and its kin."""
 METHODS = ("absmax", "aciq", "mse")
 GRANULARITIES = ("per-channel", "per-group", "per-tensor")
+WINOGRAD = ("safe", "6bit", "off")
+"""What may be done for layers that ncnn may run by int8 winograd."""
 DEAD_SCALE = 1.0
 """The scale of a dead row, which ncnn can divide by without making inf or NaN."""
 DEAD_ABSMAX = 1e-20
@@ -58,9 +60,14 @@ class WeightOptions:
     method : str or None
         How the clip of a row is found: ``absmax``, ``aciq`` or ``mse``. None: ``absmax``, but in
         a calibration by ``aciq`` also ``aciq``, as ncnn2table does.
-    winograd : bool
-        Whether layers that ncnn may run by int8 winograd get 6-bit weights. Their levels stay
-        within -31..31 by ``absmax`` and ``mse``; ``aciq`` goes beyond, as ncnn2table does.
+    winograd : str
+        For layers that ncnn may run by int8 winograd (3x3, stride 1). ``safe``: each row gets the
+        most levels up to 127 for which its |levels| add up to no more than `WINOGRAD_ROW_SUM`,
+        so that no output can overflow, whatever the image. ``6bit``: 31 levels for ungrouped
+        ones, as ncnn2table has it; that is safe only up to 105 input channels, and ``aciq`` goes
+        beyond 31. ``off``: 127 levels, for programs that switch winograd off.
+    any_dilation : bool
+        Whether ``6bit`` means dilated windows too, as the reference tool has it.
     six_bit : tuple of str
         Names or patterns of layers that get 6-bit weights in any case.
     dead : float
@@ -74,7 +81,8 @@ class WeightOptions:
 
     granularity: str = "per-channel"
     method: str | None = None
-    winograd: bool = True
+    winograd: str = "safe"
+    any_dilation: bool = False
     six_bit: tuple[str, ...] = ()
     dead: float = DEAD_ABSMAX
 
@@ -88,6 +96,8 @@ class WeightOptions:
             raise OptionError(
                 f"weight method {self.method!r}; expected one of {', '.join(METHODS)}"
             )
+        if self.winograd not in WINOGRAD:
+            raise OptionError(f"winograd {self.winograd!r}; expected one of {', '.join(WINOGRAD)}")
         if not DEAD_ABSMAX <= self.dead < np.inf:
             raise OptionError(f"dead weights below {self.dead}; expected at least {DEAD_ABSMAX}")
 
@@ -103,14 +113,24 @@ class WeightOptions:
         int
             127, or 31 for 6-bit weights.
         """
-        six = self._named_six_bit(layer) or (self.winograd and layer.winograd)
+        six = self._named_six_bit(layer) or self._six_bit_by_rule(layer)
         return WINOGRAD_LEVELS if six else LEVELS
+
+    def limited(self, layer: QuantLayer) -> bool:
+        """Return whether the sum of a row's levels is limited.
+
+        Parameters
+        ----------
+        layer : QuantLayer
+
+        Returns
+        -------
+        bool
+        """
+        return self.winograd == "safe" and layer.winograd
 
     def grid(self, layer: QuantLayer) -> Grid:
         """Return what the levels of a layer may be, chosen for each row by itself.
-
-        31 levels are what keeps int8 winograd safe whatever the weights. Where the weights are
-        known, their sum tells how large an output can become, and 127 levels are mostly safe too.
 
         Parameters
         ----------
@@ -120,11 +140,15 @@ class WeightOptions:
         -------
         Grid
         """
-        if self._named_six_bit(layer):
-            return Grid(WINOGRAD_LEVELS)
-        if self.winograd and layer.winograd:
-            return Grid(LEVELS, WINOGRAD_SUM / LEVELS)
-        return Grid(LEVELS)
+        levels = self.levels(layer)
+        return Grid(levels, WINOGRAD_ROW_SUM) if self.limited(layer) else Grid(levels)
+
+    def _six_bit_by_rule(self, layer: QuantLayer) -> bool:
+        """Whether ncnn2table gives the layer 6 bits, or with `any_dilation` the reference tool."""
+        if self.winograd != "6bit" or layer.kind != "Convolution":
+            return False
+        dilated = self.any_dilation and (layer.kernel, layer.stride) == ((3, 3), (1, 1))
+        return layer.winograd or dilated
 
     def _named_six_bit(self, layer: QuantLayer) -> bool:
         return any(p == layer.name or fnmatchcase(layer.name, p) for p in self.six_bit)
@@ -157,9 +181,9 @@ def weight_scales(layer: QuantLayer, options: WeightOptions | None = None) -> Ar
     Returns
     -------
     float32 (layer.rows,)
-        Levels over the clip of each row. A row without weights (nothing from `options.dead` up)
-        gets 1.0. Source: ncnn's tools/quantize/ncnn2table.cpp (127 / absmax, or 31 / absmax
-        under its winograd rule).
+        Levels over the clip of each row, less where the sum of its levels is limited. A row
+        without weights (nothing from `options.dead` up) gets 1.0. Source: ncnn's
+        tools/quantize/ncnn2table.cpp (127 / absmax, or 31 / absmax under its winograd rule).
     """
     options = options or WeightOptions()
     levels, whole = options.levels(layer), options.whole(layer)
@@ -168,6 +192,10 @@ def weight_scales(layer: QuantLayer, options: WeightOptions | None = None) -> Ar
     scales = np.full(clips.shape, DEAD_SCALE, np.float32)
     alive = (absmax.max(keepdims=True) if whole else absmax) >= options.dead
     scales[alive] = np.float32(levels) / clips[alive]
+    if options.limited(layer):
+        limits = layer.clips.limits
+        limits = limits.min(keepdims=True) if whole else limits
+        np.minimum(scales, limits, out=scales, where=alive)
     return np.broadcast_to(scales, (layer.rows,)).copy() if whole else scales
 
 
@@ -176,29 +204,42 @@ def dead_rows(layer: QuantLayer, options: WeightOptions) -> tuple[int, ...]:
     return tuple(int(i) for i in np.flatnonzero(layer.clips.absmax < options.dead))
 
 
-def largest_scales(layer: QuantLayer, options: WeightOptions) -> Array | None:
-    """Return the largest scales that keep the levels of a layer within its grid.
+def unlimited_scales(layer: QuantLayer, options: WeightOptions) -> Array:
+    """Return the weight scales of a layer as if int8 winograd held every sum.
+
+    Parameters
+    ----------
+    layer : QuantLayer
+    options : WeightOptions
+
+    Returns
+    -------
+    float32 (layer.rows,)
+        As `weight_scales`. What int8 winograd holds `summed_levels` tells.
+    """
+    safe = options.winograd == "safe"
+    return weight_scales(layer, replace(options, winograd="off") if safe else options)
+
+
+def summed_levels(
+    layer: QuantLayer, options: WeightOptions
+) -> Callable[[Array], NDArray[np.float64]] | None:
+    """Return what adds up a layer's levels for any scales; None where no sum is limited.
 
     Parameters
     ----------
     layer : QuantLayer
         A layer with its weights.
     options : WeightOptions
-        How scales are found.
 
     Returns
     -------
-    float32 (layer.rows,) or None
-        None where int8 winograd does not limit it. Rounding may add up to a little more than the
-        weights do: a percent is left for it.
+    callable or None
+        As `Requirement.level_sums`.
     """
-    if options.levels(layer) != WINOGRAD_LEVELS:
+    if options.winograd == "off" or not layer.winograd:
         return None
-    grid = options.grid(layer)
-    size = np.abs(layer.weight_rows())
-    absmax, sums = (np.maximum(part, DEAD_ABSMAX) for part in (size.max(axis=1), size.sum(axis=1)))
-    most: Array = np.minimum(grid.qmax / absmax, 1.01 * grid.row_sum / sums)
-    return most
+    return partial(level_sums, layer.output_rows())
 
 
 def _clips(known: WeightClips, method: str, levels: int, whole: bool) -> Array:

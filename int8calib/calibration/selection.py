@@ -14,6 +14,7 @@ from types import MappingProxyType
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import AUTO, SAME, Options
 from int8calib.errors import OptionError
+from int8calib.table.rules import grouped_problem
 from int8calib.words import listed
 
 INPUT_METHOD = "minmax"
@@ -64,7 +65,7 @@ def chosen_layers(
     layers : sequence of QuantLayer
         Those that can be quantized.
     options : Options
-        `only` first, then `exclude` and `first_last_float` take away.
+        `only` first, then `exclude`, `first_last_float` and `grouped` take away.
     blocked : mapping of str to str
         Layers that stay in float because something stands in their way: name to what. Patterns
         may name them.
@@ -77,6 +78,8 @@ def chosen_layers(
     """
     names = [layer.name for layer in layers]
     known = [*names, *blocked]
+    in_float = grouped_in_float(layers, options)
+    blocked = {**blocked, **in_float}
     kept = set(names)
     if options.only:
         kept = set()
@@ -89,12 +92,25 @@ def chosen_layers(
         kept.difference_update(matching(known, pattern, "exclude"))
     if options.first_last_float:
         kept.difference_update(layer.name for layer in layers if layer.first or layer.last)
+    kept.difference_update(in_float)
     if not kept:
         raise OptionError(
-            f"all {len(names)} layers that could be INT8 are left out by only, exclude and "
-            "first-last-float; leave at least one"
+            f"all {len(names)} layers that could be INT8 are left out by only, exclude, "
+            "first-last-float and grouped; leave at least one"
         )
     return tuple(name for name in names if name in kept)
+
+
+def grouped_in_float(layers: Iterable[QuantLayer], options: Options) -> dict[str, str]:
+    """Return the grouped convolutions that stay in float, each with what goes wrong in INT8."""
+    if options.grouped != "float":
+        return {}
+    problems = {layer.name: grouped_problem(layer.group, layer.outputs) for layer in layers}
+    return {
+        name: f"{problem}; --grouped int8 quantizes it all the same"
+        for name, problem in problems.items()
+        if problem is not None
+    }
 
 
 def blocked_warnings(blocked: Mapping[str, str], options: Options) -> list[str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from int8calib.cli.config import add_config_argument, config_text
@@ -51,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("table")
     group.add_argument("--output", required=True, metavar="FILE", help="the table to write")
     add_ncnn_argument(group)
+    group.add_argument(
+        "--rounding",
+        choices=("second-order", "nearest"),
+        default="second-order",
+        help="how --ncnn rounds weights to INT8: second-order (default) chooses the levels that "
+        "disturb each layer's outputs least and corrects biases, nearest does as ncnn2int8; the "
+        "table and the float model do not depend on it",
+    )
     add_table_arguments(group)
     add_run_arguments(parser)
     add_checkpoint_arguments(parser)
@@ -61,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate and write the table, its report and its options."""
     from int8calib.caffe.engine.run import Net
     from int8calib.calibration.pipeline import run_job
+    from int8calib.rounding.levels import round_weights
+    from int8calib.rounding.sampler import ColumnSampler
 
     started = time.perf_counter()
     console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
@@ -78,14 +89,16 @@ def run(args: argparse.Namespace) -> int:
     )
     net = model.load(machine.worker_count)
     models.check(net)
+    second_order = bool(models.paths) and args.rounding == "second-order" and isinstance(net, Net)
     if isinstance(net, Net) and net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     checkpoint = long_run.open({**fingerprint, **batches.order()})
+    sampler = ColumnSampler(job.layers, len(batches)) if second_order else None
     with console.progress() as progress:
         done = run_job(
-            job,
+            job if sampler is None else replace(job, executor=sampler.watch(job.executor)),
             batches,
             options,
             total=len(batches),
@@ -93,8 +106,20 @@ def run(args: argparse.Namespace) -> int:
             meta=_meta(vars(args), model, fingerprint),
             checkpoint=checkpoint,
         )
+        rounded = {}
+        if sampler is not None:
+            grids = {layer.name: options.weights.grid(layer) for layer in job.layers}
+            rounded = round_weights(
+                job.layers, done.table, sampler, grids, workers=options.workers, progress=progress
+            )
     batches.print_skipped(console)
-    contents, notes = models.contents(net, done.table, fold_bn=args.fold_bn)
+    contents, notes = models.contents(
+        net,
+        done.table,
+        fold_bn=args.fold_bn,
+        rounded=rounded,
+        winograd=options.weights.winograd == "safe",
+    )
     table, report = calibration_texts(
         args.format, done, job.candidates, options, [*console.notes, *notes]
     )

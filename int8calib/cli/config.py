@@ -1,6 +1,6 @@
 """TOML files of options, read as arguments and written after a run.
 
-Keys are the long options without their dashes: `mean = [104, 117, 123]`, `winograd = false`.
+Keys are the long options without their dashes: `mean = [104, 117, 123]`, `winograd = "off"`.
 What stands on the command line goes before the file.
 """
 
@@ -16,12 +16,14 @@ from typing import Any
 
 from int8calib.cli.console import as_utf8
 from int8calib.cli.process import Parser
+from int8calib.cli.table_options import ALL_PRESETS, PRESETS
 from int8calib.errors import OptionError
 from int8calib.files import read_bounded
 from int8calib.limits import MAX_CONFIG_BYTES
 from int8calib.parsing import parse_toml
 
 OPTION = "--config"
+PRESET = "--like"
 _NOT_KEPT = frozenset(("help", "config", "quiet", "verbose", "debug", "gpu"))
 
 
@@ -35,29 +37,27 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 class ConfigParser(Parser):
-    """A parser that puts the options of the `--config` file in front of the given ones."""
+    """A parser that puts the options of `--config` and `--like` in front of the given ones."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """As the plain parser's, with the words of the configuration added."""
+        """As the plain parser's, with the words of the configuration and the preset added."""
         words = list(sys.argv[1:] if args is None else args)
         if OPTION in self._option_string_actions:
             try:
                 words = [*self._config_words(words), *words]
             except OptionError as error:
                 self.error(str(error))
+        if PRESET in self._option_string_actions:
+            words = [*self._preset_words(words), *words]
         return super().parse_known_args(words, namespace)
 
     def _config_words(self, words: Sequence[str]) -> list[str]:
         path = _value_of(OPTION, words)
         if path is None:
             return []
-        given = {
-            self._option_string_actions[name].dest
-            for word in words
-            if (name := word.partition("=")[0]) in self._option_string_actions
-        }
+        given = self._given(words)
         found = []
         for key, value in read_config(path).items():
             action = self._option_string_actions.get(f"--{key}")
@@ -66,6 +66,25 @@ class ConfigParser(Parser):
             if action.dest not in given:
                 found += _words(action, key, value, path, self._option_string_actions)
         return found
+
+    def _preset_words(self, words: Sequence[str]) -> list[str]:
+        """What `--like` means, but for what is given otherwise or this command does not have."""
+        preset = PRESETS.get(_value_of(PRESET, words) or "", ())
+        given = self._given(words)
+        actions = self._option_string_actions
+        return [
+            word
+            for word in (*preset, *(ALL_PRESETS if preset else ()))
+            if (name := word.partition("=")[0]) in actions and actions[name].dest not in given
+        ]
+
+    def _given(self, words: Sequence[str]) -> set[str]:
+        """The arguments that the words set."""
+        return {
+            self._option_string_actions[name].dest
+            for word in words
+            if (name := word.partition("=")[0]) in self._option_string_actions
+        }
 
     def keys(self) -> list[str]:
         """The keys that a configuration may have, in the order of the help text."""
@@ -165,7 +184,7 @@ def _words(
     action: argparse.Action, key: str, value: Any, path: str, options: Mapping[str, Any]
 ) -> list[str]:
     """The words of the command line that mean `key = value`."""
-    if action.nargs == 0:
+    if action.nargs == 0 or (action.nargs == "?" and isinstance(value, bool)):
         if not isinstance(value, bool):
             raise OptionError(f"{path}: {key} = {value!r}; expected true or false")
         negative = [f"--no-{key}"] if f"--no-{key}" in options else []

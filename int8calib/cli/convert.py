@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.ncnn.convert.network import convert_network
     from int8calib.ncnn.model import save_model
     from int8calib.ncnn.optimize import optimize_model
-    from int8calib.ncnn.quantize import store_weights
+    from int8calib.ncnn.weights import store_weights
 
     console = Console(read_options(MessageOptions, args))
     param, weights = args.output

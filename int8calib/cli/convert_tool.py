@@ -1,7 +1,7 @@
 """Caffe model to INT8 calibration table, with the command line of caffe-int8-convert-tool.
 
-Takes the options of caffe-int8-convert-tool-dev-weight.py and writes the table that current
-ncnn reads. `int8calib calibrate` can do more.
+Takes the options of caffe-int8-convert-tool-dev-weight.py and writes that tool's own numbers, as
+`int8calib calibrate --like tool` does. Without `--like` tables lose less.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run as `int8calib calibrate` would with the same options."""
+    """Run as `int8calib calibrate --like tool` would with the same options."""
     return run_process(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
@@ -47,7 +47,7 @@ def _run(words: Sequence[str]) -> int:
     messages = [f"--{name}" for name in ("quiet", "verbose", "debug") if getattr(given, name)]
     return command_line.main(
         [
-            *("calibrate", f"--proto={given.proto}", f"--model={given.model}"),
+            *("calibrate", "--like=tool", f"--proto={given.proto}", f"--model={given.model}"),
             *(f"--images={given.images}", f"--output={given.output}"),
             *(f"--group={given.group}", f"--gpu={given.gpu}"),
             *(f"--input-shape={shape}" for shape in given.input_shape),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from int8calib.files import Contents
     from int8calib.ncnn.execution.network import NcnnNet
     from int8calib.ncnn.model import NcnnModel
+    from int8calib.ncnn.rounded import RoundedWeights
     from int8calib.table import CalibrationTable
 
 MAX_FOLDERS = 100
@@ -252,9 +253,18 @@ class NcnnFiles:
         return self._converted[1]
 
     def contents(
-        self, net: Net | NcnnNet, table: CalibrationTable, *, fold_bn: bool
+        self,
+        net: Net | NcnnNet,
+        table: CalibrationTable,
+        *,
+        fold_bn: bool,
+        rounded: Mapping[str, RoundedWeights] = MappingProxyType({}),
+        winograd: bool = True,
     ) -> tuple[Contents, tuple[str, ...]]:
-        """Return what to write to each file for a network and its table, and notes on it."""
+        """Return what to write to each file for a network and its table, and notes on it.
+
+        `rounded`: weights that are levels already; `winograd`: whether ncnn may run by it.
+        """
         from int8calib.caffe.engine.run import Net
         from int8calib.ncnn.convert.deploy import NcnnPair, converted_pair
         from int8calib.ncnn.model import encode_model
@@ -262,11 +272,13 @@ class NcnnFiles:
         if not self.paths:
             return {}, ()
         if isinstance(net, Net):
-            pair = converted_pair(self._convert(net), table, fold_bn=fold_bn)
+            pair = converted_pair(
+                self._convert(net), table, fold_bn=fold_bn, rounded=rounded, winograd=winograd
+            )
         else:
             pair = NcnnPair(net.model, net.quantized(table))
         encoded = (*encode_model(pair.float_model.layers), *encode_model(pair.int8_model.layers))
-        return dict(zip(self.paths, encoded, strict=True)), pair.float_model.notes
+        return dict(zip(self.paths, encoded, strict=True)), pair.int8_model.notes
 
     def tell(self, console: Console, notes: tuple[str, ...]) -> None:
         """Say what was written."""

@@ -22,7 +22,7 @@ from int8calib.cli.options import (
     read_options,
     whole,
 )
-from int8calib.cli.table_options import FORMATS
+from int8calib.cli.table_options import FORMATS, add_winograd_arguments
 from int8calib.errors import OptionError
 from int8calib.levels import LEVELS
 
@@ -82,9 +82,7 @@ def _add_check_arguments(check: argparse.ArgumentParser) -> None:
         action="store_false",
         help="the network runs without BatchNorm folded in (no ncnnoptimize)",
     )
-    check.add_argument(
-        "--no-winograd", dest="winograd", action="store_false", help="expect 8-bit weights"
-    )
+    add_winograd_arguments(check)
     check.add_argument(
         "--tolerance",
         type=finite(1),
@@ -179,7 +177,7 @@ def _requirements(
 
 
 def _ncnn_requirements(
-    param: str | None, weights: str | None, *, winograd: bool
+    param: str | None, weights: str | None, *, winograd: str
 ) -> tuple[list[Requirement], list[RowRequirement]]:
     """What an ncnn model needs: counts without its weights, scales with them."""
     from int8calib.ncnn.execution.requirements import requirements_from_model, rows_from_model

@@ -9,7 +9,7 @@ from int8calib.cli.options import finite
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from int8calib.calibration.layers import QuantLayer
     from int8calib.calibration.options import Options
@@ -20,6 +20,16 @@ BY_BLOB = frozenset(("tool-v1", "tensorrt"))
 """Formats that hold a scale for every blob."""
 TOOL_DEAD = 1e-4
 """The reference tool writes 0 for a channel whose weights are all below this."""
+WINOGRAD = ("safe", "6bit", "off")
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    "ncnn2table": ("--method=kl", "--winograd=6bit", "--fold-bn", "--format=ncnn"),
+    "tool": ("--method=kl-tool", "--winograd=6bit", "--no-fold-bn", "--format=tool"),
+    "tool-v1": ("--method=kl-tool-v1", "--winograd=off", "--no-fold-bn", "--format=tool-v1"),
+    "tensorrt": ("--method=kl-tensorrt", "--winograd=off", "--no-fold-bn", "--format=tensorrt"),
+}
+"""What `--like TOOL` means, besides what all of these tools have in common."""
+ALL_PRESETS = ("--input-method=same", "--grouped=int8")
+"""Input blobs are treated as any other, and every layer with weights is quantized."""
 
 
 def add_table_arguments(group: Any) -> None:
@@ -50,6 +60,13 @@ def add_fold_arguments(group: Any) -> None:
 def add_choice_arguments(group: Any) -> None:
     """What can still be chosen when statistics are there already."""
     group.add_argument(
+        "--like",
+        choices=tuple(PRESETS),
+        help="the numbers of another tool: its method, its treatment of inputs and of weights, "
+        "its folding and its format, where no option says otherwise; tool and tool-v1 are the "
+        "latest and the first version of caffe-int8-convert-tool",
+    )
+    group.add_argument(
         "--format",
         choices=FORMATS,
         default="ncnn",
@@ -73,7 +90,7 @@ def _add_method_arguments(group: Any) -> None:
         "--method",
         default=DEFAULT_METHOD,
         metavar="NAME",
-        help="how thresholds are found: mse (default: loses least), kl (as ncnn2table), kl-tool, "
+        help="how thresholds are found: mse (default: loses least), kl (ncnn2table's), kl-tool, "
         "kl-tool-v1, aciq, minmax, percentile or kl-tensorrt",
     )
     group.add_argument(
@@ -106,6 +123,36 @@ def add_layer_arguments(group: Any) -> None:
         ("--only", "the layers, or globs of them, to quantize"),
     ):
         group.add_argument(name, nargs="+", action="extend", metavar="NAME", help=text)
+    group.add_argument(
+        "--grouped",
+        choices=("float", "int8"),
+        default="float",
+        help="convolutions of several groups, with a multiple of 8 outputs each, of which ncnn on "
+        "x86 returns uninitialized memory in INT8: float keeps them in float (default)",
+    )
+
+
+def add_winograd_arguments(group: Any) -> None:
+    """Declare `--winograd` and `--no-winograd`."""
+    winograd = group.add_mutually_exclusive_group()
+    winograd.add_argument(
+        "--winograd",
+        nargs="?",
+        choices=WINOGRAD,
+        const="safe",
+        default="safe",
+        help="weights of 3x3 convolutions of stride 1, which ncnn may run by int8 winograd: safe "
+        "(default) is up to 127 levels, as many as the sum of each row's levels allows; 6bit is "
+        "31 levels for all, as ncnn2table has it; off is 127 for all, right only where your "
+        "program switches winograd off",
+    )
+    winograd.add_argument(
+        "--no-winograd",
+        dest="winograd",
+        action="store_const",
+        const="off",
+        help="the same as --winograd off",
+    )
 
 
 def _add_weight_arguments(group: Any) -> None:
@@ -120,20 +167,7 @@ def _add_weight_arguments(group: Any) -> None:
         choices=("absmax", "aciq", "mse"),
         help="how weights are clipped (default: absmax, or aciq with --method aciq)",
     )
-    winograd = group.add_mutually_exclusive_group()
-    winograd.add_argument(
-        "--winograd",
-        action="store_true",
-        default=True,
-        help="6-bit weights for 3x3 stride 1 convolutions, which ncnn may run by int8 winograd "
-        "(default)",
-    )
-    winograd.add_argument(
-        "--no-winograd",
-        dest="winograd",
-        action="store_false",
-        help="8-bit weights everywhere: more accurate, if winograd is off in your ncnn options",
-    )
+    add_winograd_arguments(group)
     group.add_argument(
         "--six-bit",
         nargs="+",
@@ -161,17 +195,19 @@ class TableOptions:
     exclude: tuple[str, ...] | None
     only: tuple[str, ...] | None
     first_last_float: bool
+    grouped: str
     weights: str
     weight_method: str | None
-    winograd: bool
+    winograd: str
     six_bit: tuple[str, ...] | None
     group: int | None
 
     def calibration(self, **more: Any) -> Options:
         """Return the library's options; `more` are fields that others know.
 
-        A format of the reference tool brings its rules along: channels below 1e-4 are dead, and
-        the first version has 8-bit weights with one scale a layer. Raises `OptionError`.
+        A format of the reference tool brings its rules along: channels below 1e-4 are dead, 6-bit
+        weights do not ask for dilation, and the first version has 8-bit weights with one scale a
+        layer. Raises `OptionError`.
         """
         from int8calib.calibration.options import Options
         from int8calib.calibration.scales import DEAD_ABSMAX, WeightOptions
@@ -185,7 +221,8 @@ class TableOptions:
         weights = WeightOptions(
             granularity="per-tensor" if self.group == 0 or first_version else self.weights,
             method=self.weight_method,
-            winograd=self.winograd and not first_version,
+            winograd="off" if first_version else self.winograd,
+            any_dilation=self.format == "tool",
             six_bit=self.six_bit or (),
             dead=TOOL_DEAD if self.format in ("tool", "tool-v1") else DEAD_ABSMAX,
         )
@@ -197,6 +234,7 @@ class TableOptions:
             exclude=self.exclude or (),
             only=self.only or (),
             first_last_float=self.first_last_float,
+            grouped=self.grouped,
             weights=weights,
             all_blobs=self.format in BY_BLOB,
             **more,
@@ -218,6 +256,6 @@ def laid_out(
 
     if format == "tool-v1":
         return tool_v1_rows(table, layers)
-    if format == "tool" and options.weights.granularity == "per-tensor":
-        return tool_rows(table)
+    if format == "tool":
+        return tool_rows(table, layers, one_scale=options.weights.granularity == "per-tensor")
     return table

@@ -36,7 +36,11 @@ from int8calib.cli.options import (
     read_options,
 )
 from int8calib.cli.outputs import NcnnFiles, TableFiles, add_ncnn_argument, is_stdout, report_text
-from int8calib.cli.table_options import add_fold_arguments, add_layer_arguments
+from int8calib.cli.table_options import (
+    add_fold_arguments,
+    add_layer_arguments,
+    add_winograd_arguments,
+)
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
@@ -92,20 +96,7 @@ def _add_layer_arguments(group: Any) -> None:
         help="layers, or globs of them, with 31 weight levels in any case",
     )
     add_layer_arguments(group)
-    winograd = group.add_mutually_exclusive_group()
-    winograd.add_argument(
-        "--winograd",
-        action="store_true",
-        default=True,
-        help="weights of 3x3 stride 1 convolutions as int8 winograd needs them: 127 levels where "
-        "their sums allow it, or fewer (default)",
-    )
-    winograd.add_argument(
-        "--no-winograd",
-        dest="winograd",
-        action="store_false",
-        help="8-bit weights everywhere, if winograd is off in your ncnn options",
-    )
+    add_winograd_arguments(group)
 
 
 def _add_target_arguments(group: Any) -> None:
@@ -214,7 +205,8 @@ class _TuneOptions:
     six_bit: tuple[str, ...] | None
     exclude: tuple[str, ...] | None
     only: tuple[str, ...] | None
-    winograd: bool
+    grouped: str
+    winograd: str
     max_drop: float | None
     min_agreement: float | None
     max_float_layers: int | None
@@ -239,6 +231,7 @@ class _TuneOptions:
             method="mse",
             exclude=self.exclude or (),
             only=self.only or (),
+            grouped=self.grouped,
             fold_bn=self.fold_bn,
             weights=WeightOptions(winograd=self.winograd, six_bit=self.six_bit or ()),
             workers=machine.worker_count,

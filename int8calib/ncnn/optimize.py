@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from int8calib.ncnn.fold import (
+from int8calib.ncnn.param import NcnnLayer, Value, blob_readers
+from int8calib.ncnn.rewrite import (
+    Work,
     batch_norm_scale,
     fold_batch_norm,
     fold_constant,
     inner_product_dropout,
 )
-from int8calib.ncnn.param import NcnnLayer, Value, blob_readers
-from int8calib.ncnn.quantize import store_weights
-from int8calib.ncnn.rewrite import Work
 from int8calib.ncnn.schema import tidied, value_of
+from int8calib.ncnn.weights import store_weights
 
 ADD, SUB, MUL, DIV, MAX, MIN, RSUB, RDIV = 0, 1, 2, 3, 4, 5, 7, 8
 """Operations of BinaryOp."""

@@ -6,30 +6,30 @@ Source: ncnn, tools/quantize/ncnn2int8.cpp and quantize_to_int8 of src/mat.cpp.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.arrays import Array
-from int8calib.errors import ModelFileError, TableError
+from int8calib.errors import ModelFileError, TableError, WeightsError
 from int8calib.levels import LEVELS
 from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.param import NcnnLayer, blob_readers
+from int8calib.ncnn.rounded import CONVOLUTIONS, RoundedWeights, with_levels
 from int8calib.ncnn.schema import tidied
 from int8calib.ncnn.sound import check_graph
-from int8calib.ncnn.weights import to_float16
+from int8calib.ncnn.weights import store_weights
 
-CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
 QUANTIZED = (*CONVOLUTIONS, "InnerProduct")
 """Layer types that a blob row and a weight row of the table make INT8."""
 _REQUANTIZE = 100
 _NUMBER = re.compile(
     r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity", re.ASCII | re.IGNORECASE
 )
-_SMALLEST = np.float32(1e-30)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,13 @@ def read_rows(text: str, name: str) -> Rows:
 
 
 def quantize_model(
-    layers: Sequence[NcnnLayer], rows: Rows, name: str = "the table", *, fp32: bool = False
+    layers: Sequence[NcnnLayer],
+    rows: Rows,
+    name: str = "the table",
+    *,
+    fp32: bool = False,
+    rounded: Mapping[str, RoundedWeights] = MappingProxyType({}),
+    winograd: bool = True,
 ) -> tuple[NcnnLayer, ...]:
     """The INT8 model that `layers` and the table `rows` give.
 
@@ -109,11 +115,15 @@ def quantize_model(
         How errors call the table.
     fp32 : bool
         Store what stays in float as float32; ncnn2int8 stores tagged blobs as float16.
+    rounded : mapping of str to RoundedWeights
+        By layer: weights that are levels already, in place of those that plain rounding gives.
+    winograd : bool
+        Whether ncnn may run by int8 winograd, which limits what a row of `rounded` adds up to.
 
     Returns
     -------
     tuple of NcnnLayer
-        Byte for byte what ncnn2int8 writes; shape hints are left out.
+        Without `rounded` byte for byte what ncnn2int8 writes; shape hints are left out.
 
     Raises
     ------
@@ -122,10 +132,22 @@ def quantize_model(
         that differs, half a pair. ncnn2int8 goes on and leaves layers in float.
     ModelFileError
         For a model that is INT8 already.
+    WeightsError
+        For `rounded` levels of a layer that stays in float, of another count, beyond -127..127,
+        or that add up to more than int8 winograd holds.
     """
     check_graph(layers, "the model")
     _check_rows(layers, rows, name)
     made = [_quantized(layer, rows, name) for layer in layers]
+    int8 = {layer.name for layer in made if layer.type in QUANTIZED and layer.integer(8)}
+    for stray in rounded.keys() - int8:
+        raise WeightsError(f"layer {stray!r}: levels for its weights, and it stays in float")
+    made = [
+        with_levels(layer, rounded[layer.name], winograd=winograd)
+        if layer.name in rounded
+        else layer
+        for layer in made
+    ]
     made = _requantized(made)
     return tuple(map(tidied, store_weights(made, half=not fp32)))
 
@@ -307,22 +329,3 @@ def _requantized(layers: list[NcnnLayer]) -> list[NcnnLayer]:
                 )
         made.append(layer)
     return made
-
-
-def store_weights(layers: Iterable[NcnnLayer], *, half: bool) -> tuple[NcnnLayer, ...]:
-    """The layers with float weights as ncnn's tools save them, as float16 if `half`."""
-    return tuple(replace(layer, weights=tuple(_stored_blobs(layer, half=half))) for layer in layers)
-
-
-def _stored_blobs(layer: NcnnLayer, *, half: bool) -> Iterable[NDArray[Any]]:
-    """Float blobs as ncnn's tools save them: |x| < 1e-30 as 0, tagged ones as float16 if `half`."""
-    for blob, array in zip(blob_layout(layer), layer.weights, strict=True):
-        if array.dtype == np.int8:
-            yield array
-            continue
-        values = np.asarray(array, np.float32)
-        if blob.tagged and half:
-            yield to_float16(values)
-        else:
-            tiny = (np.abs(values) < _SMALLEST) & (values != 0)
-            yield np.where(tiny, np.float32(0), values) if tiny.any() else values

@@ -10,6 +10,7 @@ from int8calib.levels import LEVELS, WINOGRAD_LEVELS
 from int8calib.ncnn.model import read_text
 from int8calib.ncnn.param import NcnnLayer, parse_param
 from int8calib.table.model import Requirement
+from int8calib.table.rules import grouped_problem
 
 
 def read_param(path: str | os.PathLike[str]) -> list[Requirement]:
@@ -41,6 +42,7 @@ def requirements_from_param(text: str, name: str) -> list[Requirement]:
                 count,
                 levels=_levels(layer, name),
                 bottom=None if bottom is None else origin.get(bottom, bottom),
+                caution=_caution(layer, name),
             )
         )
     return requirements
@@ -66,6 +68,13 @@ def _weight_count(layer: NcnnLayer, name: str) -> int | None:
         if layer.type == "ConvolutionDepthWise"
         else _integer(layer, 0, 0, name)
     )
+
+
+def _caution(layer: NcnnLayer, name: str) -> str | None:
+    """Why a grouped convolution had better stay in float."""
+    if layer.type != "ConvolutionDepthWise":
+        return None
+    return grouped_problem(_integer(layer, 7, 1, name), _integer(layer, 0, 0, name))
 
 
 def _levels(layer: NcnnLayer, name: str) -> int:

@@ -8,7 +8,7 @@ is plain float32 (source: ncnn, src/modelbin.cpp and each layer's load_model).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from int8calib.ncnn.param import NcnnLayer
 
 FLOAT16, INT8, FLOAT32_SCALED = 0x01306B47, 0x000D4B38, 0x0002C056
 _FLAGS = frozenset((0, FLOAT16, INT8, FLOAT32_SCALED))
+_SMALLEST = np.float32(1e-30)
 _TABLE = 256
 """Float values in front of a blob of 8-bit indices (old k-means files)."""
 
@@ -140,3 +141,22 @@ def to_float16(values: Values) -> NDArray[np.float16]:
     nan = (bits >> 23 & 0xFF == 0xFF) & (bits & 0x7FFFFF != 0)
     half[tail:] = np.where(nan, sign | 0x7E00, cut).astype(np.uint16).view(np.float16)
     return half
+
+
+def store_weights(layers: Iterable[NcnnLayer], *, half: bool) -> tuple[NcnnLayer, ...]:
+    """The layers with float weights as ncnn's tools save them, as float16 if `half`."""
+    return tuple(replace(layer, weights=tuple(_stored_blobs(layer, half=half))) for layer in layers)
+
+
+def _stored_blobs(layer: NcnnLayer, *, half: bool) -> Iterable[NDArray[Any]]:
+    """Float blobs as ncnn's tools save them: |x| < 1e-30 as 0, tagged ones as float16 if `half`."""
+    for blob, array in zip(blob_layout(layer), layer.weights, strict=True):
+        if array.dtype == np.int8:
+            yield array
+            continue
+        values = np.asarray(array, np.float32)
+        if blob.tagged and half:
+            yield to_float16(values)
+        else:
+            tiny = (np.abs(values) < _SMALLEST) & (values != 0)
+            yield np.where(tiny, np.float32(0), values) if tiny.any() else values

@@ -165,8 +165,9 @@ def _weak(view: LayerView, table: str) -> str:
         )
     if view.six_bit(table) and view.winograd:
         return (
-            f"{text} Its weights have 6 bits, for ncnn's int8 winograd: if you switch that off in "
-            "ncnn's options, calibrate with --no-winograd for 8 bits."
+            f"{text} Its weights have 31 levels at most, for ncnn's int8 winograd: calibrate with "
+            "--winograd safe for as many as it holds, or if you switch winograd off in ncnn's "
+            "options, with --no-winograd for 127."
         )
     return (
         f"{text} {100 * error.rounding_error:.0f} % of its bottom's error is rounding: most values "

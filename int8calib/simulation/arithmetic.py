@@ -46,6 +46,22 @@ def quantize(values: Array, scale: np.float32, levels: Array) -> None:
         np.clip(part, -LEVELS, LEVELS, out=part)
 
 
+def quantize_dequantize(values: Array, scale: float) -> Array:
+    """Return values as INT8 has them, back in their own unit.
+
+    Parameters
+    ----------
+    values
+        float32, contiguous.
+    scale
+        Levels per unit of the values.
+    """
+    levels = np.empty(values.shape, np.float32)
+    quantize(values, np.float32(scale), levels)
+    levels /= np.float32(scale)
+    return levels
+
+
 def dequantize(sums: Array, factors: Array, bias: Array) -> None:
     """Replace sums by sum * factor + bias of their row, rounded once.
 

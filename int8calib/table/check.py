@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.levels import LEVELS, WINOGRAD_LEVELS
+from int8calib.levels import LEVELS, WINOGRAD_LEVELS, WINOGRAD_ROW_SUM
 from int8calib.table.formats import detect_format, get_format
 from int8calib.table.model import CalibrationTable, LayerScales, Requirement, RowRequirement
 from int8calib.table.rules import WEIGHT_MARK, Finding, Scan, lint_layers, sort_findings
@@ -21,6 +21,8 @@ DEFAULT_TOLERANCE = 2.0
 # Weights that were rounded before the scales were written may leave so many levels unused.
 UNUSED = 2
 WHOLE = 0.01
+# Rows whose levels add up to this share of what int8 winograd holds use what they may.
+NEARLY_FULL = 0.9
 
 _Array = NDArray[np.floating[Any]]
 
@@ -158,9 +160,16 @@ def _check_requirements(
     for requirement in requirements:
         layer = layers.get(requirement.name)
         if layer is not None:
-            findings += _check_layer(layer, requirement, scan.lines.get(layer.name), tolerance)
+            line = scan.lines.get(layer.name)
+            findings += _check_layer(layer, requirement, line, tolerance)
+            if requirement.caution is not None:
+                message = f"{layer.name}: had better stay in float, without rows: "
+                finding = Finding("warning", line, layer.name, message + requirement.caution)
+                findings.append(finding)
         elif requirement.name not in reported:
             message = f"{requirement.name}: no rows, the layer stays in float"
+            if requirement.caution is not None:
+                message += f", and that is right: {requirement.caution}"
             findings.append(Finding("warning", None, requirement.name, message))
     return findings + _check_shared_bottoms(layers, requirements, scan.lines)
 
@@ -214,19 +223,24 @@ def _check_layer(
         return []
     actual = _alive(layer.weight_scales, layer.dead_channels)
     wanted = _alive(expected)
-    if _same(actual, wanted):
-        return []
-    if other is not None and _same(actual, _alive(other)):
+    same = _same(actual, wanted)
+    if not same and other is not None and _same(actual, _alive(other)):
         made, needs = ("un", "") if requirement.folded else ("", "un")
         message = (
             f"{layer.name}: made from {made}folded weights, the network's are {needs}folded "
             "(BatchNorm)"
         )
         return [Finding("error", line, layer.name, message)]
-    if requirement.max_scales is not None:
-        upper = _alive(requirement.max_scales, layer.dead_channels)
-        if (actual >= wanted * (1 - SAME)).all() and (actual <= upper * (1 + SAME)).all():
+    if requirement.level_sums is not None:
+        sums = requirement.level_sums(actual)
+        if sums.max() > WINOGRAD_ROW_SUM:
+            return [_overflow(layer.name, line, actual, sums)]
+        least = wanted * (WINOGRAD_LEVELS / requirement.levels)
+        few = (actual < least * (1 - SAME)) & (sums < NEARLY_FULL * WINOGRAD_ROW_SUM)
+        if not few.any() and (actual <= wanted * (LEVELS / requirement.levels) * (1 + SAME)).all():
             return []
+    if same:
+        return []
     levels = WINOGRAD_LEVELS if requirement.levels == LEVELS else LEVELS
     if _same(actual, _alive(expected * (levels / requirement.levels))):
         message = f"{layer.name}: weight scales for {levels} levels, {requirement.levels} expected"
@@ -234,6 +248,17 @@ def _check_layer(
     if _rounded_before(actual, wanted, requirement.levels):
         return []
     return [_contradiction(layer.name, line, actual, wanted, tolerance)]
+
+
+def _overflow(name: str, line: int | None, scales: _Array, sums: _Array) -> Finding:
+    worst = int(np.argmax(sums))
+    message = (
+        f"{name}: the levels of channel {worst} add up to {sums[worst]:.0f}, int8 winograd holds "
+        f"{WINOGRAD_ROW_SUM}: outputs may overflow; a weight scale of about "
+        f"{float(scales[worst]) * WINOGRAD_ROW_SUM / sums[worst]:.4g} is right in place of "
+        f"{float(scales[worst]):.6g}, or winograd off"
+    )
+    return Finding("error", line, name, message)
 
 
 def _rounded_before(actual: _Array, wanted: _Array, levels: int) -> bool:

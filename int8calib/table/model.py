@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -146,10 +146,13 @@ class Requirement:
         The absmax scales of the weights with and without BatchNorm folded in, at `levels`; None
         where the weights are unknown.
     levels : int
-        127, or 31 where ncnn may run the layer by int8 winograd.
-    max_scales : array (weight_count,) or None
-        Where 31 levels suit int8 winograd whatever the weights: the largest scales with which
-        these weights do as well.
+        127, or 31 where 6-bit weights are expected.
+    level_sums : callable or None
+        ``level_sums(scales)`` gives the largest sum of |levels| of an output of each row with
+        these weight scales, float64 (weight_count,): more than `WINOGRAD_ROW_SUM` may overflow.
+        None where the weights are unknown, and for layers that never run by int8 winograd.
+    caution : str or None
+        Why the layer had better stay in float.
     folded : bool
         Which of the two weights the network will run with.
     bottom : str or None
@@ -162,6 +165,7 @@ class Requirement:
     weight_scales_folded: NDArray[np.floating[Any]] | None = None
     weight_scales_raw: NDArray[np.floating[Any]] | None = None
     levels: int = LEVELS
-    max_scales: NDArray[np.floating[Any]] | None = None
+    level_sums: Callable[[NDArray[np.floating[Any]]], NDArray[np.floating[Any]]] | None = None
     folded: bool = True
     bottom: str | None = None
+    caution: str | None = None

@@ -27,6 +27,7 @@ ROW_KEY = re.compile(r"(.+)_param_([0-3])", re.DOTALL)
 # 255 bytes hold a key; the weight row's key is the name and its suffix of 8 bytes.
 MAX_KEY_BYTES = 255
 MAX_NAME_BYTES = MAX_KEY_BYTES - len(WEIGHT_SUFFIX)
+_PACK = 8
 Severity = Literal["error", "warning"]
 
 
@@ -119,6 +120,31 @@ def name_problem(name: str) -> str | None:
     if WEIGHT_MARK in name:
         return f"the name {name!r} holds {WEIGHT_MARK!r}, ncnn takes its rows for weight rows"
     return None
+
+
+def grouped_problem(group: int, outputs: int) -> str | None:
+    """Tell why a convolution of several groups had better stay in float.
+
+    Parameters
+    ----------
+    group : int
+        Its groups of channels.
+    outputs : int
+        Its num_output.
+
+    Returns
+    -------
+    str or None
+        What goes wrong in INT8; None where nothing does. ncnn gives memory that nothing was
+        written to (x86 with AVX, packing on, top not requantized; ARM is not affected). Source:
+        ncnn's src/layer/x86/convolutiondepthwise_x86.cpp, and seen in its runtime.
+    """
+    if group < 2 or outputs < group or outputs // group % _PACK:
+        return None
+    return (
+        f"ncnn on x86 returns uninitialized memory for an INT8 convolution of {group} groups with "
+        f"{outputs // group} outputs each (a multiple of {_PACK})"
+    )
 
 
 def scale_problem(value: float) -> str | None:

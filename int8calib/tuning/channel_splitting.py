@@ -20,6 +20,7 @@ from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.caffe.network.shapes import infer_shapes, layer_multiply_adds, multiply_adds
+from int8calib.rounding.samples import layer_matrices
 from int8calib.table.model import CalibrationTable
 from int8calib.tuning.channels import (
     FIXED,
@@ -31,7 +32,6 @@ from int8calib.tuning.channels import (
     scalable_channels,
 )
 from int8calib.tuning.execution import Layerwise, ReferenceOutputs, SuffixNetwork
-from int8calib.tuning.samples import layer_matrices
 from int8calib.workers import Batch, Progress
 
 TREATS_ALIKE = frozenset(("ReLU", "Pooling", "Dropout", "Split", "Concat"))

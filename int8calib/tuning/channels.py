@@ -23,7 +23,7 @@ from int8calib.caffe.layers.pooling import pooling_windows
 from int8calib.caffe.layers.windows import pair
 from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
 from int8calib.caffe.network.quantized import sole_layer
-from int8calib.tuning.samples import layer_matrices, weight_blob
+from int8calib.rounding.samples import layer_matrices, weight_blob
 
 Ids = NDArray[np.intp]
 Float64Array = NDArray[np.float64]

@@ -21,6 +21,14 @@ from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers, sole_layer
 from int8calib.calibration.scales import Grid
 from int8calib.levels import LEVELS
+from int8calib.rounding.samples import (
+    SampledPositions,
+    affordable_columns,
+    layer_matrices,
+    weight_blob,
+)
+from int8calib.rounding.weights import nearest
+from int8calib.simulation.arithmetic import quantize_dequantize
 from int8calib.tuning.channels import (
     FIXED,
     Channels,
@@ -30,14 +38,7 @@ from int8calib.tuning.channels import (
     channel_sensitivity,
     scalable_channels,
 )
-from int8calib.tuning.samples import (
-    SampledPositions,
-    affordable_columns,
-    layer_matrices,
-    weight_blob,
-)
-from int8calib.tuning.thresholds import quantize_dequantize, sample_with_headroom, weighted_error
-from int8calib.tuning.weights import nearest
+from int8calib.tuning.thresholds import sample_with_headroom, weighted_error
 from int8calib.workers import Batch, Progress, batch_size, work_through
 
 COLUMNS = (768, 4096)

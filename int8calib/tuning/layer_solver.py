@@ -17,27 +17,27 @@ from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.calibration.scales import Grid
 from int8calib.levels import LEVELS
-from int8calib.simulation.build import int8_layers
-from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.tuning.channels import center_scores, channel_sensitivity
-from int8calib.tuning.execution import Layerwise, ReferenceOutputs, SuffixNetwork, Values
-from int8calib.tuning.samples import (
+from int8calib.rounding.samples import (
     LayerMatrices,
     SampledPositions,
     affordable_columns,
     layer_matrices,
     weight_blob,
 )
+from int8calib.rounding.weights import Changes, WeightSolution, nearest, solve_scales, solve_weights
+from int8calib.simulation.arithmetic import quantize_dequantize
+from int8calib.simulation.build import int8_layers
+from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
+from int8calib.tuning.channels import center_scores, channel_sensitivity
+from int8calib.tuning.execution import Layerwise, ReferenceOutputs, SuffixNetwork, Values
 from int8calib.tuning.thresholds import (
     MAX_SHARE,
     Consumer,
-    quantize_dequantize,
     sample_columns,
     sample_with_headroom,
     threshold_by_layers,
     threshold_by_network,
 )
-from int8calib.tuning.weights import Changes, WeightSolution, nearest, solve_scales, solve_weights
 from int8calib.workers import Batch
 
 COLUMNS = 4096

@@ -22,6 +22,7 @@ from int8calib.calibration.statistics.store import Statistics
 from int8calib.evaluation.evaluate import LabeledLoader
 from int8calib.evaluation.outputs import compared_blobs
 from int8calib.evaluation.results import Evaluation
+from int8calib.rounding.weights import Changes
 from int8calib.simulation.build import int8_layers, simulate
 from int8calib.table.model import CalibrationTable
 from int8calib.tuning.candidates import (
@@ -40,7 +41,6 @@ from int8calib.tuning.validation import (
     meets_targets,
     split_batches,
 )
-from int8calib.tuning.weights import Changes
 from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas
 
 PLAIN = ("mse", "kl", "aciq")

@@ -15,7 +15,7 @@ import numpy as np
 
 from int8calib.arrays import Array
 from int8calib.levels import LEVELS
-from int8calib.simulation.arithmetic import quantize
+from int8calib.simulation.arithmetic import quantize_dequantize
 from int8calib.tuning.channels import Float64Array
 from int8calib.tuning.execution import SuffixNetwork
 
@@ -83,14 +83,6 @@ def headroom_factors(count: int) -> Array:
         factors[(drawn >= edge) & (drawn < edge + share)] = factor
         edge += share
     return factors
-
-
-def quantize_dequantize(values: Array, scale: float) -> Array:
-    """Return `values` as INT8 has them, back in units of the blob."""
-    levels = np.empty(values.shape, np.float32)
-    quantize(values, np.float32(scale), levels)
-    levels /= np.float32(scale)
-    return levels
 
 
 def weighted_error(outputs: Array, sensitivity: Float64Array, *, centered: bool = False) -> float:

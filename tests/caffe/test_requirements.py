@@ -51,19 +51,28 @@ def test_scales_need_no_size(front: str, tmp_path: Path) -> None:
     proto, model = save(tmp_path, OPEN[front] + behind, weights)
     found = requirements_from_graph(load_unsized(proto, model))
     assert [(need.name, need.weight_count) for need in found] == [("c1", 7), ("fc", 5)]
-    # absmax scales by hand: 31 levels for a 3x3 window of stride 1 (winograd), 127 elsewhere.
+    # absmax scales by hand, of 127 levels.
     _, var, moving = weights["c1/bn"]
     spread = np.sqrt(var / moving + 1e-5)
     factor = (weights["c1/scale"][0] / spread).reshape(7, 1)
     raw = weights["c1"][0].reshape(7, -1)
     rows = {
-        "raw": 31 / np.abs(raw).max(axis=1),
-        "folded": 31 / np.abs(raw * factor).max(axis=1),
+        "raw": 127 / np.abs(raw).max(axis=1),
+        "folded": 127 / np.abs(raw * factor).max(axis=1),
         "fc": 127 / np.abs(weights["fc"][0]).max(axis=1),
     }
     np.testing.assert_allclose(found[0].weight_scales_raw, rows["raw"], rtol=1e-5)
     np.testing.assert_allclose(found[0].weight_scales_folded, rows["folded"], rtol=1e-5)
     np.testing.assert_allclose(found[1].weight_scales_folded, rows["fc"], rtol=1e-5)
+    six = requirements_from_graph(load_unsized(proto, model), winograd="6bit")
+    assert [need.levels for need in six] == [31, 127]
+    np.testing.assert_allclose(six[0].weight_scales_raw, rows["raw"] * 31 / 127, rtol=1e-5)
+    # 27 weights a row: what they add up to by hand, far from what winograd holds.
+    levels = np.floor(np.abs(raw * factor) * rows["folded"][:, None] + 0.5)
+    assert found[0].level_sums is not None
+    sums = found[0].level_sums(found[0].weight_scales_folded)
+    np.testing.assert_allclose(sums, levels.sum(axis=1), atol=1)
+    assert found[1].level_sums is None
     sized = requirements_from_graph(load_graph(*save(tmp_path, SIZED + behind, weights))[0])
     for one, other in zip(found, sized, strict=True):
         np.testing.assert_array_equal(one.weight_scales_folded, other.weight_scales_folded)
@@ -97,7 +106,7 @@ def test_layers_without_weights_ask_for_rows_alone(tmp_path: Path) -> None:
     known, unknown = requirements_from_graph(load_unsized(proto, model))
     assert known.weight_scales_raw is not None
     assert (unknown.name, unknown.weight_count) == ("c2", 5)
-    assert unknown.weight_scales_raw is unknown.weight_scales_folded is unknown.max_scales is None
+    assert unknown.weight_scales_raw is unknown.weight_scales_folded is unknown.level_sums is None
 
 
 def test_table_check_needs_no_size(
@@ -107,7 +116,7 @@ def test_table_check_needs_no_size(
         pytest.skip("no folder of cases")
     case = shared / "cases/no_size"
     (weight, *_) = caffe_proto.read_weights(case / "net.caffemodel")["conv"]
-    scales = 31 / np.abs(weight.reshape(4, -1)).max(axis=1)
+    scales = 127 / np.abs(weight.reshape(4, -1)).max(axis=1)
     table = tmp_path / "net.table"
     words = ["table", "check", str(table), "--proto", f"{case}/net.prototxt"]
     words += ["--model", f"{case}/net.caffemodel"]

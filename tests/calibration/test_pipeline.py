@@ -10,7 +10,7 @@ import pytest
 
 import caffe_proto
 import int8calib
-from int8calib import Options
+from int8calib import Options, WeightOptions
 from int8calib.errors import ModelError
 from int8calib.images import Preprocess, batches, open_source
 from int8calib.ncnn.requirements import read_param
@@ -39,7 +39,8 @@ def test_tables_match_ncnn2table_row_for_row(shared: Path, name: str) -> None:
     model, size, norm = GOLDEN[name]
     folder = shared / "models" / name
     net = int8calib.load_caffe(folder / "deploy.prototxt", folder / model)
-    options = Options(method="kl", input_method="same")
+    six_bit = WeightOptions(winograd="6bit")
+    options = Options(method="kl", input_method="same", weights=six_bit)
     result = int8calib.calibrate(net, golden_loader(shared, size, norm), options)
     table = result.table
     golden = read_table(shared / f"golden/ncnn_{name}/kl.table")

@@ -9,6 +9,7 @@ import pytest
 
 import int8calib
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
+from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.scales import Grid, WeightOptions, dead_rows, weight_scales
 from int8calib.errors import OptionError
 from tests.generated import make_model
@@ -46,7 +47,7 @@ def test_types_rows_and_winograd_follow_ncnn(layers: dict[str, QuantizedLayer]) 
         "strided": ("Convolution", 6, False),
         "dilated": ("Convolution", 6, False),
         "wide": ("Convolution", 6, False),
-        "grouped": ("ConvolutionDepthWise", 2, False),
+        "grouped": ("ConvolutionDepthWise", 2, True),
         "depthwise": ("ConvolutionDepthWise", 4, False),
         "fc": ("InnerProduct", 5, False),
     }
@@ -64,10 +65,11 @@ def naive_rows(layer: QuantizedLayer) -> list[list[float]]:
     ]
 
 
-@pytest.mark.parametrize("winograd", [True, False])
-def test_absmax_scales_against_a_loop(layers: dict[str, QuantizedLayer], winograd: bool) -> None:
+@pytest.mark.parametrize("winograd", ["safe", "6bit", "off"])
+def test_absmax_scales_against_a_loop(layers: dict[str, QuantizedLayer], winograd: str) -> None:
     for name, layer in layers.items():
-        levels = 31 if winograd and name == "winograd" else 127
+        # Rows of 54 weights: 127 levels are safe.
+        levels = 31 if winograd == "6bit" and name == "winograd" else 127
         expected = [levels / max(abs(w) for w in row) for row in naive_rows(layer)]
         found = weight_scales(layer, WeightOptions(winograd=winograd))
         assert found.dtype == np.float32
@@ -75,23 +77,90 @@ def test_absmax_scales_against_a_loop(layers: dict[str, QuantizedLayer], winogra
 
 
 def test_six_bits_by_name(layers: dict[str, QuantizedLayer]) -> None:
-    options = WeightOptions(winograd=False, six_bit=("str*",))
+    options = WeightOptions(winograd="off", six_bit=("str*",))
     assert options.levels(layers["strided"]) == 31
     assert options.levels(layers["winograd"]) == 127
 
 
+def test_six_bits_by_the_rule_of_each_tool(layers: dict[str, QuantizedLayer]) -> None:
+    def six(options: WeightOptions) -> list[str]:
+        return [name for name, layer in layers.items() if options.levels(layer) == 31]
+
+    assert six(WeightOptions(winograd="6bit")) == ["winograd"]  # ncnn2table: no groups
+    assert six(WeightOptions(winograd="6bit", any_dilation=True)) == ["winograd", "dilated"]
+    assert six(WeightOptions()) == six(WeightOptions(winograd="off")) == []
+
+
 def test_grids_hold_what_winograd_holds(layers: dict[str, QuantizedLayer]) -> None:
-    limited = Grid(127, (2**31 - 1) // 576 / 127)
+    limited = Grid(127, 29356)
     assert WeightOptions().grid(layers["winograd"]) == limited
+    assert WeightOptions().grid(layers["grouped"]) == limited
     assert WeightOptions().grid(layers["strided"]) == Grid(127)
-    assert WeightOptions(winograd=False).grid(layers["winograd"]) == Grid(127)
-    assert WeightOptions(six_bit=("w*",)).grid(layers["winograd"]) == Grid(31)
-    assert WeightOptions(winograd=False, six_bit=("*",)).grid(layers["strided"]) == Grid(31)
+    assert WeightOptions(winograd="off").grid(layers["winograd"]) == Grid(127)
+    assert WeightOptions(winograd="6bit").grid(layers["winograd"]) == Grid(31)
+    assert WeightOptions(six_bit=("w*",)).grid(layers["winograd"]) == Grid(31, 29356)
+    assert WeightOptions(winograd="off", six_bit=("*",)).grid(layers["strided"]) == Grid(31)
+
+
+def naive_sum(weights: list[float], scale: float) -> int:
+    """What ncnn's levels of one output add up to, one weight after the other."""
+    total = 0
+    for w in weights:
+        scaled = np.float32(w) * np.float32(scale)
+        total += min(127, int(np.float32(abs(scaled)) + np.float32(0.5)))
+    return total
+
+
+@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
+@pytest.mark.parametrize("method", ["absmax", "mse", "aciq"])
+@pytest.mark.parametrize("group", [1, 2])
+def test_safe_levels_are_the_most_that_winograd_holds(
+    granularity: str, method: str, group: int
+) -> None:
+    rng = np.random.default_rng(13)
+    weights = rng.normal(0, 1, (4, 141, 3, 3)).astype(np.float32)
+    weights[:2] = rng.choice([-1, 1], (2, 141, 3, 3))  # all as large: few levels
+    weights[2] *= 0.05
+    weights[2, 7, 1, 1] = 4  # one large weight: 127 levels
+    kind = "Convolution" if group == 1 else "ConvolutionDepthWise"
+    layer = QuantLayer("c", kind, "x", weights, group=group)
+    scales = weight_scales(layer, WeightOptions(granularity, method))
+    plain = weight_scales(layer, WeightOptions(granularity, method, winograd="off"))
+    rows = weights.reshape(layer.rows, 4 // layer.rows, -1)
+
+    def full(row: np.ndarray, scale: np.float32) -> bool:
+        """Whether a scale is of the most whole levels that a row's outputs hold."""
+        absmax = np.abs(row).max()
+        levels = round(float(scale * absmax))
+        more = max(naive_sum(output.tolist(), (levels + 1) / absmax) for output in row)
+        return bool(scale == np.float32(levels) / absmax and more > 29356)
+
+    limited = 0
+    for index, scale in enumerate(scales):
+        own = rows[index : index + 1] if granularity == "per-channel" else rows
+        sums = [naive_sum(output.tolist(), scale) for row in own for output in row]
+        assert max(sums) <= 29356
+        if scale != plain[index]:
+            limited += 1
+            assert scale < plain[index]
+            assert any(full(row, scale) for row in own)
+    assert limited
+    if granularity == "per-channel" and group == 1:
+        assert scales[2] == plain[2]
+
+
+def test_31_levels_are_not_safe_beyond_105_channels() -> None:
+    weights = np.ones((3, 106, 3, 3), np.float32)
+    layer = QuantLayer("c", "Convolution", "x", weights)
+    six = weight_scales(layer, WeightOptions(winograd="6bit"))
+    assert naive_sum(weights[0].ravel().tolist(), six[0]) > 29356
+    safe = weight_scales(layer)
+    np.testing.assert_array_equal(safe, 30)
 
 
 @pytest.mark.parametrize("granularity", ["per-tensor", "per-group"])
 def test_coarser_scales_repeat(layers: dict[str, QuantizedLayer], granularity: str) -> None:
-    options = WeightOptions(granularity=granularity, winograd=False)
+    options = WeightOptions(granularity=granularity, winograd="off")
     for name, layer in layers.items():
         found = weight_scales(layer, options)
         rows = naive_rows(layer)
@@ -110,8 +179,8 @@ def test_mse_scales_lose_no_more_than_absmax(layers: dict[str, QuantizedLayer]) 
 
     gained = 0
     for layer in layers.values():
-        absmax = error(layer, weight_scales(layer, WeightOptions(winograd=False)))
-        mse = error(layer, weight_scales(layer, WeightOptions(winograd=False, method="mse")))
+        absmax = error(layer, weight_scales(layer, WeightOptions(winograd="off")))
+        mse = error(layer, weight_scales(layer, WeightOptions(winograd="off", method="mse")))
         assert (mse <= absmax * (1 + 1e-5)).all()
         gained += int((mse < absmax * 0.999).sum())
     assert gained > 0
@@ -134,6 +203,7 @@ def test_dead_rows_get_one(layers: dict[str, QuantizedLayer]) -> None:
     [
         ({"granularity": "per-pixel"}, "'per-pixel'; expected one of per-channel"),
         ({"method": "magic"}, "'magic'; expected one of absmax"),
+        ({"winograd": True}, "winograd True; expected one of safe, 6bit, off"),
     ],
 )
 def test_unknown_names_are_refused(given: dict, message: str) -> None:
@@ -151,5 +221,6 @@ def test_golden_weight_scales(shared: Path) -> None:
         golden = read_table(shared / f"golden/squeezenet_v1.0.ncnn2table_{name}.table")
         assert [row.name for row in golden.layers] == list(layers)
         for row in golden.layers:
-            found = weight_scales(layers[row.name], WeightOptions(method=method))
+            options = WeightOptions(method=method, winograd="6bit")
+            found = weight_scales(layers[row.name], options)
             np.testing.assert_allclose(found, row.weight_scales, rtol=1e-4, err_msg=row.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,50 @@ def quantized(net: Net, **options: object) -> list[str]:
 )
 def test_layers_are_chosen(net: Net, options: dict[str, object], left: list[str]) -> None:
     assert quantized(net, **options) == left
+
+
+def grouped_conv(name: str, bottom: str, outputs: int, group: int) -> str:
+    return conv(name, bottom, outputs).replace("} }", f"group: {group} }} }}")
+
+
+GROUPED = (
+    NET.split("\n", 1)[0]
+    + "\n"
+    + conv("c", "data", 6, 3)
+    + grouped_conv("trap", "c", 16, 2)  # 8 outputs in each group
+    + grouped_conv("nine", "trap", 18, 2)
+    + grouped_conv("depthwise", "nine", 18, 18)
+)
+
+
+def test_groups_of_8_outputs_stay_in_float_unless_they_are_asked_for(
+    tmp_path: Path, batches: Callable[[], Iterator[dict[str, np.ndarray]]]
+) -> None:
+    net = int8calib.load_caffe(*make_model(tmp_path, GROUPED))
+    assert quantized(net) == ["c", "nine", "depthwise"]
+    assert quantized(net, grouped="int8") == ["c", "trap", "nine", "depthwise"]
+    assert quantized(net, exclude=("trap",)) == ["c", "nine", "depthwise"]
+    with pytest.raises(OptionError, match="only trap: cannot be INT8: ncnn on x86 returns uninit"):
+        quantized(net, only=("trap",))
+    with pytest.raises(OptionError, match="grouped 'yes'; expected one of float, int8"):
+        Options(grouped="yes")
+    found = int8calib.calibrate(net, batches)
+    assert "trap" not in found.table
+    (warning,) = [line for line in found.warnings if "trap" in line]
+    assert "2 groups with 8 outputs each" in warning
+    assert "--grouped int8" in warning
+    asked = int8calib.calibrate(net, batches, Options(grouped="int8"))
+    assert not any("trap stays" in line for line in asked.warnings)
+    why = {
+        node.name: (node.quantized, node.why) for node in int8calib.inspect(*files(tmp_path)).layers
+    }
+    assert why["nine"] == (True, "ConvolutionDepthWise")
+    assert "uninitialized memory" in why["trap"][1]
+    assert not why["trap"][0]
+
+
+def files(folder: Path) -> tuple[Path, Path]:
+    return folder / "net.prototxt", folder / "net.caffemodel"
 
 
 @pytest.mark.parametrize("option", ["exclude", "only"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from int8calib.cli import calibrate
 from int8calib.cli.config import ConfigParser, _toml
 from int8calib.cli.main import main
+from int8calib.cli.table_options import PRESETS
 from tests.caffe.engine.test_engine import NET
 from tests.generated import make_model
 
@@ -71,16 +72,35 @@ def test_the_command_line_goes_before_the_file(folder: Path, tmp_path: Path) -> 
     config = tmp_path / "c.toml"
     config.write_text(
         'proto = "p"\nmodel = "m"\nimages = ["x"]\noutput = "o"\nmean = [1, 2, 3]\n'
-        'exclude = ["a", "b"]\nwinograd = false\nnorm = 2\nshuffle = true\n'
+        'exclude = ["a", "b"]\nwinograd = "6bit"\nnorm = 2\nshuffle = true\n'
     )
     found = parsed("--config", str(config))
     assert (found["mean"], found["exclude"]) == (["1", "2", "3"], ["a", "b"])
-    assert (found["winograd"], found["shuffle"], found["norm"]) == (False, True, [2.0])
+    assert (found["winograd"], found["shuffle"], found["norm"]) == ("6bit", True, [2.0])
     found = parsed(
         *("--exclude", "c", "--winograd", "--images=y", f"--config={config}", "--mean", "5")
     )
     assert (found["mean"], found["exclude"], found["images"]) == (["5"], ["c"], ["y"])
-    assert found["winograd"] is True
+    assert found["winograd"] == "safe"
+    for value, meaning in (("false", "off"), ("true", "safe")):  # of earlier versions
+        config.write_text(f'proto = "p"\nwinograd = {value}\n')
+        words = ("--model=m", "--images=y", "--output=o")
+        assert parsed("--config", str(config), *words)["winograd"] == meaning
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_what_is_not_given_otherwise(tmp_path: Path, name: str) -> None:
+    words = ("--proto=p", "--model=m", "--images=y", "--output=o", "--like", name)
+    plain, given = parsed(*words[:-2]), parsed(*words)
+    changed = {key for key in plain if plain[key] != given[key]}
+    always = {"like", "method", "input_method", "grouped", "winograd"}
+    more = {"ncnn2table": set(), "tool": {"fold_bn", "format"}}
+    assert changed == always | more.get(name, {"fold_bn", "format"})
+    config = tmp_path / "c.toml"
+    config.write_text('method = "aciq"\n')
+    found = parsed(*words, "--config", str(config), "--no-winograd", "--fold-bn")
+    assert (found["method"], found["winograd"], found["fold_bn"]) == ("aciq", "off", True)
+    assert (found["format"], found["input_method"]) == (given["format"], "same")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +110,8 @@ def test_the_command_line_goes_before_the_file(folder: Path, tmp_path: Path) -> 
         ("[table]\nmethod = 1", "there is no option 'table'"),
         ('config = "x"', "there is no option 'config'"),
         ("no-winograd = true", "there is no option 'no-winograd'"),
-        ('winograd = "no"', "winograd = 'no'; expected true or false"),
+        ('shuffle = "no"', "shuffle = 'no'; expected true or false"),
+        ('winograd = "no"', "argument --winograd: invalid choice: 'no'"),
         ("method = true", "method = True; expected one text or number"),
         ("method = ['kl']", "expected one text or number"),
         ("exclude = []", "expected a list of text or numbers"),

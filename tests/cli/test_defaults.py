@@ -43,6 +43,7 @@ LIBRARY: Mapping[str, Any] = {
     "fast_jpeg": Preprocess.reduced_jpeg,
     "first_last_float": Options.first_last_float,
     "fold_bn": Options.fold_bn,
+    "grouped": Options.grouped,
     "format": default(int8calib.write_table, "format"),
     "fp16": default(optimize_model, "fp16"),
     "fp32": default(quantize_model, "fp32"),
@@ -102,7 +103,7 @@ COMMAND_LINE_ONLY = {
     *("ncnn", "output", "param", "bin", "png", "proto", "names", "title", "labels", "layers"),
     *("boxes",),
     *("limit", "seed", "shuffle", "no_optimize", "runtime", "more_work", "skip", "write_model"),
-    *("gpu", "group", "detection"),
+    *("gpu", "group", "detection", "like", "rounding"),
 }
 
 

@@ -134,8 +134,20 @@ def test_reference_tool_command_line(
     assert convert_tool.main([*words, "--group", "1", "--gpu", "1"]) == 0
     assert "runs on the CPU" in capsys.readouterr().err
     plain = tmp_path / "plain.table"
-    assert main([*arguments(folder, plain), "--quiet"]) == 0
+    assert main([*arguments(folder, plain), "--like", "tool", "--quiet"]) == 0
     assert output.read_text() == plain.read_text()
+    # The tool's own rows: convolutions alone, of the weights before BatchNorm is folded.
+    table = read_table(output, "tool")
+    assert [row.name for row in table.layers] == ["conv1", "dw", "pw", "left"]
+    ((weight, *_),) = [
+        layer.weights
+        for layer in int8calib.load_caffe(
+            folder / "net.prototxt", folder / "net.caffemodel"
+        ).graph.layers
+        if layer.name == "conv1"
+    ]
+    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    np.testing.assert_allclose(table["conv1"].weight_scales, 127 / largest, rtol=1e-6)
     assert convert_tool.main([*words, "--input-shape", "image=1,3,5,5"]) == 2
     assert "'image'" in capsys.readouterr().err
 

@@ -65,11 +65,67 @@ def test_the_models_run_as_the_engine_and_the_simulation(folder: Path, tmp_path:
 def test_calibrate_writes_the_same_models_in_one_go(folder: Path, tmp_path: Path) -> None:
     words = [*MODEL, "--images", str(folder / "images"), "--mean", *map(str, MEAN), "--quiet"]
     words += ["--norm", str(NORM), "--output", str(tmp_path / "t"), "--ncnn", str(tmp_path / "n")]
-    assert main(["calibrate", *words]) == 0
+    assert main(["calibrate", *words, "--rounding", "nearest"]) == 0
     for mine, other in (("n", "net"), ("n-int8", "i")):
         for end in ("param", "bin"):
             made, expected = tmp_path / f"{mine}.{end}", folder / f"{other}.{end}"
             assert made.read_bytes() == expected.read_bytes()
+
+
+def test_calibrate_rounds_weights_so_that_outputs_err_less(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    words = [*MODEL, "--images", str(folder / "images"), "--mean", *map(str, MEAN), "--quiet"]
+    words += ["--norm", str(NORM), "--output", str(tmp_path / "t"), "--ncnn", str(tmp_path / "n")]
+    assert main(["calibrate", *words]) == 0
+    # The table and the float model are those of plain rounding.
+    assert (tmp_path / "t").read_text() == (folder / "net.table").read_text()
+    for end in ("param", "bin"):
+        assert (tmp_path / f"n.{end}").read_bytes() == (folder / f"net.{end}").read_bytes()
+    plain = load_model(folder / "i.param", folder / "i.bin").layers
+    found = load_model(tmp_path / "n-int8.param", tmp_path / "n-int8.bin").layers
+    for a, b in zip(plain, found, strict=True):
+        assert (a.type, a.name, a.params) == (b.type, b.name, b.params)
+        if a.integer(8):
+            moved = np.abs(a.weights[0].astype(int) - b.weights[0].astype(int))
+            assert moved.sum() > 0
+            assert (moved == 0).mean() > 0.5
+            np.testing.assert_array_equal(a.weights[-1], b.weights[-1])
+    net = load_caffe(PROTOTXT, CAFFEMODEL)
+    out = net.graph.producer(net.graph.outputs[0]).bottoms[0].name
+    names = [layer.name for layer in net.graph.layers]
+    blob = next(layer.tops[0] for layer in found if layer.name == names[-2])
+    errors = {"plain": 0.0, "found": 0.0}
+    for each in demo_loader(40, seed=31):
+        expected = net.forward(each.batch, outputs=[out])[out].ravel()
+        image = {name: array[0] for name, array in each.batch.items()}
+        for name, layers in (("plain", plain), ("found", found)):
+            (top,) = run_blobs(layers, image, [blob], packing=False, folder=tmp_path)
+            error = (top.ravel() - top.mean()) - (expected - expected.mean())
+            errors[name] += float(np.square(error).sum())
+    assert errors["found"] < 0.9 * errors["plain"]
+
+
+def test_groups_that_ncnn_computes_wrongly_stay_in_float(tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    grouped = conv("g", "c", "num_output: 16 group: 2 kernel_size: 3")
+    text = data(1, 3, 19, 17) + conv("c", "data", "num_output: 6 kernel_size: 3") + grouped
+    text += pool("p", "g", "pool: AVE global_pooling: true") + conv(
+        "d", "p", "num_output: 5 kernel_size: 1"
+    )
+    make_model(tmp_path, text)
+    image = np.random.default_rng(3).normal(0, 60, (7, 3, 19, 17)).astype(np.float32)
+    np.save(tmp_path / "images.npy", image)
+    words = ["--proto", str(tmp_path / "net.prototxt"), "--model", str(tmp_path / "net.caffemodel")]
+    words += ["--images", str(tmp_path / "images.npy"), "--output", str(tmp_path / "t"), "--quiet"]
+    assert main(["calibrate", *words, "--ncnn", str(tmp_path / "n")]) == 0
+    layers = load_model(tmp_path / "n-int8.param", tmp_path / "n-int8.bin").layers
+    assert {layer.name: layer.integer(8) for layer in layers if layer.name in "cgd"} == {
+        **{"c": 2, "g": 0, "d": 2}
+    }
+    (found,) = run_blobs(layers, {"data": image[0]}, [layers[-1].tops[0]], folder=tmp_path)
+    net = load_caffe(tmp_path / "net.prototxt", tmp_path / "net.caffemodel")
+    (expected,) = net.forward({"data": image[:1]}).values()
+    assert np.abs(found.ravel() - expected.ravel()).max() < 0.05 * np.abs(expected).max()
 
 
 def test_tune_writes_models_with_corrected_weights(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import int8calib
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.quantized import quantized_layers
-from int8calib.calibration.scales import WINOGRAD_SUM, WeightOptions
+from int8calib.calibration.scales import WeightOptions, weight_scales
+from int8calib.levels import WINOGRAD_SUM
 from int8calib.simulation.build import int8_layers
 from int8calib.simulation.fusion import requantized
 from int8calib.table import read_table
@@ -158,12 +159,9 @@ def test_eight_bit_weights_run_by_winograd_on_a_real_model(tmp_path: Path, share
     rows = []
     limited = 0
     for layer in quantized_layers(fold_batch_norm(net.graph)):
-        grid, weights = options.grid(layer), np.abs(layer.weight_rows())
-        most = np.minimum(grid.qmax / weights.max(axis=1), grid.row_sum / weights.sum(axis=1))
-        limited += np.isfinite(grid.row_sum)
-        rows.append(
-            LayerScales(layer.name, most.astype(np.float32), table[layer.name].bottom_scale)
-        )
+        limited += options.limited(layer)
+        scales = weight_scales(layer, options)
+        rows.append(LayerScales(layer.name, scales, table[layer.name].bottom_scale))
     assert limited == 8
     finer = CalibrationTable(tuple(rows))
     (tmp_path / "net.bin").write_bytes(int8_bytes(home / "int8.param", net, finer))

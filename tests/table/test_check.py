@@ -22,6 +22,7 @@ from int8calib.table import (
     diff_tables,
     read_table,
 )
+from int8calib.table.rules import grouped_problem
 from tests.table_helpers import layer, table, tables
 
 TEXT = "conv1_param_0 2 3 5\nip1_param_0 7 11\nconv1 0.5\nip1 0.25\n"
@@ -107,15 +108,48 @@ def test_scales_against_the_weights(
 
 
 def test_more_levels_than_31_are_fine_up_to_what_winograd_holds() -> None:
-    most = np.array([2.4, 3.6, 6.0])
-    winograd = Requirement("conv1", "Convolution", 3, most / 1.2, None, levels=31, max_scales=most)
+    def sums(scales: np.ndarray) -> np.ndarray:
+        return np.array([5000, 5000, 5600]) * scales
+
+    whole = np.array([2.0, 3.0, 5.0])  # the scales of 127 levels
+    winograd = Requirement("conv1", "Convolution", 3, whole, None, level_sums=sums)
     assert found(TEXT, winograd, IP) == []
-    tight = replace(winograd, max_scales=np.array([2.4, 3.6, 4.9]))
-    assert found(TEXT, tight, IP) == []  # exactly 31 levels
-    above = replace(tight, weight_scales_folded=np.array([1.9, 3.0, 4.5]))
-    (finding,) = check_table(TEXT, requirements=[above, IP])
+    more = replace(winograd, weight_scales_folded=whole * 127 / 31)
+    assert found(TEXT, more, IP) == []  # exactly 31 levels
+    few = replace(winograd, weight_scales_folded=whole * 127 / 20)
+    assert found(TEXT, few, IP) == [("error", 1, "conv1")]
+    full = replace(few, level_sums=lambda scales: np.full(3, 29000.0))
+    assert found(TEXT, full, IP) == []  # so few, since not one more fits
+    (finding,) = check_table(TEXT.replace(" 5", " 5.3"), requirements=[winograd, IP])
+    assert finding.severity == "error"
+    assert "channel 2 add up to 29680, int8 winograd holds 29356" in finding.message
+    assert "about 5.242 is right in place of 5.3" in finding.message
+    other = replace(winograd, weight_scales_folded=whole / 1.2)
+    (finding,) = check_table(TEXT, requirements=[other, IP])
     assert finding.severity == "warning"
-    assert "channel 2 is 1.111 times" in finding.message
+    assert "channel 0 is 1.2 times" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("group", "outputs", "wrong"),
+    [(2, 16, True), (3, 24, True), (4, 96, True), (2, 8, False), (3, 18, False), (16, 16, False),
+     (1, 16, False), (5, 80, True)],
+)  # fmt: skip
+def test_groups_of_8_outputs_are_a_problem(group: int, outputs: int, wrong: bool) -> None:
+    problem = grouped_problem(group, outputs)
+    assert (problem is not None) == wrong
+    if problem is not None:
+        assert f"{group} groups with {outputs // group} outputs each" in problem
+
+
+def test_layers_that_had_better_stay_in_float() -> None:
+    trap = replace(CONV, caution="ncnn returns nonsense")
+    (finding,) = check_table(TEXT, requirements=[trap, IP])
+    assert (finding.severity, finding.line) == ("warning", 1)
+    assert "conv1: had better stay in float, without rows: ncnn returns nonsense" in finding.message
+    alone = "ip1_param_0 7 11\nip1 0.25\n"
+    (finding,) = check_table(alone, requirements=[trap, IP])
+    assert "stays in float, and that is right: ncnn returns nonsense" in finding.message
 
 
 def test_tolerance_is_a_factor() -> None:

@@ -17,12 +17,12 @@ from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import prepare, run_job
 from int8calib.calibration.scales import Grid, WeightOptions
+from int8calib.rounding.samples import SampledPositions, layer_matrices, weight_blob
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table
 from int8calib.tuning.channels import FIXED, center_scores, scalable_channels
 from int8calib.tuning.equalization import equalize
 from int8calib.tuning.execution import Layerwise
-from int8calib.tuning.samples import SampledPositions, layer_matrices, weight_blob
 from tests.opencv import deviation, opencv_tops
 from tests.tuning_nets import batches, chain
 

@@ -14,7 +14,7 @@ from int8calib.caffe.network.graph import QUANTIZED_TYPES, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import quantized_layer
 from int8calib.inspection import InspectedLayer, Inspection
-from int8calib.table.rules import name_problem
+from int8calib.table.rules import grouped_problem, name_problem
 
 
 def inspect(
@@ -135,4 +135,9 @@ def _part_in_int8(reading: Reading, layer: Layer, folded: Mapping[Layer, str]) -
     if problem is not None:
         return False, problem
     described = quantized_layer(layer)
-    return (False, "reads several blobs") if described is None else (True, described.kind)
+    if described is None:
+        return False, "reads several blobs"
+    problem = grouped_problem(described.group, described.outputs)
+    if problem is not None:
+        return False, f"{problem}; --grouped int8 quantizes it all the same"
+    return True, described.kind

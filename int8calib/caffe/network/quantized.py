@@ -110,6 +110,7 @@ def _quantized(layer: Layer) -> QuantizedLayer | None:
             str(layer.bottoms[0]),
             _output_first(layer),
             rows=int(layer.params.inner_product_param.num_output),
+            outputs=int(layer.params.inner_product_param.num_output),
             kernel=(1, 1),
             layer=layer,
         )
@@ -125,6 +126,7 @@ def _quantized(layer: Layer) -> QuantizedLayer | None:
         str(layer.bottoms[0]),
         layer.weights[0] if layer.weights else None,
         rows=outputs if group == 1 else group,
+        outputs=outputs,
         group=group,
         kernel=windows.kernel,
         stride=windows.stride,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from int8calib.calibration.layers import QuantLayer
-from int8calib.calibration.scales import WeightOptions, largest_scales, weight_scales
+from int8calib.calibration.scales import WeightOptions, summed_levels, unlimited_scales
 from int8calib.ncnn.execution.layers import quant_layers, row_counts, weight_rows
 from int8calib.ncnn.execution.network import optimized
 from int8calib.ncnn.model import NcnnModel
 from int8calib.table.model import Requirement, RowRequirement
+from int8calib.table.rules import grouped_problem
 
 
-def requirements_from_model(model: NcnnModel, *, winograd: bool = True) -> list[Requirement]:
+def requirements_from_model(model: NcnnModel, *, winograd: str = "safe") -> list[Requirement]:
     """List what each layer that ncnn2int8 quantizes by a table needs, in running order.
 
     Parameters
@@ -18,7 +19,8 @@ def requirements_from_model(model: NcnnModel, *, winograd: bool = True) -> list[
     model
         A float model.
     winograd
-        Whether layers that ncnn may run by int8 winograd need 6-bit weights.
+        As in `WeightOptions`: what the weights of layers are to be that ncnn may run by int8
+        winograd.
 
     Returns
     -------
@@ -37,12 +39,13 @@ def requirements_from_model(model: NcnnModel, *, winograd: bool = True) -> list[
             layer.name,
             layer.kind,
             layer.rows,
-            weight_scales_folded=weight_scales(_same_rows(folded, layer), options),
-            weight_scales_raw=weight_scales(layer, options),
+            weight_scales_folded=unlimited_scales(_same_rows(folded, layer), options),
+            weight_scales_raw=unlimited_scales(layer, options),
             levels=options.levels(layer),
-            max_scales=largest_scales(layer, options),
+            level_sums=summed_levels(layer, options),
             folded=False,
             bottom=layer.blob,
+            caution=grouped_problem(layer.group, layer.outputs),
         )
         for layer in quant_layers(model.layers, model.source)[0]
     ]

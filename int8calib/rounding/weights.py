@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from int8calib.arrays import Array
 from int8calib.calibration.scales import DEAD_ABSMAX, DEAD_SCALE, Grid
-from int8calib.tuning.samples import LayerMatrices, Moments, moments
+from int8calib.rounding.samples import LayerMatrices, Moments, moments
 
 BLOCK = 64
 DAMPING = 0.01
@@ -201,7 +201,7 @@ def solve_scales(
     grid
         What weights may become.
     """
-    parts = _parts(matrices.weights, float_columns, int8_columns)
+    parts = input_parts(matrices.weights, float_columns, int8_columns)
     return WeightSolution(_table_rows(_best_scales(matrices.weights, parts, grid)), None, None)
 
 
@@ -216,7 +216,7 @@ def solve_weights(
 
     Parameters as in `solve_scales`; `changes` says what may change.
     """
-    parts = _parts(matrices.weights, float_columns, int8_columns)
+    parts = input_parts(matrices.weights, float_columns, int8_columns)
     target = matrices.weights
     if changes.refit:
         target = np.concatenate(
@@ -229,18 +229,18 @@ def solve_weights(
             best_levels(target[:, :, part], scales, given.second, grid.qmax)
             for part, given in parts
         ]
-        levels = _within_row_sum(np.concatenate(rounded, axis=2), levels, grid)
+        levels = within_row_sum(np.concatenate(rounded, axis=2), levels, grid)
     weights = np.asarray(levels / scales[:, :, None], np.float32)
     bias = matrices.bias
     if changes.bias:
-        bias = bias + _steady_error(matrices.weights, weights, float_columns, int8_columns)
+        bias = bias + steady_error(matrices.weights, weights, float_columns, int8_columns)
     return WeightSolution(_table_rows(scales), weights, np.asarray(bias, np.float32))
 
 
-def _steady_error(
+def steady_error(
     weights: Array, changed: Array, float_columns: Array, int8_columns: Array
 ) -> Array:
-    """The mean error of each output, (G, M), as far as all images agree on it.
+    """Return the mean error of each output, (G, M), as far as all images agree on it.
 
     The estimate is shrunk by its own variance (James and Stein's positive part): a mean that comes
     from a few images with values beyond the threshold would only harm the others.
@@ -261,8 +261,8 @@ _Parts = list[tuple[slice, Moments]]
 """Parts of a layer's inputs, each with the moments of its columns."""
 
 
-def _parts(weights: Array, float_columns: Array, int8_columns: Array) -> _Parts:
-    """The inputs, cut into parts of at most MAX_INPUTS."""
+def input_parts(weights: Array, float_columns: Array, int8_columns: Array) -> _Parts:
+    """Cut the inputs into parts of at most MAX_INPUTS."""
     size = weights.shape[2]
     count = -(-size // MAX_INPUTS)
     edges = np.linspace(0, size, count + 1).astype(int).tolist()
@@ -300,8 +300,8 @@ def _best_scales(weights: Array, parts: _Parts, grid: Grid) -> Array:
     return np.asarray(np.where(alive, best, DEAD_SCALE), np.float32)
 
 
-def _within_row_sum(levels: Array, plain: Array, grid: Grid) -> Array:
-    """`levels`, but `plain` ones in rows that add up to too much."""
+def within_row_sum(levels: Array, plain: Array, grid: Grid) -> Array:
+    """Return `levels`, but `plain` ones in rows that add up to too much."""
     fits = np.abs(levels).sum(axis=2, keepdims=True) <= grid.row_sum
     return np.where(fits, levels, plain)
 

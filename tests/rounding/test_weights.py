@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from int8calib.calibration.scales import Grid
-from int8calib.tuning.samples import LayerMatrices, Moments, moments
-from int8calib.tuning.weights import (
+from int8calib.rounding.samples import LayerMatrices, Moments, moments
+from int8calib.rounding.weights import (
     CLIP_SHARES,
     Changes,
     best_levels,
