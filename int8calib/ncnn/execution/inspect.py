@@ -11,13 +11,13 @@ import numpy as np
 from int8calib.arrays import Shape
 from int8calib.errors import ModelError, OptionError
 from int8calib.inspection import InspectedLayer, Inspection
-from int8calib.ncnn.execution.layers import grouped_by_eight, quant_layers, row_counts
+from int8calib.ncnn.execution.layers import quant_layers, row_counts
 from int8calib.ncnn.execution.network import with_given_shapes
 from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.model import NcnnModel, load_model, read_text
 from int8calib.ncnn.param import NcnnLayer, blob_readers, parse_param
 from int8calib.ncnn.runtime import RuntimeNet
-from int8calib.table.rules import name_problem
+from int8calib.table.rules import grouped_problem, name_problem
 from int8calib.words import listed
 
 _ALWAYS = frozenset(("Gemm", "SDPA"))
@@ -146,7 +146,12 @@ def _parts_in_int8(model: NcnnModel) -> dict[str, tuple[bool, str]]:
     """Whether ncnn2int8 makes each layer INT8, and as what or why not."""
     plain = [layer.with_params(p8=None) for layer in model.layers]
     described, blocked = quant_layers(plain, model.source)
-    found = {layer.name: (True, layer.kind) for layer in described}
+    found = {
+        layer.name: (False, f"{problem}; --grouped int8 quantizes it all the same")
+        if (problem := grouped_problem(layer.group, layer.outputs))
+        else (True, layer.kind)
+        for layer in described
+    }
     found |= {name: (False, reason) for name, reason in blocked.items()}
     for layer in model.layers:
         if layer.name in found:
@@ -175,9 +180,6 @@ def _warnings(model: NcnnModel) -> list[str]:
             f"BatchNorm behind {listed(unfolded)} is not folded; calibrate with --optimize, or run "
             "ncnnoptimize before"
         )
-    garbled = grouped_by_eight(model.layers)
-    if garbled:
-        warnings.append(f"in INT8 ncnn on x86 may compute wrongly: {listed(garbled)}")
     return warnings
 
 

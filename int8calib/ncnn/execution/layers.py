@@ -16,11 +16,10 @@ from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.param import NcnnLayer
 from int8calib.ncnn.quantize import QUANTIZED
 from int8calib.ncnn.schema import value_of
-from int8calib.table.rules import name_problem
+from int8calib.table.rules import grouped_problem, name_problem
 
 _DYNAMIC = 19
 """The parameter of a convolution whose weights are a bottom."""
-_LANES = 8
 
 
 def split_origins(layers: Sequence[NcnnLayer]) -> dict[str, str]:
@@ -169,6 +168,7 @@ def _described(layer: NcnnLayer, bottom: str, reads_input: bool, source: str) ->
         bottom,
         weights,
         rows=group if depthwise else out,
+        outputs=out,
         group=group,
         kernel=kernel,
         stride=stride,
@@ -255,6 +255,6 @@ def grouped_by_eight(layers: Sequence[NcnnLayer]) -> list[str]:
         if layer.type != "ConvolutionDepthWise" or layer.integer(_DYNAMIC):
             continue
         out, group = layer.integer(0), max(layer.integer(7, 1), 1)
-        if 1 < group < out and out // group % _LANES == 0:
+        if grouped_problem(group, out) is not None:
             found.append(layer.name)
     return found

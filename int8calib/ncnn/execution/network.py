@@ -16,7 +16,6 @@ from int8calib.calibration.executor import Listener, Runner
 from int8calib.calibration.layers import QuantLayer
 from int8calib.errors import ModelError, OptionError, ShapeError
 from int8calib.ncnn.execution.layers import (
-    grouped_by_eight,
     input_shapes,
     quant_layers,
     split_origins,
@@ -29,7 +28,6 @@ from int8calib.ncnn.quantize import quantize_model, read_rows
 from int8calib.ncnn.runtime import RuntimeNet, read_as_ids
 from int8calib.table.formats import get_format
 from int8calib.table.model import CalibrationTable
-from int8calib.words import listed
 from int8calib.workers import Batch, batch_size, usable_cores
 
 
@@ -114,18 +112,6 @@ class NcnnNet:
     def weight_rows(self) -> dict[str, Array]:
         """Weight scales of Embed, MultiHeadAttention, RNN, LSTM and GRU, by the key of the row."""
         return weight_rows(self.model.layers)
-
-    @cached_property
-    def warnings(self) -> tuple[str, ...]:
-        """What to mind of the model."""
-        garbled = grouped_by_eight(self.model.layers)
-        if not garbled:
-            return ()
-        return (
-            f"{listed(garbled)}: ncnn on x86 computes INT8 convolutions of several groups with a "
-            "multiple of 8 outputs each wrongly, unless packing is off; --exclude keeps them in "
-            "float",
-        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import int8calib
-from int8calib import NcnnModel, NcnnNet, Options
+from int8calib import NcnnModel, NcnnNet, Options, WeightOptions
+from int8calib.calibration.selection import grouped_in_float
 from int8calib.errors import ModelError, ModelFileError, OptionError, ShapeError
 from int8calib.ncnn.model import save_model
 from int8calib.ncnn.param import NcnnLayer
@@ -31,7 +32,12 @@ pytest.importorskip("ncnn")
 
 BINS = 2048
 SEQUENCE = ("Embed", "MultiHeadAttention", "RNN", "LSTM", "GRU")
-AS_NCNN2TABLE = Options(method="kl", input_method="same")
+AS_NCNN2TABLE = Options(
+    method="kl",
+    input_method="same",
+    grouped="int8",
+    weights=WeightOptions(winograd="6bit"),
+)
 
 
 def two_inputs() -> NcnnModel:
@@ -87,7 +93,7 @@ def test_layers_are_described_as_ncnn_quantizes_them() -> None:
     assert described == {
         "first": ("a", 5, 1, True, True),
         "left": ("y", 7, 1, False, False),
-        "right": ("y", 5, 5, False, False),
+        "right": ("y", 5, 5, True, False),
         "other": ("b", 2, 1, False, True),
     }
     ends = {layer.name: (layer.first, layer.last) for layer in net.layers}
@@ -204,10 +210,11 @@ def test_input_shapes_come_from_the_file_or_from_what_reads_them(shared: Path) -
         NcnnNet(two_inputs(), input_shapes={"c": (1, 3, 5, 7)})
 
 
-def test_grouped_convolutions_that_ncnn_garbles_are_warned_of(shared: Path) -> None:
+def test_grouped_convolutions_that_ncnn_garbles_stay_in_float(shared: Path) -> None:
     net = int8calib.load_ncnn(*real_files(shared, "pnnx_small"))
-    assert ["convdw_26: ncnn on x86" in line for line in net.warnings] == [True]
-    assert not NcnnNet(two_inputs()).warnings
+    assert list(grouped_in_float(net.layers, Options())) == ["convdw_26"]
+    assert not grouped_in_float(net.layers, Options(grouped="int8"))
+    assert not grouped_in_float(NcnnNet(two_inputs()).layers, Options())
 
 
 def test_fingerprints_tell_models_apart() -> None:
