@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from int8calib.caffe.engine.run import Net, load_caffe
     from int8calib.caffe.export import write_model
     from int8calib.caffe.inspection.inspect import inspect
-    from int8calib.caffe.layers.registry import register_layer
+    from int8calib.caffe.layers.outside import register_layer
     from int8calib.calibration.executor import Executor
     from int8calib.calibration.layers import QuantLayer
     from int8calib.calibration.pipeline import Calibration, Options, calibrate
@@ -143,7 +143,7 @@ _HOMES = {
     "load_caffe": "int8calib.caffe.engine.run",
     "load_ncnn": "int8calib.ncnn.execution.load",
     "read_table": "int8calib.table.files",
-    "register_layer": "int8calib.caffe.layers.registry",
+    "register_layer": "int8calib.caffe.layers.outside",
     "report": "int8calib.reporting.report",
     "simulate": "int8calib.simulation.build",
     "tune": "int8calib.tuning.search",

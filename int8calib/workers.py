@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from int8calib.arrays import Array
-from int8calib.errors import ImageError, OptionError
+from int8calib.errors import ImageError, OptionError, ShapeError
 from int8calib.limits import check_memory, check_shape
 
 Batch: TypeAlias = Mapping[str, Array]
@@ -104,6 +104,17 @@ def work_through(
     return count
 
 
+def start_pass(loader: Callable[[], Iterable[Item]]) -> Iterable[Item]:
+    """Start a pass over the images; raises `ImageError` for something that cannot."""
+    advice = "expected a function that starts a pass over the images, such as lambda: batches"
+    if not callable(loader):
+        raise ImageError(f"batches are of type {type(loader).__name__}; {advice}")
+    batches = loader()
+    if not isinstance(batches, Iterable):
+        raise ImageError(f"batches() gives {type(batches).__name__}, no batches; {advice}")
+    return batches
+
+
 def float_batch(given: Mapping[str, ArrayLike]) -> Batch:
     """Return a batch as contiguous float32 arrays, from arrays of any real numbers.
 
@@ -125,6 +136,9 @@ def float_batch(given: Mapping[str, ArrayLike]) -> Batch:
         )
     if not given:
         raise ImageError("a batch has no input; expected a mapping of inputs to arrays")
+    for name in given:
+        if not isinstance(name, str):
+            raise ImageError(f"a batch names an input {name!r}; expected the name of an input")
     return {name: _float_array(name, value) for name, value in given.items()}
 
 
@@ -141,8 +155,11 @@ def _float_array(name: str, value: ArrayLike) -> Array:
     check_shape(array.shape, f"input {name!r}")
     if array.dtype != np.float32 or not array.flags.c_contiguous:
         check_memory(array.size, f"the values of input {name!r}")
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, np.float32)
+    try:
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(array, np.float32)
+    except MemoryError as error:
+        raise ShapeError(f"input {name!r}: {error}; give fewer images to a batch") from error
 
 
 def batch_size(batch: Batch) -> int:
@@ -174,7 +191,7 @@ def blas_threads(count: int | None = 1) -> Iterator[None]:
         For a count below 1.
     """
     global _blas_users
-    if count is not None and count < 1:
+    if count is not None and (not isinstance(count, int) or count < 1):
         raise OptionError(f"threads {count}; expected 1 or more, or None")
     if count is None:
         yield

@@ -32,9 +32,9 @@ from int8calib.evaluation.measures import Energy, energy, total_energy
 from int8calib.evaluation.outputs import compared_blobs
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.simulation.layers import Int8Weights
-from int8calib.table.model import CalibrationTable
+from int8calib.table.model import CalibrationTable, require_table
 from int8calib.words import listed
-from int8calib.workers import Batch, Progress, batch_size
+from int8calib.workers import Batch, Progress, batch_size, start_pass
 
 SENSITIVITY_IMAGES = 10
 
@@ -83,6 +83,7 @@ def analyze(
     ImageError
         For no batches.
     """
+    require_table(table)
     fold = folds(table) if fold_bn is None else fold_bn
     base = Net(fold_batch_norm(net.graph) if fold else net.graph, net.input_shapes)
     compared = compared_blobs(net, scores, outputs)
@@ -104,7 +105,7 @@ def analyze(
 
     wanted = [b for x in joint.layers for b in (x.bottom, x.top, x.isolated, x.accumulated)]
     run_pass(
-        batches(),
+        start_pass(batches),
         lambda: [Runner(joint.graph, wanted)],
         work,
         stage="layers",

@@ -19,7 +19,7 @@ from int8calib.evaluation.evaluate import LabeledLoader, batch_and_labels
 from int8calib.evaluation.outputs import compared_blobs
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.table.model import CalibrationTable
-from int8calib.workers import Progress, batch_size, single_threaded_blas
+from int8calib.workers import Progress, batch_size, single_threaded_blas, start_pass
 
 SAMPLE_BATCHES = 4
 SAMPLE_VALUES = 1000
@@ -85,7 +85,7 @@ def sample_outputs(
     rng = np.random.default_rng(0)
     done = 0
     with single_threaded_blas():
-        for given in islice(batches(), count):
+        for given in islice(start_pass(batches), count):
             batch, _ = batch_and_labels(given)
             runner.run(batch, _Listener(joint.layers, pairs, rng, values))
             done += batch_size(batch)

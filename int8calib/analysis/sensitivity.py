@@ -20,7 +20,14 @@ from int8calib.evaluation.evaluate import (
 from int8calib.evaluation.measures import Share, total_energy
 from int8calib.evaluation.outputs import ComparedBlobs
 from int8calib.evaluation.records import Record, agreement, compare
-from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas, work_through
+from int8calib.workers import (
+    Batch,
+    Progress,
+    batch_size,
+    single_threaded_blas,
+    start_pass,
+    work_through,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def output_sensitivity(
     dict of OutputEffect, int
         The effect of each layer, by name, and the number of images used.
     """
-    few = list(_first(batches(), images))
+    few = list(_first(start_pass(batches), images))
     used = sum(batch_size(batch) for batch in few)
     effects: dict[str, OutputEffect] = {}
     report = progress or (lambda stage, done, of: None)

@@ -84,6 +84,12 @@ class Options:
             raise OptionError(f"input method {self.input_method!r}; expected one of {expected}")
         if self.grouped not in GROUPED:
             raise OptionError(f"grouped {self.grouped!r}; expected one of {', '.join(GROUPED)}")
+        for what, names in (("exclude", self.exclude), ("only", self.only)):
+            wrong = names is None or isinstance(names, str)
+            if wrong or not all(isinstance(name, str) for name in names):
+                raise OptionError(f"{what} {names!r}; expected a list of names or globs of layers")
+        if not isinstance(self.weights, WeightOptions):
+            raise OptionError(f"weights {self.weights!r}; expected WeightOptions")
         MethodOptions(percentile=self.percentile)
         limits = [("workers", self.workers, 1)]
         if self.cache_bytes is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Generic, overload
 
@@ -18,7 +19,7 @@ from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.collect import collect_statistics
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import ModelError, OptionError
-from int8calib.workers import Loader, Progress
+from int8calib.workers import Loader, Progress, start_pass
 
 __all__ = ["Calibration", "Job", "Options", "calibrate", "make_table", "prepare", "run_job"]
 
@@ -197,7 +198,7 @@ def run_job(
     cache_bytes = options.cache_bytes
     statistics = collect_statistics(
         job.executor,
-        batches,
+        partial(start_pass, batches),
         job.blobs,
         workers=options.workers,
         cache_bytes=default_cache_bytes() if cache_bytes is None else cache_bytes,

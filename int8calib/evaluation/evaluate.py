@@ -11,15 +11,22 @@ from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.graph import Blob
-from int8calib.errors import ImageError, ModelError, OptionError
+from int8calib.errors import ImageError, ModelError
 from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
-from int8calib.evaluation.records import Labels, Record, compare, sum_up
+from int8calib.evaluation.records import Labels, Record, check_topk, compare, sum_up
 from int8calib.evaluation.results import Evaluation
 from int8calib.ncnn.execution.network import NcnnNet
 from int8calib.simulation.build import simulate
-from int8calib.table.model import CalibrationTable
-from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas, work_through
+from int8calib.table.model import CalibrationTable, named_tables
+from int8calib.workers import (
+    Batch,
+    Progress,
+    batch_size,
+    single_threaded_blas,
+    start_pass,
+    work_through,
+)
 
 
 class Labeled(NamedTuple):
@@ -110,8 +117,7 @@ def evaluate(
     ModelError
         For the name of a blob that cannot be compared; and what `simulate` raises.
     """
-    if not topk or min(topk) < 1:
-        raise OptionError(f"top-k {tuple(topk)}: expected whole numbers of at least 1")
+    check_topk(topk)
     check_peak(peak)
     if isinstance(net, NcnnNet):
         from int8calib.evaluation.ncnn_model import evaluate_ncnn
@@ -130,7 +136,7 @@ def evaluate(
             total=total,
             progress=progress,
         ).evaluation
-    named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
+    named = named_tables(tables)
     nets = [net, *(simulate(net, table, fold_bn=fold_bn) for table in named.values())]
     compared = compared_blobs(net, scores, outputs, kind=kind)
     for each in nets:
@@ -144,7 +150,7 @@ def evaluate(
         return batch_size(batch)
 
     run_pass(
-        batches(),
+        start_pass(batches),
         lambda: [Runner(each.graph, compared.blobs) for each in nets],
         work,
         stage="evaluation",

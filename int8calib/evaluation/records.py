@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -183,8 +184,18 @@ def _check_shapes(blob: Blob, shapes: Sequence[Shape]) -> None:
             )
 
 
+def check_topk(topk: Iterable[int]) -> None:
+    """Raise `OptionError` unless there are accuracies to count, by whole numbers from 1 on."""
+    ks = list(topk) if isinstance(topk, Iterable) else []
+    if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
+        raise OptionError(f"top-k {topk!r}: expected whole numbers of at least 1")
+
+
 def _checked(labels: Sequence[int], images: int, classes: int) -> NDArray[np.int64]:
-    known = np.asarray(labels, np.int64)
+    try:
+        known = np.array([operator.index(label) for label in labels], np.int64)
+    except (TypeError, OverflowError):
+        raise ImageError("labels that are no class indices; expected whole numbers") from None
     if known.shape != (images,):
         raise ImageError(f"{known.size} labels for {images} images; expected one each")
     if known.min() < 0 or known.max() >= classes:

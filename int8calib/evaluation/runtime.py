@@ -18,15 +18,15 @@ from int8calib.errors import ImageError, ModelError, OptionError
 from int8calib.evaluation.evaluate import LabeledLoader, batch_and_labels, check_peak
 from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
-from int8calib.evaluation.records import Record, compare, sum_up
+from int8calib.evaluation.records import Record, check_topk, compare, sum_up
 from int8calib.evaluation.results import Evaluation
 from int8calib.ncnn.convert.deploy import float_model, int8_model
 from int8calib.ncnn.convert.network import blob_names
 from int8calib.ncnn.execution.network import NcnnNet
 from int8calib.ncnn.runtime import RuntimeNet
 from int8calib.simulation.build import folds
-from int8calib.table.model import CalibrationTable
-from int8calib.workers import Progress, batch_size
+from int8calib.table.model import CalibrationTable, named_tables
+from int8calib.workers import Progress, batch_size, start_pass
 
 WARM_UP = 3
 """Images that run before time is taken, since first runs allocate."""
@@ -94,8 +94,9 @@ def evaluate_runtime(
     ModelError
         For a network that ncnn cannot express, a blob that it does not have.
     """
-    if not topk or min(topk) < 1 or threads < 1:
-        raise OptionError(f"top-k {tuple(topk)}, threads {threads}: expected at least 1")
+    check_topk(topk)
+    if threads < 1:
+        raise OptionError(f"threads {threads}: expected at least 1")
     check_peak(peak)
     if isinstance(net, NcnnNet):
         from int8calib.evaluation.ncnn_model import evaluate_ncnn
@@ -114,7 +115,7 @@ def evaluate_runtime(
             total=total,
             progress=progress,
         )
-    named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
+    named = named_tables(tables)
     compared = compared_blobs(net, scores, outputs, kind=kind)
     nets = _load(net, named, compared, fold_bn, threads)
     names = blob_names(net.graph)
@@ -124,7 +125,7 @@ def evaluate_runtime(
     report = progress or (lambda stage, done, of: None)
     shapes: dict[tuple[Shape, ...], Mapping[Blob, Shape]] = {}
     done = 0
-    for given in batches():
+    for given in start_pass(batches):
         batch, labels = batch_and_labels(given)
         for index in range(batch_size(batch)):
             image = {name: array[index] for name, array in batch.items()}

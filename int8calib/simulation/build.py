@@ -17,7 +17,7 @@ from int8calib.errors import TableError, WeightsError
 from int8calib.simulation.arithmetic import quantize
 from int8calib.simulation.fusion import input_scales
 from int8calib.simulation.layers import PREFIX, Int8Weights
-from int8calib.table.model import CalibrationTable, LayerScales
+from int8calib.table.model import CalibrationTable, LayerScales, require_table
 
 FLOAT_TYPES = {
     "Convolution": "Convolution",
@@ -59,7 +59,10 @@ def simulate(net: Net, table: CalibrationTable, *, fold_bn: bool | None = None) 
         mean nothing, and a number of scales that does not fit the layer.
     WeightsError
         For a network without weights.
+    OptionError
+        For something that is no `CalibrationTable`.
     """
+    require_table(table)
     fold = folds(table) if fold_bn is None else fold_bn
     graph = fold_batch_norm(net.graph) if fold else net.graph
     int8 = int8_layers(graph, table, optimized=fold, inputs=net.input_shapes)

@@ -9,7 +9,7 @@ from int8calib.errors import TableError
 from int8calib.files import read_bounded, write_atomic
 from int8calib.limits import MAX_TABLE_BYTES
 from int8calib.table.formats import detect_format, get_format
-from int8calib.table.model import CalibrationTable
+from int8calib.table.model import CalibrationTable, require_table
 from int8calib.table.rules import Scan
 
 
@@ -103,8 +103,9 @@ def write_table(
     OutputError
         Where the file cannot be written.
     OptionError
-        For an unknown format.
+        For an unknown format, and something that is no table.
     """
+    require_table(table)
     text = get_format(format).write(table)
     write_atomic(path, text)
 

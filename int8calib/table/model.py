@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from int8calib.errors import OptionError
 from int8calib.levels import LEVELS
 
 
@@ -106,6 +107,25 @@ class CalibrationTable:
     def __contains__(self, name: object) -> bool:
         """Whether the layer `name` is quantized."""
         return any(layer.name == name for layer in self.layers)
+
+
+def require_table(table: object) -> None:
+    """Raise `OptionError` for something that is no `CalibrationTable`, such as a path."""
+    if not isinstance(table, CalibrationTable):
+        raise OptionError(
+            f"the table is of type {type(table).__name__}; expected a CalibrationTable, such as "
+            "read_table(path) gives"
+        )
+
+
+def named_tables(
+    tables: CalibrationTable | Mapping[str, CalibrationTable],
+) -> dict[str, CalibrationTable]:
+    """Return tables by name, one alone as ``table``; raises as `require_table`."""
+    named = dict(tables) if isinstance(tables, Mapping) else {"table": tables}
+    for table in named.values():
+        require_table(table)
+    return named
 
 
 @dataclass(frozen=True, eq=False)

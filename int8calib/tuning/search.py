@@ -41,7 +41,7 @@ from int8calib.tuning.validation import (
     meets_targets,
     split_batches,
 )
-from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas
+from int8calib.workers import Batch, Progress, batch_size, single_threaded_blas, start_pass
 
 PLAIN = ("mse", "kl", "aciq")
 """Methods whose plain tables are tried too; the first is what tuning starts from."""
@@ -98,7 +98,7 @@ def tune(
     """
     options, tuning = options or Options(), tuning or TuneOptions()
     job = prepare(net, options)
-    given = first_batches(batches(), tuning.images)
+    given = first_batches(start_pass(batches), tuning.images)
     tuned, held_out = split_batches(given, tuning, job.executor.graph, net.input_shapes)
     validator = Validator(
         net,

@@ -213,13 +213,13 @@ class Net:
 
     def _check(self, inputs: Mapping[str, ArrayLike]) -> Batch:
         """The inputs as contiguous float32 arrays, checked for name, type and number of axes."""
-        for name in inputs:
+        batch = {} if isinstance(inputs, Mapping) and not inputs else float_batch(inputs)
+        for name in batch:
             if name not in self.input_shapes:
                 raise OptionError(
                     f"{self.graph.source}: {name!r} is no input; "
                     f"the inputs are {', '.join(map(repr, self.input_shapes))}"
                 )
-        batch = float_batch(inputs) if inputs else {}
         for name, array in batch.items():
             if array.ndim != len(self.input_shapes[name]):
                 raise ShapeError(

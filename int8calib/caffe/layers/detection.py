@@ -181,7 +181,7 @@ def _candidates(params: LayerParameter, scores: Array) -> NDArray[np.int64]:
     if param.HasField("confidence_threshold"):
         order = np.flatnonzero(scores > np.float32(param.confidence_threshold))
     top_k = param.nms_param.top_k if param.nms_param.HasField("top_k") else -1
-    if -1 < top_k < len(order):
+    if 0 < top_k < len(order):
         rest = len(order) - top_k
         lowest = np.partition(scores[order], rest)[rest:].min(initial=np.inf)
         order = order[scores[order] >= lowest]

@@ -32,12 +32,17 @@ def _need_regions(bottoms: Sequence[Shape], pooled: Sequence[int]) -> None:
         raise ShapeError(f"pooled size {tuple(pooled)}; expected 1 to {MAX_POOLED}")
 
 
-def _regions(boxes: Array, images: int) -> Iterator[tuple[int, Array]]:
-    """The image index and the coordinates x1, y1, x2, y2 (float32) of each box."""
+def _regions(boxes: Array, images: int, scale: float) -> Iterator[tuple[int, Array]]:
+    """The image index and the coordinates x1, y1, x2, y2 (float32) of each box.
+
+    They must stay within `MAX_COORDINATE` after `scale` too.
+    """
     rows = boxes.reshape(len(boxes), 5)
     indices = indices_of(rows[:, 0], images, "the image indices of the boxes")
     corners = rows[:, 1:]
-    if not (np.abs(corners) <= MAX_COORDINATE).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = corners * np.float32(scale)
+    if not (np.abs([corners, scaled]) <= MAX_COORDINATE).all():
         raise ModelError(f"the boxes hold coordinates that are nan or beyond {MAX_COORDINATE:g}")
     return zip(indices.tolist(), corners, strict=True)
 
@@ -73,7 +78,9 @@ def roi_pooling(
     """
     param, (images, boxes) = params.roi_pooling_param, bottoms
     top = np.zeros(_roi_pooling_shape(params, [images.shape, boxes.shape])[0], np.float32)
-    for pooled, (index, corners) in zip(top, _regions(boxes, len(images)), strict=True):
+    for pooled, (index, corners) in zip(
+        top, _regions(boxes, len(images), param.spatial_scale), strict=True
+    ):
         left, up, right, down = _rounded(corners * np.float32(param.spatial_scale))
         step_h = np.maximum(down - up + 1, 1) / np.float32(param.pooled_h)
         step_w = np.maximum(right - left + 1, 1) / np.float32(param.pooled_w)
@@ -115,7 +122,7 @@ def psroi_pooling(
     n, _, height, width = images.shape
     parts = images.reshape(n, param.output_dim, grid, grid, height, width)
     top = np.zeros((len(boxes), param.output_dim, grid, grid), np.float32)
-    for pooled, (index, corners) in zip(top, _regions(boxes, n), strict=True):
+    for pooled, (index, corners) in zip(top, _regions(boxes, n, param.spatial_scale), strict=True):
         corners = _rounded(corners)
         left, up = corners[:2] * scale
         right, down = (corners[2:] + 1) * scale
@@ -149,7 +156,9 @@ def roi_align(
     param, (images, boxes) = params.roi_align_param, bottoms
     size = int(param.pooled_h), int(param.pooled_w)
     top = np.empty((len(boxes), images.shape[1], *size), np.float32)
-    for pooled, (index, corners) in zip(top, _regions(boxes, len(images)), strict=True):
+    for pooled, (index, corners) in zip(
+        top, _regions(boxes, len(images), param.spatial_scale), strict=True
+    ):
         left, up, right, down = corners * np.float32(param.spatial_scale)
         rows = _sampling(up, down, size[0], images.shape[2])
         columns = _sampling(left, right, size[1], images.shape[3])

@@ -20,7 +20,6 @@ import numpy as np
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
 from int8calib.errors import (
-    Int8CalibError,
     ModelError,
     OptionError,
     ShapeError,
@@ -199,99 +198,6 @@ def _not_numbers(message: Any) -> Iterator[str]:
             yield from (f"{field.name}.{name}" for part in values for name in _not_numbers(part))
         elif any(isinstance(number, float) and math.isnan(number) for number in values):
             yield field.name
-
-
-def register_layer(
-    name: str,
-    run: Run,
-    shape: ShapeRule,
-    *,
-    weights: ShapeRule | None = None,
-    macs: Macs | None = None,
-    replace: bool = False,
-) -> None:
-    """Teach the engine a Caffe layer type from outside.
-
-    Parameters
-    ----------
-    name : str
-        The `type` string of the prototxt.
-    run : callable
-        `run(params, weights, bottoms)` returns the list of tops: float32 arrays of the shapes
-        that `shape` gives. It gets lists of float32 arrays that it must not write.
-    shape : callable
-        `shape(params, bottom shapes)` returns the list of top shapes.
-    weights : callable, optional
-        `weights(params, bottom shapes)` returns the shapes of the blobs expected in the
-        caffemodel, in its order; None for a layer without.
-    macs : callable, optional
-        `macs(params, bottom shapes, top shapes)` returns the layer's multiply-adds.
-    replace : bool
-        Whether the type may take the place of one that exists.
-
-    Raises
-    ------
-    OptionError
-        Where the type exists and `replace` is false.
-
-    Notes
-    -----
-    `params` is the layer as a `LayerParameter` message. Options that the schema does not know are
-    kept as they were written: ``caffe_proto.unknown_fields(params)`` gives them, so that
-    ``foo_param { size: 3 }`` reads ``int(unknown_fields(params)["foo_param"][0]["size"][0])``.
-    What `run` and `shape` find wrong they raise as `int8calib.errors.ShapeError`, without the
-    layer's name. A top of another shape or dtype than announced is a `ModelError`.
-
-    Examples
-    --------
-    >>> def run(params, weights, bottoms):
-    ...     return [bottoms[0] * 2]
-    >>> def shape(params, bottoms):
-    ...     return [bottoms[0]]
-    >>> register_layer("Double", run, shape, replace=True)
-    """
-    _load_builtin()
-    kind = LayerType(name, _holding_to(shape, run), shape, weights, macs=macs, outside=True)
-    add_type(kind, replace=replace)
-
-
-def _holding_to(shape: ShapeRule, run: Run) -> Run:
-    """`run`, held to the shapes it announced and to float32; its tops are arrays of their own."""
-
-    @functools.wraps(run)
-    def checked(
-        params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
-    ) -> Sequence[Array]:
-        try:
-            tops = list(run(params, weights, [_read_only(bottom) for bottom in bottoms]))
-        except Int8CalibError:
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"the function registered for it failed: {type(error).__name__}: {error}"
-            ) from error
-        wanted = list(shape(params, [bottom.shape for bottom in bottoms]))
-        if len(tops) != len(wanted):
-            raise ModelError(f"gives {len(tops)} tops; its shape rule announced {len(wanted)}")
-        for i, (top, size) in enumerate(zip(tops, wanted, strict=True)):
-            if not isinstance(top, np.ndarray) or top.dtype != np.float32:
-                kind = getattr(top, "dtype", type(top).__name__)
-                raise ModelError(f"top {i} is {kind}; expected a numpy array of float32")
-            if top.shape != tuple(size):
-                raise ModelError(
-                    f"top {i} has shape {top.shape}; its shape rule announced {tuple(size)}"
-                )
-            # A copy: it may be a bottom, or an array that the function uses again.
-            tops[i] = np.array(top, order="C")
-        return tops
-
-    return checked
-
-
-def _read_only(array: Array) -> Array:
-    view: Array = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def find_type(name: str) -> LayerType:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeGuard
+
+import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape
@@ -148,7 +150,14 @@ def checked_inputs(graph: Graph, given: Mapping[str, Shape] | None) -> dict[str,
                 f"{graph.source}: an input shape is given for {name!r}, "
                 f"but the inputs are {listed(map(repr, graph.inputs))}"
             )
-    return dict(given or {})
+        shape = (given or {})[name]
+        whole = isinstance(shape, Sequence) and not isinstance(shape, str)
+        if not whole or not all(isinstance(size, (int, np.integer)) for size in shape):
+            raise OptionError(
+                f"{graph.source}: input {name!r} is given the shape {shape!r}; expected whole "
+                "numbers such as (1, 3, 224, 224)"
+            )
+    return {name: tuple(map(int, shape)) for name, shape in (given or {}).items()}
 
 
 def _needed_inputs(graph: Graph) -> set[str]:

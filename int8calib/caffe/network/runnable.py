@@ -86,6 +86,9 @@ def named_outputs(
         for top in layer.tops:
             versions.setdefault(top.name, []).append(top)
     chosen = []
+    for name in names:
+        if not isinstance(name, str):
+            raise OptionError(f"{graph.source}: outputs {name!r}; expected the names of blobs")
     for name in dict.fromkeys(names):
         made = [blob for blob in versions.get(name, ()) if blob not in lost]
         if not made:

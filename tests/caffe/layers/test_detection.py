@@ -166,6 +166,7 @@ OWN_DETECTIONS = (
     "code_type: CENTER_SIZE keep_top_k: 30 confidence_threshold: 0.1 "
     "nms_param { nms_threshold: 0.7 eta: 0.8 }",
     f"code_type: CENTER_SIZE keep_top_k: 5 confidence_threshold: 0.999 {NMS}",
+    "code_type: CENTER_SIZE keep_top_k: 5 nms_param { nms_threshold: 0.45 top_k: 0 }",
 )
 
 

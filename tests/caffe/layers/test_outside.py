@@ -137,3 +137,27 @@ def test_a_taken_name_is_refused_unless_replaced() -> None:
         int8calib.register_layer("ReLU", run, same)
     int8calib.register_layer("ReLU", run, same, replace=True)
     assert registry.find_type("ReLU").outside
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda params, bottoms: None,
+        lambda params, bottoms: ["abc"],
+        lambda params, bottoms: [(1.5, 2)],
+        lambda params, bottoms: bottoms[0] + "a",
+    ],
+)
+def test_a_shape_rule_that_gives_no_shapes_is_named(rule, tmp_path: Path) -> None:
+    int8calib.register_layer("Odd", lambda params, weights, bottoms: [bottoms[0]], rule)
+    message = r"layer 'odd' \(Odd\): the shape rule registered for it gives no list of shapes"
+    with pytest.raises(ShapeError, match=message):
+        load(tmp_path).forward({"data": images()})
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "shape"), [("", same, same), (None, same, same), ("A", 5, same), ("A", same, 5)]
+)
+def test_what_is_no_layer_type_is_not_registered(name, run, shape) -> None:
+    with pytest.raises(OptionError, match="layer type"):
+        int8calib.register_layer(name, run, shape)

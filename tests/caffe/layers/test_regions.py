@@ -162,6 +162,15 @@ def test_a_box_without_end_is_named(case: Case, value: float) -> None:
         case.kind.run(case.message(), [], [images, regions])
 
 
+@pytest.mark.parametrize("scale", ["1e30", "-inf"])
+def test_a_scale_that_takes_boxes_away_is_named(scale: str) -> None:
+    options = f"roi_align_param {{ pooled_h: 2 pooled_w: 3 spatial_scale: {scale} }}"
+    case = Case("ROIAlign", options, ((1, 1, 3, 5), (1, 5)))
+    box = np.array([[0, 0, 1, 2, 3]], np.float32)
+    with pytest.raises(ModelError, match=r"layer 'op' .*coordinates"):
+        case.kind.run(case.message(), [], [np.ones((1, 1, 3, 5), np.float32), box])
+
+
 def test_a_box_far_larger_than_the_image_takes_no_more_memory_than_it() -> None:
     case = Case("ROIAlign", ALIGN, ((1, 1, 3, 5), (1, 5)))
     box = np.array([[0, -9e8, -9e8, 9e8, 9e8]], np.float32)

@@ -1,0 +1,115 @@
+"""Mistakes that people make in Python end in an error of this package that says what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import int8calib as q
+from tests.caffe.engine.test_engine import NET
+from tests.generated import make_model
+
+IMAGES = np.random.default_rng(5).normal(0, 50, (2, 3, 37, 29)).astype(np.float32)
+BATCH = {"data": IMAGES}
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> q.Net:
+    return q.load_caffe(*make_model(tmp_path_factory.mktemp("net"), NET))
+
+
+@pytest.fixture(scope="module")
+def table(net: q.Net) -> q.CalibrationTable:
+    return q.calibrate(net, lambda: [BATCH]).table
+
+
+LOADERS: dict[str, Any] = {
+    "a list": [BATCH],
+    "an iterator": iter([BATCH]),
+    "nothing": None,
+    "a function that returns nothing": lambda: None,
+    "a function that returns a number": lambda: 5,
+}
+
+
+@pytest.mark.parametrize("what", LOADERS)
+def test_a_loader_starts_a_pass(what: str, net: q.Net, table: q.CalibrationTable) -> None:
+    calls: list[Callable[[Any], object]] = [
+        lambda batches: q.calibrate(net, batches),
+        lambda batches: q.evaluate(net, table, batches),
+        lambda batches: q.analyze(net, table, batches),
+        lambda batches: q.tune(net, batches),
+    ]
+    for call in calls:
+        with pytest.raises(q.ImageError, match=r"batches.*such as lambda: batches"):
+            call(LOADERS[what])
+
+
+@pytest.mark.parametrize("wrong", ["net.table", None, 5, {"a": None}])
+def test_a_table_is_read_first(wrong: Any, net: q.Net, tmp_path: Path) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: q.evaluate(net, wrong, lambda: [BATCH]),
+        lambda: q.simulate(net, wrong),
+        lambda: q.analyze(net, wrong, lambda: [BATCH]),
+        lambda: q.write_table(tmp_path / "t.table", wrong),
+    ]
+    for call in calls:
+        with pytest.raises(q.OptionError, match=r"the table is of type .*read_table"):
+            call()
+
+
+@pytest.mark.parametrize("inputs", [None, 5, [IMAGES], {1: IMAGES}])
+def test_inputs_are_arrays_by_name(inputs: Any, net: q.Net) -> None:
+    with pytest.raises(q.ImageError, match="a batch"):
+        net.forward(inputs)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"exclude": "conv1"}, "exclude 'conv1'; expected a list"),
+        ({"exclude": None}, "exclude None; expected a list"),
+        ({"only": [1]}, r"only \[1\]; expected a list"),
+        ({"weights": None}, "weights None; expected WeightOptions"),
+    ],
+)
+def test_options_of_a_calibration(options: dict[str, Any], found: str) -> None:
+    with pytest.raises(q.OptionError, match=found):
+        q.Options(**options)
+
+
+@pytest.mark.parametrize("topk", [5, None, "abc", [1.5], []])
+def test_accuracies_are_counted_by_whole_numbers(
+    topk: Any, net: q.Net, table: q.CalibrationTable
+) -> None:
+    with pytest.raises(q.OptionError, match="top-k"):
+        q.evaluate(net, table, lambda: [BATCH], topk=topk)
+
+
+@pytest.mark.parametrize("labels", ["ab", [1.5, 2], [10**30, 1], [[1], [2]], ["1", "2"]])
+def test_labels_are_class_indices(labels: Any, net: q.Net, table: q.CalibrationTable) -> None:
+    with pytest.raises(q.ImageError, match="labels"):
+        q.evaluate(net, table, lambda: [q.Labeled(BATCH, labels)])
+
+
+@pytest.mark.parametrize("outputs", [[5], [None]])
+def test_outputs_are_names(outputs: Any, net: q.Net, table: q.CalibrationTable) -> None:
+    with pytest.raises(q.OptionError, match="expected the names of blobs"):
+        q.evaluate(net, table, lambda: [BATCH], outputs=outputs)
+
+
+@pytest.mark.parametrize("shape", ["1,3,37,29", 5, (1.5, 3, 37, 29), None])
+def test_shapes_are_whole_numbers(shape: Any, tmp_path: Path) -> None:
+    files = make_model(tmp_path, NET)
+    with pytest.raises(q.OptionError, match=r"'data' is given the shape .*such as \(1, 3, 224"):
+        q.load_caffe(*files, input_shapes={"data": shape})
+
+
+@pytest.mark.parametrize("threads", ["2", 1.5, 0])
+def test_threads_are_a_whole_number(threads: Any, net: q.Net) -> None:
+    with pytest.raises(q.OptionError, match=f"threads {threads}; expected 1 or more"):
+        net.forward(BATCH, threads=threads)
