@@ -92,7 +92,7 @@ def test_accuracies_are_counted_by_whole_numbers(
 
 @pytest.mark.parametrize("labels", ["ab", [1.5, 2], [10**30, 1], [[1], [2]], ["1", "2"]])
 def test_labels_are_class_indices(labels: Any, net: q.Net, table: q.CalibrationTable) -> None:
-    with pytest.raises(q.ImageError, match="labels"):
+    with pytest.raises(q.Int8CalibError, match="label"):
         q.evaluate(net, table, lambda: [q.Labeled(BATCH, labels)])
 
 

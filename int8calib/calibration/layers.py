@@ -234,7 +234,11 @@ class QuantLayer:
         return np.asarray(weights, np.float32).reshape(self.rows, -1)
 
     def output_rows(self) -> Array:
-        """Return the weights by row and output, float32 (rows, outputs of a row, values).
+        """Return the weights by row and output.
+
+        Returns
+        -------
+        float32 (rows, outputs of a row, values)
 
         Raises
         ------

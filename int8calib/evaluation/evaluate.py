@@ -11,7 +11,7 @@ from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.graph import Blob
-from int8calib.errors import ImageError, ModelError
+from int8calib.errors import ImageError, ModelError, OptionError
 from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
 from int8calib.evaluation.records import Labels, Record, check_topk, compare, sum_up

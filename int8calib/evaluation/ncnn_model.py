@@ -26,13 +26,13 @@ from int8calib.evaluation.kinds import (
 )
 from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.evaluation.outputs import ComparedBlobs
-from int8calib.evaluation.records import Labels, Record, compare, sum_up
+from int8calib.evaluation.records import Labels, Record, check_topk, compare, sum_up
 from int8calib.evaluation.runtime import RuntimeEvaluation, boxes_of, median_times
 from int8calib.ncnn.execution.layers import grouped_by_eight, split_origins
 from int8calib.ncnn.execution.network import NcnnNet
 from int8calib.ncnn.param import NcnnLayer
 from int8calib.ncnn.runtime import RuntimeNet
-from int8calib.table.model import CalibrationTable
+from int8calib.table.model import CalibrationTable, named_tables
 from int8calib.words import listed
 from int8calib.workers import Batch, Progress, batch_size
 
@@ -82,10 +82,11 @@ def evaluate_ncnn(
     ImageError
         For no images, or labels that are not one class index, or list of boxes, per image.
     """
-    if not topk or min(topk) < 1 or threads < 1:
-        raise OptionError(f"top-k {tuple(topk)}, threads {threads}: expected at least 1")
+    check_topk(topk)
+    if threads < 1:
+        raise OptionError(f"threads {threads}: expected at least 1")
     check_peak(peak)
-    named = {"table": tables} if isinstance(tables, CalibrationTable) else dict(tables)
+    named = named_tables(tables)
     models = [net.model, *(net.quantized(table) for table in named.values())]
     compared = compared_blobs(net, scores, outputs)
     for model in models[1:]:
