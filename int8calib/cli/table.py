@@ -125,8 +125,8 @@ def _show(args: argparse.Namespace, console: Console) -> int:
             (key, str(row.size), _number(float(row.min())), _number(float(row.max())))
             for key, row in table.weight_rows.items()
         ]
-        columns = ("row", "weights", "smallest", "largest")
-        console.table(f"{len(weights)} weight rows without a bottom scale", columns, weights)
+        heads = ("row", "weights", "smallest", "largest")
+        console.table(f"{len(weights)} weight rows without a bottom scale", heads, weights)
     if table.blob_scales:
         blobs = [(n, _number(s), _number(LEVELS / s)) for n, s in table.blob_scales.items()]
         console.table(f"{len(blobs)} blobs", ("blob", "scale", "threshold"), blobs)

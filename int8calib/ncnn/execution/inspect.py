@@ -64,7 +64,8 @@ def inspect_ncnn(
     else:
         model = load_model(param, weights)
     inputs = with_given_shapes(model, input_shapes or {})
-    shapes, notes = {}, []
+    shapes: dict[str, Shape] = {}
+    notes: list[str] = []
     if weights is None:
         notes.append("no weight file is given, so shapes and multiply-adds are not known")
     else:

@@ -33,6 +33,41 @@ def ncnn_layer(
     return replace(layer, weights=tuple(weights))
 
 
+def two_inputs() -> NcnnModel:
+    """Two inputs; a blob that two layers read through a Split; a constant; three outputs."""
+    conv = {0: 5, 1: 3, 4: 1, 5: 1, 6: 5 * 3 * 9}
+    return NcnnModel(
+        (
+            NcnnLayer("Input", "a", (), ("a",), {0: 13, 1: 11, 2: 3}),
+            NcnnLayer("Input", "b", (), ("b",), {0: 13, 1: 11, 2: 3}),
+            ncnn_layer("Convolution", "first", ["a"], ["x"], conv),
+            NcnnLayer("ReLU", "relu", ("x",), ("y",)),
+            NcnnLayer("Split", "s", ("y",), ("y_0", "y_1")),
+            ncnn_layer("Convolution", "left", ["y_1"], ["u"], {0: 7, 1: 1, 5: 0, 6: 35}),
+            ncnn_layer("ConvolutionDepthWise", "right", ["y_0"], ["v"], {0: 5, 1: 3, 6: 45, 7: 5}),
+            ncnn_layer("Convolution", "other", ["b"], ["w"], {0: 2, 1: 1, 6: 6}),
+        ),
+        "two.param",
+    )
+
+
+def batch_norm_model() -> NcnnModel:
+    """A convolution with BatchNorm and ReLU behind it, and another convolution."""
+    rng = np.random.default_rng(12)
+    stats = [rng.uniform(0.5, 2, 5), rng.normal(size=5), rng.uniform(1, 3, 5), rng.normal(size=5)]
+    norm = NcnnLayer("BatchNorm", "bn", ("x",), ("y",), {0: 5})
+    return NcnnModel(
+        (
+            NcnnLayer("Input", "in0", (), ("in0",)),
+            ncnn_layer("Convolution", "conv1", ["in0"], ["x"], {0: 5, 1: 3, 4: 1, 5: 1, 6: 135}),
+            replace(norm, weights=tuple(each.astype(np.float32) for each in stats)),
+            NcnnLayer("ReLU", "relu", ("y",), ("z",)),
+            ncnn_layer("Convolution", "conv2", ["z"], ["out0"], {0: 3, 1: 1, 5: 1, 6: 15}),
+        ),
+        "norm.param",
+    )
+
+
 def sequence_model(kind: str) -> NcnnModel:
     """A layer of type `kind` over a sequence, and an InnerProduct on its top."""
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}.get(kind, 0)

@@ -20,11 +20,11 @@ from int8calib.ncnn.runtime import RuntimeNet
 from tests.ncnn.execution.models import (
     REAL,
     golden_table,
-    ncnn_layer,
     real_files,
     real_images,
     sequence_model,
     sequences,
+    two_inputs,
 )
 from tests.ncnn.runtime import run_blobs
 
@@ -38,24 +38,6 @@ AS_NCNN2TABLE = Options(
     grouped="int8",
     weights=WeightOptions(winograd="6bit"),
 )
-
-
-def two_inputs() -> NcnnModel:
-    """Two inputs; a blob that two layers read through a Split; a constant; three outputs."""
-    conv = {0: 5, 1: 3, 4: 1, 5: 1, 6: 5 * 3 * 9}
-    return NcnnModel(
-        (
-            NcnnLayer("Input", "a", (), ("a",), {0: 13, 1: 11, 2: 3}),
-            NcnnLayer("Input", "b", (), ("b",), {0: 13, 1: 11, 2: 3}),
-            ncnn_layer("Convolution", "first", ["a"], ["x"], conv),
-            NcnnLayer("ReLU", "relu", ("x",), ("y",)),
-            NcnnLayer("Split", "s", ("y",), ("y_0", "y_1")),
-            ncnn_layer("Convolution", "left", ["y_1"], ["u"], {0: 7, 1: 1, 5: 0, 6: 35}),
-            ncnn_layer("ConvolutionDepthWise", "right", ["y_0"], ["v"], {0: 5, 1: 3, 6: 45, 7: 5}),
-            ncnn_layer("Convolution", "other", ["b"], ["w"], {0: 2, 1: 1, 6: 6}),
-        ),
-        "two.param",
-    )
 
 
 def images(count: int = 12) -> list[dict[str, np.ndarray]]:
