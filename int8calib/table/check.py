@@ -144,6 +144,7 @@ def _check_requirements(
     needed = {requirement.name for requirement in requirements}
     # A layer that has a finding already is not missing, its rows are only unusable.
     reported = {finding.layer for finding in scan.findings}
+    reported |= {key.rpartition(WEIGHT_MARK)[0] for key in table.weight_rows}
     if layers and needed and not layers.keys() & needed:
         message = "no layer of the table is in the network: this is another network's table"
         return [Finding("error", None, None, message)]

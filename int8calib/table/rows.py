@@ -212,7 +212,10 @@ def _weight_rows(rows: Rows) -> dict[str, WeightRow]:
         if name in rows.blobs:
             if more:
                 key, row = next(iter(more.items()))
-                message = f"{key}: {name} has a bottom scale, and only one weight row belongs to it"
+                message = (
+                    f"{key}: {name} has a bottom scale, and the weight row of such a layer is "
+                    f"{name}{WEIGHT_SUFFIX} alone"
+                )
                 rows.report("error", row.line, name, message)
             continue
         if first is None:

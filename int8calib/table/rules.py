@@ -22,7 +22,7 @@ from int8calib.table.model import CalibrationTable, LayerScales
 
 WEIGHT_SUFFIX = "_param_0"
 WEIGHT_MARK = "_param_"
-ROW_KEY = re.compile(r"(.+)_param_([0-3])", re.DOTALL)
+ROW_KEY = re.compile(r"(.*)_param_([0-3])", re.DOTALL)
 """The key of a weight row: of most layers number 0 only."""
 # 255 bytes hold a key; the weight row's key is the name and its suffix of 8 bytes.
 MAX_KEY_BYTES = 255

@@ -103,8 +103,16 @@ UNREADABLE = [
     (GOOD + "conv1_param_0 2 3 5\n", 5, "conv1_param_0 stood on line 1 already"),
     (GOOD.replace("ip1 0.25\n", ""), 2, "ip1 has weight scales but no bottom scale"),
     (GOOD.replace("conv1_param_0 2 3 5\n", ""), 2, "conv1 has a bottom scale but no weight"),
-    (GOOD.replace("conv1_param_0", "conv1_param_1"), 1, "is no weight row"),
-    (GOOD + "my_param_x 0.25\n", 5, "is no weight row"),
+    (
+        GOOD.replace("conv1_param_0", "conv1_param_1"),
+        1,
+        "conv1 has a bottom scale, and the weight row of such a layer is conv1_param_0 alone",
+    ),
+    (
+        GOOD + "my_param_x 0.25\n",
+        5,
+        "conv1 has a bottom scale, and the weight row of such a layer is conv1_param_0 alone",
+    ),
     (GOOD.replace("ip1_param_0", "_param_0"), 2, "the name is empty"),
     (GOOD.replace("ip1", "i" * 248), 2, "a key of 256 bytes, ncnn cuts it after 255"),
     (GOOD + "i" * 248 + " 1\n", 5, "248 bytes, ncnn takes at most 247"),
