@@ -111,7 +111,7 @@ UNREADABLE = [
     (
         GOOD + "my_param_x 0.25\n",
         5,
-        "conv1 has a bottom scale, and the weight row of such a layer is conv1_param_0 alone",
+        "is no weight row",
     ),
     (GOOD.replace("ip1_param_0", "_param_0"), 2, "the name is empty"),
     (GOOD.replace("ip1", "i" * 248), 2, "a key of 256 bytes, ncnn cuts it after 255"),
