@@ -34,7 +34,7 @@ from int8calib.tuning.channels import (
 from int8calib.tuning.execution import Layerwise, ReferenceOutputs, SuffixNetwork
 from int8calib.workers import Batch, Progress
 
-TREATS_ALIKE = frozenset(("ReLU", "Pooling", "Dropout", "Split", "Concat"))
+TREATS_ALIKE = frozenset(("ReLU", "Pooling", "Dropout", "Split", "Concat", "Flatten"))
 """Types without weights that do the same to every channel."""
 MAX_COPIES = 4
 PACKS = (8, 4)

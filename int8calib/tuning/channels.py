@@ -31,10 +31,10 @@ FIXED = 0
 PoolingParameter = caffe_pb2.PoolingParameter
 KEEPS_FACTORS = (caffe_pb2.EltwiseParameter.SUM, caffe_pb2.EltwiseParameter.MAX)
 """Eltwise operations whose top is scaled as their bottoms are."""
-SAME_CHANNELS = frozenset(("ReLU", "PReLU", "Pooling", "Dropout", "Split"))
+SAME_CHANNELS = frozenset(("ReLU", "PReLU", "Pooling", "Dropout", "Split", "Flatten"))
 """Types that give f(s x) = s f(x) for each channel and s > 0, and keep the channels' order.
 
-A ReLU does so if it has no limits.
+A ReLU does so if it has no limits, a Flatten if each channel is one value.
 """
 
 

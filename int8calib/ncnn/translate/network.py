@@ -29,7 +29,23 @@ TRANSLATORS: Mapping[str, Translator] = {**WEIGHTED, **SHAPING, **POINTWISE}
 """How each ncnn type becomes layers of the engine, where its own function is not all."""
 
 
-def translate_model(model: NcnnModel, input_shapes: Mapping[str, Shape] | None = None) -> Net:
+class TranslatedNet(Net):
+    """An ncnn model as a network that runs in numpy.
+
+    Attributes
+    ----------
+    model : NcnnModel
+        What was translated.
+    """
+
+    def __init__(self, graph: Graph, input_shapes: Mapping[str, Shape], model: NcnnModel) -> None:
+        super().__init__(graph, input_shapes)
+        self.model = model
+
+
+def translate_model(
+    model: NcnnModel, input_shapes: Mapping[str, Shape] | None = None
+) -> TranslatedNet:
     """Translate an ncnn model into a network that runs in numpy.
 
     Parameters
@@ -42,7 +58,7 @@ def translate_model(model: NcnnModel, input_shapes: Mapping[str, Shape] | None =
 
     Returns
     -------
-    Net
+    TranslatedNet
         Layers have ncnn's names and blobs ncnn's, so that tables fit. The activation of a
         layer is a layer of its own behind it. A layer without an equivalent is there, too, and
         cannot run (`obstacles` tells which).
@@ -68,7 +84,7 @@ def translate_model(model: NcnnModel, input_shapes: Mapping[str, Shape] | None =
     outputs = tuple(
         top for layer in layers if layer.bottoms for top in layer.tops if top not in read
     )
-    return Net(Graph("", model.source, tuple(layers), inputs, outputs), inputs)
+    return TranslatedNet(Graph("", model.source, tuple(layers), inputs, outputs), inputs, model)
 
 
 def obstacles(net: Net) -> tuple[str, ...]:

@@ -106,6 +106,24 @@ def eltwise(t: Translation) -> None:
     t.add("Eltwise", eltwise_param=fields)
 
 
+_ELTWISE = {
+    0: caffe_pb2.EltwiseParameter.SUM,
+    2: caffe_pb2.EltwiseParameter.PROD,
+    4: caffe_pb2.EltwiseParameter.MAX,
+}
+"""Operations of BinaryOp that Eltwise has, too."""
+
+
+def binary_op(t: Translation) -> None:
+    """BinaryOp: Eltwise for a sum, product or maximum of two blobs of one shape."""
+    operation = _ELTWISE.get(t.options.integer("op_type"))
+    pair = not t.options.integer("with_scalar") and len(t.layer.bottoms) == 2
+    if operation is not None and pair and t.shape(0) == t.shape(1):
+        t.add("Eltwise", eltwise_param={"operation": operation})
+    else:
+        t.add_ncnn()
+
+
 def flatten(t: Translation) -> None:
     """Flatten to a vector."""
     t.add("Flatten")
@@ -203,6 +221,7 @@ SHAPING: Mapping[str, Translator] = {
     "Split": split,
     "Noop": split,
     "Eltwise": eltwise,
+    "BinaryOp": binary_op,
     "Flatten": flatten,
     "Softmax": softmax,
     "Permute": permute,

@@ -223,25 +223,15 @@ def inner_product(t: Translation) -> None:
 
 
 def batch_norm(t: Translation) -> None:
-    """BatchNorm, and a Scale behind it unless its slopes are 1 and its offsets 0."""
-    channels = t.options.integer("channels")
+    """BatchNorm as the factor and offset of each channel that ncnn makes of it.
+
+    It is no BatchNorm for the engine, which would fold it: weights are used as the model has them.
+    """
+    channels, eps = t.options.integer("channels"), np.float32(t.options.number("eps"))
     slope, mean, variance, offset = t.weights(*[(channels,)] * 4)
-    plain = (slope == 1).all() and (offset == 0).all()
-    middle = t.layer.tops[0] if plain else t.between(":normalized")
-    t.add(
-        "BatchNorm",
-        (mean, variance, np.ones(1, np.float32)),
-        tops=(middle,),
-        batch_norm_param={"eps": t.options.number("eps"), "use_global_stats": True},
-    )
-    if not plain:
-        t.add(
-            "Scale",
-            (slope, offset),
-            suffix=":scale",
-            bottoms=(middle,),
-            scale_param={"bias_term": True},
-        )
+    deviation = np.sqrt(variance + eps)
+    blobs = (slope / deviation, offset - slope * mean / deviation)
+    t.add("Scale", blobs, scale_param={"bias_term": True})
 
 
 def scale(t: Translation) -> None:
