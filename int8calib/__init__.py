@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from int8calib.images.boxes import Truth
     from int8calib.inspection import Inspection
     from int8calib.ncnn.execution.inspect import inspect_ncnn
-    from int8calib.ncnn.execution.load import load_ncnn
     from int8calib.ncnn.execution.network import NcnnNet
     from int8calib.ncnn.model import NcnnModel
+    from int8calib.ncnn.translate.load import load_ncnn
+    from int8calib.ncnn.translate.network import TranslatedNet
     from int8calib.reporting.report import Report, report
     from int8calib.simulation.build import simulate
     from int8calib.table.files import read_table, write_table
@@ -77,6 +78,7 @@ __all__ = [
     "Statistics",
     "StatisticsError",
     "TableError",
+    "TranslatedNet",
     "Truth",
     "TuneOptions",
     "Tuning",
@@ -130,6 +132,7 @@ _HOMES = {
     "TableError": "int8calib.errors",
     "Truth": "int8calib.images.boxes",
     "TuneOptions": "int8calib.tuning.results",
+    "TranslatedNet": "int8calib.ncnn.translate.network",
     "Tuning": "int8calib.tuning.results",
     "UnreadableImageError": "int8calib.errors",
     "UnsupportedLayerError": "int8calib.errors",
@@ -141,7 +144,7 @@ _HOMES = {
     "inspect": "int8calib.caffe.inspection.inspect",
     "inspect_ncnn": "int8calib.ncnn.execution.inspect",
     "load_caffe": "int8calib.caffe.engine.run",
-    "load_ncnn": "int8calib.ncnn.execution.load",
+    "load_ncnn": "int8calib.ncnn.translate.load",
     "read_table": "int8calib.table.files",
     "register_layer": "int8calib.caffe.layers.outside",
     "report": "int8calib.reporting.report",

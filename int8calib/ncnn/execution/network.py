@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -15,23 +14,16 @@ from int8calib.arrays import Array, Shape
 from int8calib.calibration.executor import Listener, Runner
 from int8calib.calibration.layers import QuantLayer
 from int8calib.errors import ModelError, OptionError, ShapeError
-from int8calib.ncnn.execution.layers import (
-    input_shapes,
-    quant_layers,
-    split_origins,
-    weight_rows,
-)
-from int8calib.ncnn.model import NcnnModel, save_model
+from int8calib.ncnn.execution.layers import input_shapes, quant_layers, split_origins
+from int8calib.ncnn.execution.quantizable import QuantizableModel
+from int8calib.ncnn.model import NcnnModel
 from int8calib.ncnn.optimize import optimize_model
 from int8calib.ncnn.param import NcnnLayer
-from int8calib.ncnn.quantize import quantize_model, read_rows
 from int8calib.ncnn.runtime import RuntimeNet, read_as_ids
-from int8calib.table.formats import get_format
-from int8calib.table.model import CalibrationTable
 from int8calib.workers import Batch, batch_size, usable_cores
 
 
-class NcnnNet:
+class NcnnNet(QuantizableModel):
     """An ncnn model in ncnn's runtime, which `calibrate` and `evaluate` run.
 
     It is an `Executor`. Floats stay float32, as in ncnn2table. ncnn takes one image at a time:
@@ -107,11 +99,6 @@ class NcnnNet:
     def blocked(self) -> dict[str, str]:
         """Layers that could be INT8 but for what is told of them."""
         return self._quant_layers[1]
-
-    @cached_property
-    def weight_rows(self) -> dict[str, Array]:
-        """Weight scales of Embed, MultiHeadAttention, RNN, LSTM and GRU, by the key of the row."""
-        return weight_rows(self.model.layers)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -197,57 +184,6 @@ class NcnnNet:
             self._runtime.stream(image, blobs, lambda blob, top: listener(blob, top[None]))
 
         return run
-
-    def quantized(self, table: CalibrationTable, *, fp32: bool = False) -> NcnnModel:
-        """Return the INT8 model that a table makes of this one, as ncnn2int8 does it.
-
-        Parameters
-        ----------
-        table : CalibrationTable
-            A table of this model.
-        fp32 : bool
-            Store what stays in float as float32 (float16 otherwise, as ncnn2int8).
-
-        Returns
-        -------
-        NcnnModel
-
-        Raises
-        ------
-        TableError
-            For a table that does not fit the model.
-        """
-        rows = read_rows(get_format("ncnn").write(table), "the table")
-        layers = quantize_model(self.model.layers, rows, fp32=fp32)
-        return replace(self.model, layers=layers)
-
-    def write_int8(
-        self,
-        table: CalibrationTable,
-        param: str | os.PathLike[str],
-        weights: str | os.PathLike[str],
-        *,
-        fp32: bool = False,
-    ) -> None:
-        """Write the INT8 model that a table makes of this one: both files or none.
-
-        Parameters
-        ----------
-        table : CalibrationTable
-            A table of this model.
-        param, weights : path
-            The structure file and the weight file to write.
-        fp32 : bool
-            Store what stays in float as float32 (float16 otherwise, as ncnn2int8).
-
-        Raises
-        ------
-        TableError
-            For a table that does not fit the model.
-        OutputError
-            For a file that cannot be written.
-        """
-        save_model(self.quantized(table, fp32=fp32).layers, param, weights)
 
 
 def _images(batch: Batch, count: int) -> list[dict[str, Array]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Shape
+from int8calib.caffe.engine.executor import CaffeExecutor
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.layers.registry import has_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
@@ -14,6 +15,7 @@ from int8calib.caffe.network.layer_shapes import top_shapes
 from int8calib.caffe.network.shapes import reach
 from int8calib.errors import ModelError, OptionError, ShapeError, UnsupportedLayerError
 from int8calib.limits import check_shape
+from int8calib.ncnn.execution.quantizable import QuantizableModel
 from int8calib.ncnn.model import NcnnModel
 from int8calib.ncnn.param import HINTS, NcnnLayer
 from int8calib.ncnn.sound import check_graph
@@ -29,11 +31,23 @@ TRANSLATORS: Mapping[str, Translator] = {**WEIGHTED, **SHAPING, **POINTWISE}
 """How each ncnn type becomes layers of the engine, where its own function is not all."""
 
 
-class TranslatedNet(Net):
+class TranslatedExecutor(CaffeExecutor):
+    """A translated network that a calibration runs."""
+
+    def __init__(self, net: TranslatedNet) -> None:
+        super().__init__(net.graph, net.input_shapes)
+        self.weight_rows = net.weight_rows
+
+
+class TranslatedNet(QuantizableModel, Net):
     """An ncnn model as a network that runs in numpy.
 
-    Attributes
+    Parameters
     ----------
+    graph : Graph
+        What was made of it.
+    input_shapes : mapping of str to Shape
+        The shape of each input.
     model : NcnnModel
         What was translated.
     """
@@ -41,6 +55,26 @@ class TranslatedNet(Net):
     def __init__(self, graph: Graph, input_shapes: Mapping[str, Shape], model: NcnnModel) -> None:
         super().__init__(graph, input_shapes)
         self.model = model
+
+    def executor(self, *, fold_bn: bool = True) -> TranslatedExecutor:
+        """Return the net as `calibrate` runs it.
+
+        Parameters
+        ----------
+        fold_bn : bool
+            Of no effect: weights are as the ncnn model has them.
+
+        Returns
+        -------
+        TranslatedExecutor
+            An `Executor`.
+
+        Raises
+        ------
+        ModelError
+            Where no layer is left to quantize; says what stands in the way.
+        """
+        return TranslatedExecutor(self)
 
 
 def translate_model(

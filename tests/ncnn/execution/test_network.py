@@ -52,7 +52,7 @@ def images(count: int = 12) -> list[dict[str, np.ndarray]]:
 @pytest.mark.parametrize("name", REAL)
 def test_tables_are_those_of_ncnn2table(name: str, kind: str, shared: Path) -> None:
     golden = read_rows(golden_table(shared, name, kind), "golden")
-    net = int8calib.load_ncnn(*real_files(shared, name), optimize=kind == "opt")
+    net = int8calib.load_ncnn(*real_files(shared, name), optimize=kind == "opt", engine="runtime")
     (blob,) = net.inputs
     batches = [{blob: image[None]} for image in real_images(shared, name)]
     table = int8calib.calibrate(net, lambda: batches, AS_NCNN2TABLE).table
@@ -166,11 +166,11 @@ def test_words_of_an_embed_are_whole_numbers() -> None:
 def test_the_model_of_a_table_is_that_of_ncnn2int8(shared: Path, tmp_path: Path) -> None:
     """Byte for byte: the model that `quantize` makes of the golden table, which is tested there."""
     name = "waifu2x_cunet_noise0"
-    net = int8calib.load_ncnn(*real_files(shared, name))
+    net = int8calib.load_ncnn(*real_files(shared, name), engine="runtime")
     (tmp_path / "golden.table").write_text(golden_table(shared, name, "raw"))
     table = int8calib.read_table(tmp_path / "golden.table")
     net.write_int8(table, tmp_path / "i.param", tmp_path / "i.bin")
-    again = int8calib.load_ncnn(tmp_path / "i.param", tmp_path / "i.bin")
+    again = int8calib.load_ncnn(tmp_path / "i.param", tmp_path / "i.bin", engine="runtime")
     image = real_images(shared, name)[0]
     (out,) = net.outputs
     wanted, found = (each.run({"Input1": image[None]}, [out])[out] for each in (net, again))
@@ -180,7 +180,10 @@ def test_the_model_of_a_table_is_that_of_ncnn2int8(shared: Path, tmp_path: Path)
 
 
 def test_input_shapes_come_from_the_file_or_from_what_reads_them(shared: Path) -> None:
-    shapes = {name: int8calib.load_ncnn(*real_files(shared, name)).input_shapes for name in REAL}
+    shapes = {
+        name: int8calib.load_ncnn(*real_files(shared, name), engine="runtime").input_shapes
+        for name in REAL
+    }
     assert shapes == {
         "pnnx_small": {"in0": (1, 3, 0, 0)},
         "realesr-animevideov3-x2": {"data": (1, 3, 0, 0)},
@@ -193,7 +196,7 @@ def test_input_shapes_come_from_the_file_or_from_what_reads_them(shared: Path) -
 
 
 def test_grouped_convolutions_that_ncnn_garbles_stay_in_float(shared: Path) -> None:
-    net = int8calib.load_ncnn(*real_files(shared, "pnnx_small"))
+    net = int8calib.load_ncnn(*real_files(shared, "pnnx_small"), engine="runtime")
     assert list(grouped_in_float(net.layers, Options())) == ["convdw_26"]
     assert not grouped_in_float(net.layers, Options(grouped="int8"))
     assert not grouped_in_float(NcnnNet(two_inputs()).layers, Options())
@@ -225,16 +228,16 @@ def test_a_weight_file_of_another_model_is_refused(files: tuple[Path, Path]) -> 
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-8])
     with pytest.raises(ModelFileError, match=r"two.bin: layer 'other': the file ends within"):
-        int8calib.load_ncnn(param, weights)
+        int8calib.load_ncnn(param, weights, engine="runtime")
     noise = np.random.default_rng(9).normal(0, 0.3, 5000).astype(np.float32).tobytes()
     weights.write_bytes(whole[:4] + noise)
     with pytest.raises(ModelFileError, match=r"two.bin: layer .* give the .bin of this .param"):
-        int8calib.load_ncnn(param, weights)
+        int8calib.load_ncnn(param, weights, engine="runtime")
     values = np.frombuffer(whole, np.float32).copy()
     values[7] = np.nan
     weights.write_bytes(values.tobytes())
     with pytest.raises(ModelFileError, match=r"two.bin: layer 'first' has weights that are NaN"):
-        int8calib.load_ncnn(param, weights)
+        int8calib.load_ncnn(param, weights, engine="runtime")
 
 
 def test_the_package_that_is_missing_is_named(
@@ -244,13 +247,13 @@ def test_the_package_that_is_missing_is_named(
     with pytest.raises(
         OptionError, match=r"ncnn is not installed; pip install 'int8calib\[ncnn\]'"
     ):
-        int8calib.load_ncnn(*files)
+        int8calib.load_ncnn(*files, engine="runtime")
 
 
 def test_what_cannot_run_is_told_in_one_line(files: tuple[Path, Path]) -> None:
     with pytest.raises(OptionError, match="engine 'gpu'; expected one of"):
         int8calib.load_ncnn(*files, engine="gpu")  # type: ignore[arg-type]
-    net = int8calib.load_ncnn(*files)
+    net = int8calib.load_ncnn(*files, engine="runtime")
     (batch,) = images(1)
     with pytest.raises(ModelError, match=r"two.param: blob 'nosuch' is not in the model"):
         net.run(batch, ["nosuch"])
@@ -263,7 +266,7 @@ def test_what_cannot_run_is_told_in_one_line(files: tuple[Path, Path]) -> None:
     unknown = files[0].read_text().replace("ReLU", "Nosuch")
     files[0].write_text(unknown)
     with pytest.raises(ModelError, match="ncnn does not know a layer of this model"):
-        int8calib.load_ncnn(*files)
+        int8calib.load_ncnn(*files, engine="runtime")
 
 
 def test_images_whose_blobs_differ_in_shape_run_one_at_a_time() -> None:

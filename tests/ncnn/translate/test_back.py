@@ -92,4 +92,3 @@ def test_a_layer_that_is_gone_is_named(model: NcnnModel) -> None:
     left = tuple(layer for layer in graph.layers if layer.name != "c2")
     with pytest.raises(ModelError, match="no layer 'c2'"):
         with_weights(model, replace(graph, layers=left))
-

@@ -1,0 +1,133 @@
+"""Load an ncnn model from its two files, ready to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal, TypeAlias, overload
+
+import numpy as np
+
+from int8calib.arrays import Shape
+from int8calib.errors import ModelFileError, OptionError, ShapeError
+from int8calib.ncnn.execution.network import NcnnNet, optimized
+from int8calib.ncnn.model import NcnnModel, load_model
+from int8calib.ncnn.runtime import import_ncnn
+from int8calib.ncnn.translate.network import TranslatedNet, obstacles, translate_model
+
+Engine: TypeAlias = Literal["numpy", "runtime"]
+ENGINES: tuple[Engine, ...] = ("numpy", "runtime")
+
+
+@overload
+def load_ncnn(
+    param: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
+    *,
+    engine: Literal["numpy"],
+    input_shapes: Mapping[str, Shape] | None = None,
+    optimize: bool = False,
+    threads: int | None = None,
+) -> TranslatedNet: ...
+@overload
+def load_ncnn(
+    param: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
+    *,
+    engine: Literal["runtime"],
+    input_shapes: Mapping[str, Shape] | None = None,
+    optimize: bool = False,
+    threads: int | None = None,
+) -> NcnnNet: ...
+@overload
+def load_ncnn(
+    param: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
+    *,
+    engine: Engine | None = None,
+    input_shapes: Mapping[str, Shape] | None = None,
+    optimize: bool = False,
+    threads: int | None = None,
+) -> TranslatedNet | NcnnNet: ...
+def load_ncnn(
+    param: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
+    *,
+    engine: Engine | None = None,
+    input_shapes: Mapping[str, Shape] | None = None,
+    optimize: bool = False,
+    threads: int | None = None,
+) -> TranslatedNet | NcnnNet:
+    """Load an ncnn model from its `.param` and `.bin`, ready to run.
+
+    Parameters
+    ----------
+    param, weights : path
+        The two files of a float model, whoever wrote it: pnnx, onnx2ncnn, caffe2ncnn, ...
+    engine : str, optional
+        What runs it: ``numpy``, this package's engine, in which it can also be simulated,
+        analyzed and tuned; or ``runtime``, ncnn itself from PyPI (the extra ``ncnn``). By default
+        numpy where every layer has an equivalent there and the sizes of the inputs are known.
+    input_shapes : mapping of str to Shape, optional
+        Shapes by input name, such as ``{"in0": (1, 3, 224, 224)}``, which override or complete
+        what the structure file says.
+    optimize : bool
+        Do first what ncnnoptimize does. A table is then for the optimized model, otherwise for
+        the model as it is in the files.
+    threads : int, optional
+        Threads of ncnn for one image, by default as many as there are cores.
+
+    Returns
+    -------
+    TranslatedNet or NcnnNet
+        The network, which runs in numpy or in ncnn: `calibrate`, `evaluate` and all that takes an
+        `Executor` take it. With ``engine="numpy"`` a layer without an equivalent cannot run, and
+        neither can those behind it.
+
+    Raises
+    ------
+    ModelError
+        For files that cannot be read, do not belong together, or that ncnn does not load.
+    ShapeError
+        With ``engine="numpy"`` where the size of an input is not known.
+    OptionError
+        Where the package `ncnn` is needed and missing, for an unknown engine, and for a shape
+        given to something that is no input.
+    """
+    if engine is not None and engine not in ENGINES:
+        raise OptionError(f"engine {engine!r}; expected one of {', '.join(ENGINES)}")
+    if engine == "runtime":
+        import_ncnn()
+    model = load_model(param, weights)
+    _refuse_no_numbers(model, os.fspath(weights))
+    model = optimized(model) if optimize else model
+    if engine != "runtime":
+        net = _translated(model, input_shapes, required=engine == "numpy")
+        if net is not None:
+            return net
+        import_ncnn()
+    return NcnnNet(model, input_shapes=input_shapes, threads=threads)
+
+
+def _translated(
+    model: NcnnModel, input_shapes: Mapping[str, Shape] | None, *, required: bool
+) -> TranslatedNet | None:
+    """The network in numpy; None where not all of it runs there and it is not `required`."""
+    try:
+        net = translate_model(model, input_shapes)
+    except ShapeError:
+        if required:
+            raise
+        return None
+    return None if obstacles(net) and not required else net
+
+
+def _refuse_no_numbers(model: NcnnModel, source: str) -> None:
+    """Raise `ModelFileError` for weights that no training gives: the file is of another model."""
+    for layer in model.layers:
+        # Data may be anything, a mask of minus infinity for example.
+        if layer.type != "MemoryData" and not all(np.isfinite(w).all() for w in layer.weights):
+            raise ModelFileError(
+                f"{source}: layer {layer.name!r} has weights that are NaN or infinite; is it the "
+                ".bin of this .param?"
+            )
