@@ -1,4 +1,4 @@
-"""Show what INT8 does to each layer of a Caffe model, the worst first.
+"""Show what INT8 does to each layer of a Caffe or ncnn model, the worst first.
 
 example:
   int8calib analyze --proto deploy.prototxt --model net.caffemodel --images photos/ \\
@@ -22,11 +22,10 @@ from int8calib.cli.comparison import (
 )
 from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
+from int8calib.cli.network import NumpyOptions, add_network_arguments
 from int8calib.cli.options import (
     MessageOptions,
-    ModelOptions,
     RunOptions,
-    add_model_arguments,
     add_workers_argument,
     read_options,
 )
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `int8calib analyze`."""
-    add_model_arguments(parser)
+    add_network_arguments(parser, engine=False)
     add_image_arguments(parser)
     group = parser.add_argument_group("analysis")
     group.add_argument("--table", required=True, metavar="FILE", help="a calibration table")
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(read_options(MessageOptions, args))
     table = read_table(args.table)
-    net = read_options(ModelOptions, args).load()
+    net = read_options(NumpyOptions, args).load_net()
     workers = read_options(RunOptions, args).worker_count
     images = comparison_images(image_options(args), net, args.scores, args.outputs, workers=workers)
     with console.progress() as progress:

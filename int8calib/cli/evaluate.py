@@ -4,13 +4,14 @@ example:
   int8calib evaluate --proto deploy.prototxt --model net.caffemodel --images photos/ \\
       --mean 104 117 123 --labels labels.txt --table kl.table --table mse.table
 
-An ncnn model (--param, --bin) runs in ncnn itself. Shares stand with their 95 % confidence
-interval.
+An ncnn model (--param, --bin) runs in numpy or, with --engine runtime, in ncnn itself. Shares
+stand with their 95 % confidence interval.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.comparison import (
@@ -74,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
     console = Console(read_options(MessageOptions, args))
     tables = read_tables(args.table)
     workers = read_options(RunOptions, args).worker_count
-    net = read_options(NetworkOptions, args).load(args.threads if args.runtime else workers)
+    model = read_options(NetworkOptions, args)
+    if args.runtime and not model.is_caffe:
+        model = replace(model, engine="runtime")
+    net = model.load(args.threads if args.runtime else workers)
     options = image_options(args)
     images = comparison_images(options, net, args.scores, args.outputs, workers=workers)
     batches = read_options(GroundTruth, args).of(images, options)

@@ -6,9 +6,9 @@ import argparse
 import hashlib
 import json
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from int8calib.cli.options import (
     ModelOptions,
@@ -47,6 +47,7 @@ class NetworkOptions:
     input_shape: tuple[str, ...] = ()
     ignore_field: tuple[str, ...] = ()
     optimize: bool = False
+    engine: Literal["numpy", "runtime"] | None = None
     needs_weights: bool = True
 
     def __post_init__(self) -> None:
@@ -64,6 +65,8 @@ class NetworkOptions:
                 raise OptionError(f"{other} is given without {name}; give both files of the model")
         if self.optimize and self.is_caffe:
             raise OptionError("--optimize is for ncnn models; a Caffe model has --fold-bn")
+        if self.engine and self.is_caffe:
+            raise OptionError("--engine is for ncnn models; a Caffe model runs in numpy")
         if self.ignore_field and not self.is_caffe:
             raise OptionError("--ignore-field is for prototxts; an ncnn model has none")
 
@@ -92,10 +95,28 @@ class NetworkOptions:
         return int8calib.load_ncnn(
             structure,
             weights,
+            engine=self.engine,
             input_shapes=parse_input_shapes(self.input_shape),
             optimize=self.optimize,
             threads=threads,
         )
+
+
+@dataclass(frozen=True)
+class NumpyOptions(NetworkOptions):
+    """The same for a command that looks into the network, which therefore runs in numpy."""
+
+    def load_net(self) -> Net:
+        """Return the network; of an ncnn model some layers may have no equivalent.
+
+        Raises `ModelError`, and `OptionError` for a shape.
+        """
+        from int8calib.ncnn.execution.network import NcnnNet
+
+        net = (self if self.is_caffe else replace(self, engine="numpy")).load()
+        if isinstance(net, NcnnNet):
+            raise OptionError("--engine runtime: this command needs a network in numpy")
+        return net
 
 
 @dataclass(frozen=True)
@@ -105,8 +126,14 @@ class StructureOptions(NetworkOptions):
     needs_weights: bool = False
 
 
-def add_network_arguments(parser: argparse.ArgumentParser, *, run: bool = True) -> None:
-    """Declare the options of `NetworkOptions`; `run`: for a command that runs the network."""
+def add_network_arguments(
+    parser: argparse.ArgumentParser, *, run: bool = True, engine: bool = True
+) -> None:
+    """Declare the options of `NetworkOptions`.
+
+    `run`: for a command that runs the network; `engine`: which of both engines does it may be
+    chosen.
+    """
     group = parser.add_argument_group("model", "a Caffe model or an ncnn model")
     group.add_argument("--proto", metavar="FILE", help="the deploy prototxt of a Caffe model")
     or_none = "" if run else ", or none"
@@ -115,7 +142,7 @@ def add_network_arguments(parser: argparse.ArgumentParser, *, run: bool = True) 
         "--param",
         metavar="FILE",
         help="in place of --proto and --model: the structure file of an ncnn model, as pnnx, "
-        "onnx2ncnn, caffe2ncnn or ncnnoptimize write it; it runs in ncnn itself (extra ncnn)",
+        "onnx2ncnn, caffe2ncnn or ncnnoptimize write it",
     )
     group.add_argument("--bin", metavar="FILE", help=f"the weight file of an ncnn model{or_none}")
     if run:
@@ -124,6 +151,13 @@ def add_network_arguments(parser: argparse.ArgumentParser, *, run: bool = True) 
             action="store_true",
             help="do first what ncnnoptimize does with an ncnn model (fold BatchNorm, fuse "
             "activations); the table is then for the optimized model, which --ncnn writes",
+        )
+    if run and engine:
+        group.add_argument(
+            "--engine",
+            choices=("numpy", "runtime"),
+            help="what runs an ncnn model: this package in numpy, or ncnn itself (extra ncnn); by "
+            "default numpy where it has every layer and the sizes of the inputs are known",
         )
     add_input_shape_argument(group)
     add_ignore_field_argument(group)

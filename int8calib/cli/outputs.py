@@ -236,12 +236,19 @@ class NcnnFiles:
         stems = () if prefix is None else (prefix, f"{prefix}-int8")
         self.paths = tuple(f"{stem}{end}" for stem in stems for end in (".param", ".bin"))
         self._converted: tuple[Net, NcnnModel] | None = None
+        self._model: NcnnModel | None = None
 
     def check(self, net: Net | NcnnNet) -> None:
-        """Raise `ModelError` for a network that ncnn cannot express, before the work begins."""
-        from int8calib.caffe.engine.run import Net
+        """Raise `ModelError` for a network that ncnn cannot express, before the work begins.
 
-        if self.paths and isinstance(net, Net):
+        What is written of a network made of an ncnn model is that model with other weights.
+        """
+        from int8calib.caffe.engine.run import Net
+        from int8calib.ncnn.translate.network import TranslatedNet
+
+        if isinstance(net, TranslatedNet):
+            self._model = net.model
+        elif self.paths and isinstance(net, Net):
             self._convert(net)
 
     def _convert(self, net: Net) -> NcnnModel:
@@ -266,12 +273,16 @@ class NcnnFiles:
         `rounded`: weights that are levels already; `winograd`: whether ncnn may run by it.
         """
         from int8calib.caffe.engine.run import Net
-        from int8calib.ncnn.convert.deploy import NcnnPair, converted_pair
+        from int8calib.ncnn.convert.deploy import NcnnPair, converted_pair, int8_model
         from int8calib.ncnn.model import encode_model
+        from int8calib.ncnn.translate.back import with_weights
 
         if not self.paths:
             return {}, ()
-        if isinstance(net, Net):
+        if isinstance(net, Net) and self._model is not None:
+            changed = with_weights(self._model, net.graph)
+            pair = NcnnPair(changed, int8_model(changed, table, rounded, winograd=winograd))
+        elif isinstance(net, Net):
             pair = converted_pair(
                 self._convert(net), table, fold_bn=fold_bn, rounded=rounded, winograd=winograd
             )

@@ -30,12 +30,10 @@ from int8calib.cli.console import Console, Progress
 from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.labels import BoxedImages, LabeledImages
 from int8calib.cli.loader import ImageLoader
-from int8calib.cli.network import model_fingerprint
+from int8calib.cli.network import NumpyOptions, add_network_arguments, network_fingerprint
 from int8calib.cli.options import (
     MessageOptions,
-    ModelOptions,
     RunOptions,
-    add_model_arguments,
     add_run_arguments,
     read_options,
     whole,
@@ -58,13 +56,13 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `int8calib report`."""
-    add_model_arguments(parser)
+    add_network_arguments(parser, engine=False)
     add_image_arguments(parser)
     group = parser.add_argument_group("report")
     add_tables_argument(group, "the page is about the first, others are compared")
     group.add_argument("--output", required=True, metavar="FILE", help="the .html file to write")
     group.add_argument("--png", metavar="DIR", help="also write every picture as a PNG file")
-    group.add_argument("--title", help="the page's heading (default: the prototxt's folder)")
+    group.add_argument("--title", help="the page's heading (default: the model's folder)")
     add_compared_arguments(group, labels=True, topk=True)
     add_sensitivity_argument(group)
     group.add_argument(
@@ -97,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
-    model = read_options(ModelOptions, args)
+    model = read_options(NumpyOptions, args)
     options = read_options(_ReportOptions, args)
-    check_outputs([args.output], inputs=(model.proto, model.model, *args.table))
+    check_outputs([args.output], inputs=(*model.files, *args.table))
     if args.png is not None:
         check_folder(args.png)
     require_matplotlib()
@@ -107,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
     first = next(iter(tables.values()))
     fold = folds(first) if options.fold_bn is None else options.fold_bn
     machine = read_options(RunOptions, args)
-    net = model.load()
+    net = model.load_net()
+    structure, weights = model.files
     known = _Known.read(options, net, tables)
     pixels = image_options(args)
     batches = comparison_images(
@@ -133,8 +132,8 @@ def run(args: argparse.Namespace) -> int:
         analysis=analyses,
         evaluation=evaluation,
         samples=samples,
-        title=options.title or Path(model.proto).resolve().parent.name or model.proto,
-        facts={"weights": model.model, "images": ", ".join(args.images)},
+        title=options.title or Path(structure).resolve().parent.name or structure,
+        facts={"weights": weights, "images": ", ".join(args.images)},
         fold_bn=fold,
     )
     with console.progress("pictures") as progress:
@@ -196,7 +195,7 @@ class _Job:
     """What one report is made of, read from files where they are given, found anew where not."""
 
     options: _ReportOptions
-    model: ModelOptions
+    model: NumpyOptions
     machine: RunOptions
     net: Net
     tables: Tables
@@ -215,7 +214,7 @@ class _Job:
         path = self.options.stats
         if path is not None:
             stored = load_collected(path)
-            mine = model_fingerprint(self.model, fold_bn=fold)
+            mine = network_fingerprint(self.model, fold_bn=fold)
             theirs = {key: stored.fingerprint.get(key) for key in mine}
             check_fingerprint(theirs, mine, path, "this report")
             return stored.statistics

@@ -5,9 +5,10 @@ example:
       --mean 104 117 123 --output net.table --write-model tuned.caffemodel tuned.prototxt
 
 With --write-model the table belongs to the written Caffe model, with --ncnn to the written ncnn
-models. Their float outputs are nearly those of the old one; some layers may have more channels
-(--more-work). Beside the table stand a report (net.table.json), all options (net.table.toml) and
-an explanation (net.table.txt).
+models; of an ncnn model (--param, --bin) that is the model itself with other weights. Their float
+outputs are nearly those of the old one; some layers may have more channels (--more-work). Beside
+the table stand a report (net.table.json), all options (net.table.toml) and an explanation
+(net.table.txt).
 """
 
 from __future__ import annotations
@@ -26,11 +27,10 @@ from int8calib.cli.comparison import (
 from int8calib.cli.config import add_config_argument, config_text
 from int8calib.cli.console import Console
 from int8calib.cli.image_options import add_image_arguments, image_options
+from int8calib.cli.network import NumpyOptions, add_network_arguments
 from int8calib.cli.options import (
     MessageOptions,
-    ModelOptions,
     RunOptions,
-    add_model_arguments,
     add_run_arguments,
     finite,
     read_options,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `int8calib tune`."""
     add_config_argument(parser)
-    add_model_arguments(parser)
+    add_network_arguments(parser, engine=False)
     add_image_arguments(parser)
     group = parser.add_argument_group("result")
     group.add_argument("--output", required=True, metavar="FILE", help="the table to write")
@@ -153,16 +153,20 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
     console.keep_warnings()
-    model = read_options(ModelOptions, args)
+    model = read_options(NumpyOptions, args)
     options = read_options(_TuneOptions, args)
+    if options.write_model and not model.is_caffe:
+        raise OptionError(
+            "--write-model writes a Caffe model; give --ncnn PREFIX for an ncnn model"
+        )
     files = TableFiles(options.output, ".json", ".toml", ".txt")
     models = NcnnFiles(args.ncnn)
     others = (*models.paths, *(options.write_model or ()))
-    files.check(*others, inputs=(model.proto, model.model))
+    files.check(*others, inputs=model.files)
     machine = read_options(RunOptions, args)
     calibration = options.calibration(machine)
     tuning = options.tuning()
-    net = model.load()
+    net = model.load_net()
     models.check(net)
     pixels = image_options(args)
     images = comparison_images(pixels, net, args.scores, args.outputs, workers=machine.worker_count)

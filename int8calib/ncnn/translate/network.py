@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Shape
@@ -17,7 +18,7 @@ from int8calib.errors import ModelError, OptionError, ShapeError, UnsupportedLay
 from int8calib.limits import check_shape
 from int8calib.ncnn.execution.quantizable import QuantizableModel
 from int8calib.ncnn.model import NcnnModel
-from int8calib.ncnn.param import HINTS, NcnnLayer
+from int8calib.ncnn.param import HINTS, NcnnLayer, blob_readers
 from int8calib.ncnn.sound import check_graph
 from int8calib.ncnn.translate.context import Translation, Translator
 from int8calib.ncnn.translate.layers import families  # noqa: F401
@@ -94,7 +95,8 @@ def translate_model(
     -------
     TranslatedNet
         Layers have ncnn's names and blobs ncnn's, so that tables fit. The activation of a
-        layer is a layer of its own behind it. A layer without an equivalent is there, too, and
+        layer is a layer of its own behind it; what reads a copy that a Split makes reads the blob
+        itself. A layer without an equivalent is there, too, and
         cannot run (`obstacles` tells which).
 
     Raises
@@ -111,7 +113,7 @@ def translate_model(
     shapes: dict[str, Shape] = {name: (1, *shape[1:]) for name, shape in inputs.items()}
     layers = _input_layers(model)
     graph = Graph("", model.source, tuple(layers), inputs, ())
-    for layer in model.layers:
+    for layer in _without_copies(model.layers):
         if layer.type != "Input":
             layers += _translated(graph, layer, shapes, next(iter(inputs)))
     read = {bottom for layer in layers for bottom in layer.bottoms}
@@ -183,6 +185,23 @@ def _first_channels(layer: NcnnLayer, layers: Iterable[NcnnLayer]) -> int:
             taps = width * height * reader.integer(0)
             return reader.integer(6) // taps if taps else 0
     return 0
+
+
+def _without_copies(layers: Sequence[NcnnLayer]) -> Iterator[NcnnLayer]:
+    """The layers, of which each reads blobs and not copies of them; copies nobody reads are left.
+
+    ncnn needs a Split where a blob has several readers, the engine does not.
+    """
+    readers, origins = blob_readers(layers), dict[str, str]()
+    for layer in layers:
+        bottoms = tuple(origins.get(bottom, bottom) for bottom in layer.bottoms)
+        if layer.type == "Split":
+            read = [top for top in layer.tops if top in readers]
+            origins.update(dict.fromkeys(read, bottoms[0]))
+            layer = replace(layer, tops=tuple(top for top in layer.tops if top not in readers))
+            if not layer.tops:
+                continue
+        yield replace(layer, bottoms=bottoms)
 
 
 def _input_layers(model: NcnnModel) -> list[Layer]:
