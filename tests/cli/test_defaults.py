@@ -39,6 +39,7 @@ LIBRARY: Mapping[str, Any] = {
     "channel_order": Preprocess.channel_order,
     "checkpoint": default(int8calib.calibrate, "checkpoint"),
     "checkpoint_every": default(Checkpoint, "every"),
+    "engine": default(int8calib.load_ncnn, "engine"),
     "exclude": Options.exclude,
     "fast_jpeg": Preprocess.reduced_jpeg,
     "first_last_float": Options.first_last_float,
