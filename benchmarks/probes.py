@@ -89,7 +89,8 @@ def _start_up() -> None:
     import cv2  # noqa: F401
     import numpy as np
 
-    from int8calib.calibration.statistics.histogram import HistogramBuilder, measure_range
+    from int8calib.calibration.statistics.histogram import HistogramBuilder
+    from int8calib.calibration.statistics.ranges import measure_range
     from int8calib.calibration.thresholds import find_threshold
 
     values = np.linspace(-1, 1, 4099, dtype=np.float32).reshape(1, -1)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from int8calib.caffe.layers.outside import register_layer
     from int8calib.calibration.executor import Executor
     from int8calib.calibration.layers import QuantLayer
+    from int8calib.calibration.observer import Observer
     from int8calib.calibration.pipeline import Calibration, Options, calibrate
     from int8calib.calibration.scales import WeightOptions
     from int8calib.calibration.statistics.checkpoint import Checkpoint
@@ -69,6 +70,7 @@ __all__ = [
     "NcnnModel",
     "NcnnNet",
     "Net",
+    "Observer",
     "OptionError",
     "Options",
     "OutputError",
@@ -121,6 +123,7 @@ _HOMES = {
     "NcnnModel": "int8calib.ncnn.model",
     "NcnnNet": "int8calib.ncnn.execution.network",
     "Net": "int8calib.caffe.engine.run",
+    "Observer": "int8calib.calibration.observer",
     "OptionError": "int8calib.errors",
     "Options": "int8calib.calibration.pipeline",
     "OutputError": "int8calib.errors",

@@ -158,6 +158,11 @@ def assemble(
     rows, of_layers = _rows(chosen, evidence, options)
     if not rows and not weight_rows:
         raise StatisticsError(f"{source}: every quantized layer has a bottom of zeros")
+    if options.two_passes and statistics.one_pass:
+        notes.append(
+            f"method {options.method} repeats another tool, but the statistics were counted in one "
+            "pass; collect them with --exact for that tool's own bins"
+        )
     in_float = blocked_warnings(grouped_in_float(layers, options), options)
     of_run = _run_warnings(statistics, evidence, methods)
     warnings = [*warnings, *in_float, *of_run, *notes, *of_layers]

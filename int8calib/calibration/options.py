@@ -13,6 +13,7 @@ AUTO = "auto"
 SAME = "same"
 GROUPED = ("float", "int8")
 """What may be done with grouped convolutions that ncnn computes wrongly."""
+_TOOL_METHODS = frozenset(("kl-tool", "kl-tool-v1"))
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,14 @@ class Options:
     workers : int
         Batches that run at a time, each in a thread of its own; by default as many as there are
         cores that the process may use. The table does not depend on it.
+    exact : bool or None
+        Whether histograms are counted in two passes, with 2048 bins up to the absmax as ncnn2table
+        and the reference tool have them, instead of in one pass with bins that are finer at first.
+        None: for the methods that repeat a tool's table, which are ``kl-tool``, ``kl-tool-v1``,
+        and ``kl`` with ``same`` as the input method.
     cache_bytes : int or None
-        Memory for activations of the first pass; what does not fit is computed a second time.
-        None: a quarter of the free memory, at most 2 GiB. The table does not depend on it.
+        Memory for activations of the first of two passes; what does not fit is computed a second
+        time. None: a quarter of the free memory, at most 2 GiB. The table does not depend on it.
 
     Raises
     ------
@@ -71,6 +77,7 @@ class Options:
     weights: WeightOptions = field(default_factory=WeightOptions)
     all_blobs: bool = False
     workers: int = field(default_factory=usable_cores)
+    exact: bool | None = None
     cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +104,15 @@ class Options:
         for name, count, minimum in limits:
             if type(count) is not int or count < minimum:
                 raise OptionError(f"{name} {count}; expected a whole number of at least {minimum}")
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether images run twice: `exact`, or what it is by default."""
+        if self.exact is not None:
+            return self.exact
+        methods = {self.method, *(method for _, method in self.layer_methods)}
+        repeats_ncnn = self.method == "kl" and self.input_method == SAME
+        return repeats_ncnn or not methods.isdisjoint(_TOOL_METHODS)
 
     def weight_options(self) -> WeightOptions:
         """Return `weights` with its method decided: aciq brings aciq weights, as in ncnn2table.

@@ -146,8 +146,8 @@ def calibrate(
         A net of `load_caffe`, or anything with ``layers``, ``inputs`` and
         ``run(inputs, blobs)``; see `Executor`.
     batches : callable
-        ``batches()`` starts a pass: an iterable of ``{input: float (N, ...)}``, preprocessed. It
-        may be called twice and must give the same each time.
+        ``batches()`` starts a pass: an iterable of ``{input: float (N, ...)}``, preprocessed. With
+        `options.exact` it may be called twice and must give the same each time.
     options : Options, optional
     total : int
         The number of images, for `progress`; 0 where unknown.
@@ -200,6 +200,7 @@ def run_job(
         job.executor,
         partial(start_pass, batches),
         job.blobs,
+        exact=options.two_passes,
         workers=options.workers,
         cache_bytes=default_cache_bytes() if cache_bytes is None else cache_bytes,
         total=total,

@@ -45,7 +45,7 @@ def threshold_spreads(
         few images for two halves are left out.
     """
     first = {blob: half for blob, half in halves.items() if half.nonzero and blob in methods}
-    second = {blob: _rest(histograms[blob], half) for blob, half in first.items()}
+    second = {blob: histograms[blob].minus(half) for blob, half in first.items()}
     blobs = [blob for blob, rest in second.items() if rest.nonzero]
     chosen = {blob: methods[blob] for blob in blobs}
     thresholds = [
@@ -69,17 +69,6 @@ def summary(spreads: Mapping[str, float | None]) -> dict[str, Any] | None:
         return None
     worst = max(known, key=known.__getitem__)
     return {"median": median(known.values()), "worst": known[worst], "worst_blob": worst}
-
-
-def _rest(whole: Histogram, half: Histogram) -> Histogram:
-    """The histogram of the images that are not in `half`."""
-    return Histogram(
-        whole.positive - half.positive,
-        whole.negative - half.negative,
-        whole.absmax,
-        whole.zeros - half.zeros,
-        whole.images - half.images,
-    )
 
 
 def _value(half: Histogram, threshold: Threshold) -> float:

@@ -85,7 +85,10 @@ def run(args: argparse.Namespace) -> int:
     models = NcnnFiles(args.ncnn)
     files.check(*models.paths, long_run.checkpoint, inputs=model.files)
     options = read_options(TableOptions, args).calibration(
-        fold_bn=args.fold_bn, workers=machine.worker_count, cache_bytes=machine.cache_bytes
+        fold_bn=args.fold_bn,
+        workers=machine.worker_count,
+        exact=machine.exact,
+        cache_bytes=machine.cache_bytes,
     )
     net = model.load(machine.worker_count)
     models.check(net)

@@ -4,6 +4,9 @@ One machine:
   int8calib collect --proto deploy.prototxt --model net.caffemodel --images photos/ \\
       --mean 104 117 123 --output stats.npz
 Many machines, each with its share of the images, bit for bit as one machine would:
+  1. int8calib collect ... --output stats-1.npz                     on each
+  2. int8calib merge stats-1.npz stats-2.npz --output stats.npz
+With --exact, whose bins need the range of all images first:
   1. int8calib collect --ranges-only ... --output ranges-1.npz      on each
   2. int8calib merge ranges-1.npz ranges-2.npz --output ranges.npz
   3. int8calib collect --ranges ranges.npz ... --output stats-1.npz on each
@@ -30,6 +33,7 @@ from int8calib.cli.options import (
 )
 from int8calib.cli.outputs import check_outputs
 from int8calib.cli.table_options import add_fold_arguments
+from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,11 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tool-v1 and tensorrt",
     )
     phase = group.add_mutually_exclusive_group()
-    phase.add_argument("--ranges-only", action="store_true", help="stop after the ranges")
+    phase.add_argument(
+        "--ranges-only",
+        action="store_true",
+        help="the first pass of --exact alone: stop after the ranges",
+    )
     phase.add_argument(
         "--ranges",
         metavar="FILE",
-        help="the merged ranges of all shards: only histograms are left to count",
+        help="the second pass of --exact alone: the merged ranges of all shards",
     )
     add_run_arguments(parser)
     add_checkpoint_arguments(parser)
@@ -80,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     known = _known_ranges(args.ranges, fingerprint)
+    exact = _exact(machine.exact, one_of_two=bool(args.ranges_only or args.ranges))
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}
     checkpoint = long_run.open({**fingerprint, **batches.order(), **phase})
     with console.progress() as progress:
@@ -87,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
             job.executor,
             batches,
             job.blobs,
+            exact=exact,
             workers=machine.worker_count,
             cache_bytes=machine.cache_bytes,
             total=len(batches),
@@ -110,6 +120,13 @@ def run(args: argparse.Namespace) -> int:
         f"in {time.perf_counter() - started:.1f} s"
     )
     return 0
+
+
+def _exact(given: bool | None, *, one_of_two: bool) -> bool:
+    """Whether the collection takes two passes, of which this may be one."""
+    if one_of_two and given is False:
+        raise OptionError("--no-exact: --ranges-only and --ranges are passes of --exact")
+    return one_of_two or bool(given)
 
 
 def _known_ranges(path: str | None, fingerprint: Mapping[str, object]) -> Statistics | None:

@@ -1,6 +1,7 @@
 """Merge statistics that `int8calib collect` wrote from parts of the images.
 
-Ranges merge with ranges; histograms with histograms that were counted with the same ranges.
+Statistics of one pass merge with each other. Of --exact, ranges merge with ranges, and histograms
+with histograms that were counted with the same ranges.
 """
 
 from __future__ import annotations

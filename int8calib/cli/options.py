@@ -191,9 +191,10 @@ def parse_input_shapes(texts: tuple[str, ...] | list[str]) -> Mapping[str, Shape
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The machine: images in parallel, and memory for activations as a text such as `2G`."""
+    """How images run: in parallel, in one pass or two, and memory as a text such as `2G`."""
 
     workers: int | None = None
+    exact: bool | None = None
     cache: str | None = None
 
     @property
@@ -230,10 +231,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `RunOptions`, for a command that calibrates."""
     group = add_workers_argument(parser)
     group.add_argument(
+        "--exact",
+        action=argparse.BooleanOptionalAction,
+        help="count histograms in two passes, in the very bins of ncnn2table and the reference "
+        "tool; one pass, whose thresholds are mostly within 1 of 2048 bins of these, takes less "
+        "time and memory (default: --exact with --method kl-tool and kl-tool-v1, and with "
+        "--method kl --input-method same; else --no-exact)",
+    )
+    group.add_argument(
         "--cache",
         metavar="SIZE",
-        help="memory for activations, so that images run once instead of twice, such as 500M or "
-        "2G (default: a quarter of the free memory, at most 2G); the table does not depend on it",
+        help="memory for activations with --exact, so that images run once instead of twice, such "
+        "as 500M or 2G (default: a quarter of the free memory, at most 2G); the table does not "
+        "depend on it",
     )
 
 

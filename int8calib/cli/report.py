@@ -223,6 +223,7 @@ class _Job:
             job.executor,
             self.batches,
             job.blobs,
+            exact=bool(self.machine.exact),
             workers=self.machine.worker_count,
             cache_bytes=self.machine.cache_bytes,
             total=len(self.batches),

@@ -239,6 +239,7 @@ class _TuneOptions:
             fold_bn=self.fold_bn,
             weights=WeightOptions(winograd=self.winograd, six_bit=self.six_bit or ()),
             workers=machine.worker_count,
+            exact=machine.exact,
             cache_bytes=machine.cache_bytes,
         )
 

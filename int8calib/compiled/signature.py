@@ -18,7 +18,7 @@ _CTYPES: dict[str, Any] = {
     "int32": ctypes.c_int32,
     "int64": ctypes.c_int64,
 }
-_ITEMS = (*_CTYPES, "uint16")
+_ITEMS = (*_CTYPES, "uint16", "uint32")
 _LIMITS: dict[str, tuple[float, float]] = {
     "float32": (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)),
     "float64": (float(np.finfo(np.float64).min), float(np.finfo(np.float64).max)),

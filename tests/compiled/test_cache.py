@@ -281,7 +281,8 @@ def test_names_of_files_are_plain(own_cache):
 SCRIPT = """
 import sys
 import numpy as np
-from int8calib.calibration.statistics.histogram import HistogramBuilder, measure_range
+from int8calib.calibration.statistics.histogram import HistogramBuilder
+from int8calib.calibration.statistics.ranges import measure_range
 from int8calib.calibration.thresholds import find_threshold
 x = np.linspace(-3, 5, 997, dtype=np.float32)[None]
 builder = HistogramBuilder(measure_range(x).absmax)

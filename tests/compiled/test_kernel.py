@@ -122,6 +122,10 @@ SUMS = [ramp(141)] * 3
 ARGUMENTS = {
     "bottom_errors": [ramp(7, np.float32), 83.0, np.zeros(3)],
     "copy_nonzero": [ramp(7, np.float32), np.zeros(7, np.float32)],
+    "count_fine": [
+        *(ramp(7, np.float32), 3.0),
+        *(np.zeros(5, np.uint32), np.zeros(2 * 131072 + 16, np.uint32)),
+    ],
     "count_slots": [
         *(ramp(7, np.float32), 2.0),
         *(np.zeros(5, np.uint16), np.zeros((4, 4112), np.int32), np.zeros(4112, np.int64)),
@@ -130,7 +134,7 @@ ARGUMENTS = {
     "kl_tensorrt_costs": [*SUMS, np.zeros(12)],
     "kl_tool_costs": [*SUMS, np.zeros(12)],
     "kl_tool_v1_costs": [*SUMS, np.zeros(12)],
-    "mse_costs": [ramp(17), ramp(18), ramp(18), ramp(18), 7, np.zeros(17)],
+    "mse_costs": [ramp(17), *[ramp(18)] * 3, 7, np.arange(1, 18), np.zeros(17)],
     "products": [ramp(7, np.float32), ramp(7, np.float32)[::-1].copy(), np.zeros(4)],
     "row_clips": [ramp(12, np.float32), 7, ramp(3, np.float32), np.zeros(4, np.float32)],
 }

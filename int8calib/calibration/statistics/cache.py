@@ -15,12 +15,8 @@ import numpy as np
 
 from int8calib.arrays import Array
 from int8calib.calibration.statistics.checkpoint import Checksums
-from int8calib.calibration.statistics.histogram import (
-    Range,
-    checked_values,
-    copy_nonzero,
-    range_of_values,
-)
+from int8calib.calibration.statistics.histogram import copy_nonzero
+from int8calib.calibration.statistics.ranges import Range, checked_values, range_of_values
 
 _CHUNK = 1 << 19
 """Values (2 MiB) that a worker asks the system for at a time. From 4 MiB on numpy asks for huge

@@ -25,7 +25,8 @@ from int8calib.calibration.statistics.file import (
     load_statistics,
     save_statistics,
 )
-from int8calib.calibration.statistics.histogram import Histogram, Range
+from int8calib.calibration.statistics.histogram import Histogram
+from int8calib.calibration.statistics.ranges import Range
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import OptionError, StatisticsError
 
@@ -45,6 +46,8 @@ class CollectionState:
         The batches whose ranges, and whose histograms, are in, by number, with their checksums.
     ranges_known
         Whether the first pass is over: `ranges` are those of all images.
+    exact
+        Whether it takes two passes; otherwise `measured` is empty.
     """
 
     ranges: dict[str, Range] = field(default_factory=dict)
@@ -53,6 +56,7 @@ class CollectionState:
     measured: dict[int, Checksums] = field(default_factory=dict)
     counted: dict[int, Checksums] = field(default_factory=dict)
     ranges_known: bool = False
+    exact: bool = True
 
     def add_ranges(
         self, batch: int, checksums: Checksums, ranges: Iterable[tuple[str, Range]]
@@ -142,13 +146,17 @@ class Checkpoint:
         if self._fingerprint is None:
             self._fingerprint = fingerprint()
 
-    def load(self, blobs: Iterable[str] | None = None) -> CollectionState | None:
+    def load(
+        self, blobs: Iterable[str] | None = None, *, exact: bool | None = None
+    ) -> CollectionState | None:
         """Return what an earlier run left, None where there is nothing.
 
         Parameters
         ----------
         blobs : iterable of str, optional
             The blobs that the run observes.
+        exact : bool, optional
+            Whether the run takes two passes.
 
         Returns
         -------
@@ -165,10 +173,10 @@ class Checkpoint:
             return None
         stored = load_statistics(self.path)
         meta = stored.statistics.meta.get("checkpoint")
-        if not isinstance(meta, dict) or meta.keys() != {"fingerprint", "ranges_known"}:
+        if not isinstance(meta, dict) or meta.keys() != {"fingerprint", "ranges_known", "exact"}:
             raise StatisticsError(f"{self.path}: statistics, but no checkpoint of a run")
-        fingerprint = meta["fingerprint"]
-        if not isinstance(fingerprint, dict) or not isinstance(meta["ranges_known"], bool):
+        fingerprint, flags = meta["fingerprint"], (meta["ranges_known"], meta["exact"])
+        if not isinstance(fingerprint, dict) or not all(isinstance(flag, bool) for flag in flags):
             raise StatisticsError(f"{self.path}: a damaged checkpoint; delete it to start anew")
         ours = self._fingerprint or {}
         for key in sorted(fingerprint.keys() | ours.keys()):
@@ -177,13 +185,19 @@ class Checkpoint:
                     f"{self.path}: is the checkpoint of another job (its {key} differs); repeat "
                     "that job's options, or name another file"
                 )
+        if exact is not None and meta["exact"] != exact:
+            given, other = ("", "without") if meta["exact"] else ("out", "with")
+            raise OptionError(
+                f"{self.path}: is the checkpoint of a job with{given} --exact, this one is {other} "
+                "it; repeat that job's options, or name another file"
+            )
         theirs = set(stored.statistics.ranges)
         if blobs is not None and theirs and theirs != set(blobs):
             raise StatisticsError(
                 f"{self.path}: a checkpoint of other blobs; delete it to start anew"
             )
         try:
-            return _state(stored, ranges_known=meta["ranges_known"])
+            return _state(stored, ranges_known=meta["ranges_known"], exact=meta["exact"])
         except ValueError as error:
             message = f"{self.path}: a damaged checkpoint ({error}); delete it to start anew"
             raise StatisticsError(message) from error
@@ -218,7 +232,13 @@ class Checkpoint:
             return
         try:
             job = dict(self._fingerprint or {})
-            meta = {"checkpoint": {"fingerprint": job, "ranges_known": state.ranges_known}}
+            meta = {
+                "checkpoint": {
+                    "fingerprint": job,
+                    "ranges_known": state.ranges_known,
+                    "exact": state.exact,
+                }
+            }
             statistics = replace(state.statistics(state.ranges), meta=meta)
             arrays = {"measured": _pack(state.measured), "counted": _pack(state.counted)}
             save_statistics(self.path, statistics, arrays)
@@ -230,7 +250,7 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
-def _state(stored: StatisticsFile, *, ranges_known: bool) -> CollectionState:
+def _state(stored: StatisticsFile, *, ranges_known: bool, exact: bool) -> CollectionState:
     """The state in a file; ValueError where its parts do not fit each other."""
     if stored.arrays.keys() != {"measured", "counted"}:
         raise ValueError(f"arrays {', '.join(stored.arrays)}; expected measured and counted")
@@ -242,8 +262,14 @@ def _state(stored: StatisticsFile, *, ranges_known: bool) -> CollectionState:
         _unpack("measured", stored.arrays["measured"]),
         _unpack("counted", stored.arrays["counted"]),
         ranges_known,
+        exact,
     )
-    if bool(state.histograms) != bool(state.counted) or (state.counted and not ranges_known):
+    if not exact and (state.measured or ranges_known):
+        raise ValueError("two passes and one pass at once")
+    if any((histogram.fine is None) != exact for histogram in state.histograms.values()):
+        raise ValueError("its histograms were counted in another number of passes")
+    unmeasured = exact and bool(state.counted) and not ranges_known
+    if bool(state.histograms) != bool(state.counted) or unmeasured:
         raise ValueError("its histograms and the images counted do not belong together")
     if state.histograms.keys() != state.halves.keys():
         raise ValueError("halves without histograms, or histograms without halves")

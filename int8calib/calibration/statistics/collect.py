@@ -1,16 +1,15 @@
 """Collection: batches through an executor to the statistics of its blobs.
 
-Ranges first, then histograms: both need every activation, and the bins need the range over all
-images. Activations of the first pass are kept as far as a memory budget allows; images that did
-not fit run a second time. The result is the same bit for bit for any budget, batch size and
-number of workers: only whole numbers and extremes are added up, and which half of the images an
-image belongs to follows from its pixels.
+By default in one pass, into fine bins whose range grows. Exact bins up to the absmax need two:
+ranges first, then histograms. Activations of the first pass are kept as far as a memory budget
+allows; images that did not fit run a second time. Either result is the same bit for bit for any
+budget, batch size, order and number of workers: only whole numbers and extremes are added up, and
+which half of the images an image belongs to follows from its pixels.
 """
 
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -31,7 +30,13 @@ from int8calib.calibration.statistics.checkpoint import (
     CollectionState,
     ReadersWriterLock,
 )
-from int8calib.calibration.statistics.histogram import HistogramBuilder, Range, measure_range
+from int8calib.calibration.statistics.counters import (
+    ExactCounters,
+    OnePassCounters,
+    by_image,
+    image_checksums,
+)
+from int8calib.calibration.statistics.ranges import Range, measure_range
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import ImageError, StatisticsError
 from int8calib.workers import Batch, Loader, Progress, batch_size, float_batch, work_through
@@ -42,6 +47,7 @@ def collect_statistics(
     batches: Loader,
     blobs: Iterable[str],
     *,
+    exact: bool = False,
     workers: int = 1,
     cache_bytes: int = 0,
     total: int = 0,
@@ -58,22 +64,27 @@ def collect_statistics(
         What runs the network.
     batches : callable
         ``batches()`` starts a pass over the images; each batch maps inputs to arrays (N, ...) of
-        numbers. It is called once if `cache_bytes` holds all observed activations, else twice,
-        and must give the same images both times.
+        numbers. With `exact` it is called a second time unless `cache_bytes` holds all observed
+        activations, and must give the same images both times.
     blobs : iterable of str
         The keys of the blobs to observe.
+    exact : bool
+        Whether to count 2048 bins up to the absmax, as ncnn2table does, in two passes; otherwise
+        these bins come from finer ones, which are counted in one pass.
     workers : int
         Batches that run at a time.
     cache_bytes : int
-        Memory for activations of the first pass.
+        Memory for activations of the first of two passes.
     total : int
         The number of images, for `progress`; 0 where unknown.
     progress : callable, optional
-        Called as ``progress("ranges" or "histograms", done, total)``.
+        Called as ``progress(stage, done, total)``, the stage ``"images"``, or ``"ranges"`` and
+        then ``"histograms"``.
     known : Statistics, optional
-        Those of all images, with ranges; then only the histograms are counted, of these images.
+        Those of all images, with ranges: then the second of two passes alone is made, and counts
+        the histograms of these images.
     ranges_only : bool
-        Whether to stop after the ranges.
+        Whether the first of two passes alone is made.
     checkpoint : Checkpoint, optional
         Where to go on from, and to write to now and then.
 
@@ -92,9 +103,11 @@ def collect_statistics(
         For fewer than one worker.
     """
     wanted = tuple(dict.fromkeys(blobs))
+    exact = exact or ranges_only or known is not None
     if checkpoint is not None:
         checkpoint.identify(lambda: executor_fingerprint(executor))
-    state = (checkpoint.load(wanted) if checkpoint else None) or CollectionState()
+    state = (checkpoint.load(wanted, exact=exact) if checkpoint else None) or CollectionState()
+    state.exact = exact
     if known is not None:
         state.ranges, state.ranges_known = _known_ranges(known, wanted), True
     report = progress or (lambda stage, done, of: None)
@@ -107,6 +120,9 @@ def collect_statistics(
             checkpoint,
             known,
         )
+        if not exact:
+            collector.count_once(batches, wanted, lambda done: report("images", done, total))
+            return collector.state.statistics(wanted)
         if not state.ranges_known:
             cache_bytes = 0 if ranges_only else cache_bytes
             collector.measure(batches, cache_bytes, lambda done: report("ranges", done, total))
@@ -145,6 +161,38 @@ class _Collector:
         self._cache = ActivationCache(0)
         self._batch_count = -1
 
+    def count_once(
+        self, batches: Loader, blobs: Iterable[str], progress: Callable[[int], None]
+    ) -> None:
+        """The one pass: ranges and histograms of all blobs."""
+        before = dict(self.state.counted)
+        counters = OnePassCounters(blobs)
+
+        def work(runner: Runner, item: tuple[int, Mapping[str, Any]]) -> int:
+            index, batch = item[0], self._checked(item[1])
+            checksums = image_checksums(batch)
+            if index in before:
+                _check_same(before[index], checksums, index)
+                return len(checksums)
+            with self._counting.shared():
+                runner(batch, lambda blob, top: counters.add(checksums, blob, top))
+                with self._lock:
+                    self.state.counted[index] = checksums
+            self._save_if_due(counters.add_to)
+            return len(checksums)
+
+        count = self._each(enumerate(batches()), work, progress)
+        if not count:
+            raise ImageError("there are no images to calibrate with")
+        _check_all(before, range(count), "the run it goes on from")
+        self._finish(counters.add_to(self.state))
+
+    def _finish(self, state: CollectionState) -> None:
+        """Keep what was counted in the end."""
+        self.state = state
+        if self._checkpoint is not None:
+            self._checkpoint.save(state)
+
     def measure(self, batches: Loader, cache_bytes: int, progress: Callable[[int], None]) -> None:
         """First pass: ranges of all blobs, activations kept while the budget lasts."""
         before = dict(self.state.measured)
@@ -164,7 +212,7 @@ class _Collector:
                 if not caching:
                     ranges.append((blob, measure_range(top, blob)))
                     return
-                for checksum, values in _by_image(checksums, top):
+                for checksum, values in by_image(checksums, top):
                     for part in cache.copy(blob, checksum, values):
                         parts.append(part)
                         ranges.append((blob, part.range))
@@ -186,7 +234,7 @@ class _Collector:
     def count(self, batches: Loader, progress: Callable[[int], None]) -> None:
         """Second pass: histograms, from kept activations or by running the image again."""
         before = dict(self.state.counted)
-        counters = Counters(self.state.ranges)
+        counters = ExactCounters(self.state.ranges)
         given: set[int] = set()
 
         def work(runner: Runner, item: tuple[int, Mapping[str, Any] | None]) -> int:
@@ -214,9 +262,7 @@ class _Collector:
         if not self._each(self._second_pass(batches), work, progress):
             raise ImageError("there are no images to calibrate with")
         _check_all(self.state.counted | self.state.measured, given, "the first pass")
-        self.state = counters.add_to(self.state)
-        if self._checkpoint is not None:
-            self._checkpoint.save(self.state)
+        self._finish(counters.add_to(self.state))
 
     def _checked(self, given: Mapping[str, Any]) -> Batch:
         """A batch as float32 arrays, with the inputs that are needed."""
@@ -291,54 +337,3 @@ def _check_all(expected: Iterable[int], given: Iterable[int], when: str) -> None
             f"batch {missing[0] + 1} is gone ({len(missing)} are missing), which was there in "
             f"{when}; the images must stay the same until the calibration has ended"
         )
-
-
-class Counters:
-    """The histograms that are being counted, of all images and of about half of them."""
-
-    def __init__(self, ranges: Mapping[str, Range]) -> None:
-        """Start empty, with bins up to the absmax of each blob's range."""
-        self._builders = {
-            blob: [HistogramBuilder(measured.absmax, blob) for _ in range(2)]
-            for blob, measured in ranges.items()
-        }
-
-    def add(self, checksums: Checksums, blob: str, top: Array) -> None:
-        """Count one blob of a batch whose images have these checksums."""
-        for checksum, values in _by_image(checksums, top):
-            self._builders[blob][checksum & 1].add(values)
-
-    def add_cached(self, part: CachedValues) -> None:
-        """Count a part of a blob that was kept when its range was measured."""
-        builder = self._builders[part.blob][part.checksum & 1]
-        builder.add_values(part.values, zeros=part.zeros, images=part.images)
-
-    def add_to(self, state: CollectionState) -> CollectionState:
-        """Return a copy of `state` with what was counted here."""
-        total = state.snapshot()
-        for blob, builders in self._builders.items():
-            half, rest = (builder.result() for builder in builders)
-            total.add_counts(blob, half.merge(rest), half)
-        return total
-
-
-def _by_image(checksums: Checksums, top: Array) -> Iterator[tuple[int, Array]]:
-    """Each image's part of a top with its checksum, whose last bit says which half it is of."""
-    if len(checksums) == 1 or len(top) != len(checksums):
-        # A top need not have an axis of images: then all of it goes with the first image.
-        yield checksums[0], top
-        return
-    for i, checksum in enumerate(checksums):
-        yield checksum, top[i : i + 1]
-
-
-def image_checksums(batch: Batch) -> Checksums:
-    """Return a CRC-32 of each image of a batch, over all its inputs, whatever the batch."""
-    checksums = [0] * batch_size(batch)
-    for name in sorted(batch):
-        array = batch[name]
-        # An input need not have an axis of images: then all of it belongs to each image.
-        images = array if len(array) == len(checksums) else [array] * len(checksums)
-        for i, image in enumerate(images):
-            checksums[i] = zlib.crc32(np.ascontiguousarray(image).data, checksums[i])
-    return tuple(checksums)

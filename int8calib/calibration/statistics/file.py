@@ -1,9 +1,10 @@
 """Statistics files: versioned .npz archives, checked before anything in them is used.
 
 The same statistics give the same bytes. `meta` (JSON as UTF-8) holds the format, its version, the
-blobs in order and the caller's own values; the arrays hold one row a blob; `digest` is the SHA-256
-of all of it. A file is read only after its sizes are known to be within limits, and believed only
-after its parts fit each other.
+blobs in order and the caller's own values; `digest` is the SHA-256 of all of it. Histograms of two
+passes are arrays with one row a blob. Those of one pass, whose bins are many and mostly empty
+towards the end, stand one after the other, each up to its last filled bin. A file is read only
+after its sizes are known to be within limits, and believed only after its parts fit each other.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from int8calib.calibration.statistics.histogram import BINS, Histogram, Range
+from int8calib.calibration.statistics.fine import FINE_BINS, NONE, FineHistogram
+from int8calib.calibration.statistics.histogram import BINS, Histogram
+from int8calib.calibration.statistics.ranges import Range
 from int8calib.calibration.statistics.store import Statistics
 from int8calib.errors import StatisticsError
 from int8calib.files import open_regular, write_atomic
@@ -33,9 +36,11 @@ from int8calib.limits import MAX_STATISTICS_BYTES, value_count
 from int8calib.parsing import parse_json
 
 FORMAT = "int8calib-statistics"
-SCHEMA = 2
+SCHEMA = 3
+"""Version 2 had histograms of two passes alone, and did not say so."""
+EXACT, ONE_PASS = "exact", "one pass"
 _EXTRA = "extra/"
-_HEAD = {"format", "schema", "blobs", "parts", "meta"}
+_HEAD = {"format", "schema", "blobs", "parts", "meta", "kind"}
 _PARTS = ("all", "half")
 _DAMAGE = (
     *(ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, EOFError),
@@ -72,6 +77,7 @@ def save_statistics(
         "blobs": list(statistics.ranges),
         "parts": [name for name, histograms in parts.items() if histograms],
         "meta": dict(statistics.meta),
+        "kind": ONE_PASS if statistics.one_pass else EXACT,
     }
     text = json.dumps(head, sort_keys=True, default=dict).encode("utf-8")
     ranges = statistics.ranges.values()
@@ -83,7 +89,9 @@ def save_statistics(
     }
     for name, histograms in parts.items():
         if histograms:
-            content |= _histogram_arrays(name, [histograms[blob] for blob in statistics.ranges])
+            ordered = [histograms[blob] for blob in statistics.ranges]
+            pack = _fine_arrays if statistics.one_pass else _histogram_arrays
+            content |= pack(name, ordered)
     content |= {_EXTRA + name: np.ascontiguousarray(array) for name, array in arrays.items()}
     content["digest"] = _digest(content)
     buffer = BytesIO()
@@ -100,6 +108,24 @@ def _histogram_arrays(name: str, histograms: list[Histogram]) -> dict[str, NDArr
         f"{name}/zeros": np.array([h.zeros for h in histograms], np.int64),
         f"{name}/images": np.array([h.images for h in histograms], np.int64),
     }
+
+
+def _fine_arrays(name: str, histograms: list[Histogram]) -> dict[str, NDArray[Any]]:
+    fine = [h.fine for h in histograms if h.fine is not None]
+    arrays: dict[str, NDArray[Any]] = {
+        f"{name}/exponents": np.array([h.exponent for h in fine], np.int64),
+        f"{name}/zeros": np.array([h.zeros for h in fine], np.int64),
+        f"{name}/images": np.array([h.images for h in fine], np.int64),
+    }
+    for side, counts in (
+        ("positive", [h.positive for h in fine]),
+        ("negative", [h.negative for h in fine]),
+    ):
+        filled = [np.trim_zeros(c, "b") for c in counts]
+        joined = np.concatenate([np.empty(0, np.uint32), *filled])
+        arrays[f"{name}/{side}"] = joined.astype(np.min_scalar_type(joined.max(initial=0)))
+        arrays[f"{name}/{side}_bins"] = np.array([c.size for c in filled], np.int64)
+    return arrays
 
 
 def _digest(content: Arrays) -> NDArray[np.uint8]:
@@ -179,12 +205,17 @@ def _check_head(head: Any, where: Path) -> None:
     """Refuse another format or version, and a head that lacks something."""
     if head["format"] != FORMAT:
         raise ValueError(f"its format is {head['format']!r}")
-    if head["schema"] != SCHEMA:
+    if head["schema"] == 2:
+        head.setdefault("kind", EXACT)
+    elif head["schema"] != SCHEMA:
         raise StatisticsError(
-            f"{where}: statistics of schema {head['schema']}, this version reads {SCHEMA}; "
+            f"{where}: statistics of schema {head['schema']}, this version reads 2 and "
+            f"{SCHEMA}; "
             "collect them again"
         )
     blobs = head["blobs"]
+    if head["kind"] not in (EXACT, ONE_PASS):
+        raise ValueError(f"its histograms are of the kind {head['kind']!r}")
     if head.keys() != _HEAD or not isinstance(head["meta"], dict):
         raise ValueError(f"its head has the fields {', '.join(head)}")
     if (
@@ -224,8 +255,12 @@ def _parse(head: Any, arrays: Arrays) -> StatisticsFile:
     }
     histograms: dict[str, dict[str, Histogram]] = {part: {} for part in _PARTS}
     for part in head["parts"]:
-        histograms[part] = _histograms(part, blobs, arrays)
-        known |= {f"{part}/{name}" for name in _COLUMNS}
+        if head["kind"] == ONE_PASS:
+            histograms[part] = _fine_histograms(part, ranges, arrays)
+            known |= {f"{part}/{name}" for name in _FINE_COLUMNS}
+        else:
+            histograms[part] = _histograms(part, blobs, arrays)
+            known |= {f"{part}/{name}" for name in _COLUMNS}
     extra = {
         name.removeprefix(_EXTRA): array
         for name, array in arrays.items()
@@ -266,3 +301,44 @@ def _histograms(part: str, blobs: list[str], arrays: Arrays) -> dict[str, Histog
         )
         for i, blob in enumerate(blobs)
     }
+
+
+_FINE_COLUMNS = (
+    *("positive", "positive_bins", "negative", "negative_bins"),
+    *("exponents", "zeros", "images"),
+)
+
+
+def _fine_histograms(
+    part: str, ranges: Mapping[str, Range], arrays: Arrays
+) -> dict[str, Histogram]:
+    exponents, zeros, images = (
+        check_array(name, arrays[name], np.int64, (len(ranges),)).tolist()
+        for name in (f"{part}/exponents", f"{part}/zeros", f"{part}/images")
+    )
+    sides = [
+        _fine_counts(f"{part}/{side}", len(ranges), arrays) for side in ("positive", "negative")
+    ]
+    made = {}
+    for i, (blob, limits) in enumerate(ranges.items()):
+        fine = FineHistogram(sides[0][i], sides[1][i], exponents[i], zeros[i], images[i])
+        made[blob] = Histogram.from_fine(fine, limits.absmax)
+    return made
+
+
+def _fine_counts(name: str, blobs: int, arrays: Arrays) -> list[NDArray[Any]]:
+    """The counts of each blob, of which a file holds those up to its last filled bin."""
+    sizes = check_array(f"{name}_bins", arrays[f"{name}_bins"], np.int64, (blobs,))
+    joined = arrays[name]
+    if sizes.min(initial=0) < 0 or sizes.max(initial=0) > FINE_BINS:
+        raise ValueError(f"{name}_bins holds numbers out of range")
+    if joined.dtype.kind != "u" or joined.shape != (int(sizes.sum()),):
+        raise ValueError(f"{name} is of type {joined.dtype} and shape {joined.shape}")
+    dtype = np.uint64 if joined.dtype == np.uint64 else np.uint32
+    counts = []
+    for end, size in zip(np.cumsum(sizes).tolist(), sizes.tolist(), strict=True):
+        side = np.zeros(FINE_BINS, dtype) if size else NONE.astype(dtype, copy=False)
+        if size:
+            side[:size] = joined[end - size : end]
+        counts.append(side)
+    return counts

@@ -1,14 +1,14 @@
-"""Range and histogram of one blob, from its activations as they are computed.
+"""The histogram of one blob, from its activations as they are computed.
 
 Two passes: `measure_range` on every batch, merged into the blob's absmax; then a
-`HistogramBuilder` with that absmax over the same batches. Only whole numbers and extremes are
-kept, so the result is the same bit for bit however the images are cut into batches, in whatever
-order they come, and whichever thread counts them.
+`HistogramBuilder` with that absmax over the same batches. Or one pass, with a `FineBuilder`, from
+which `Histogram.from_fine` makes the same bins within a rounding. Only whole numbers and extremes
+are kept, so the result is the same bit for bit however the images are cut into batches, in
+whatever order they come, and whichever thread counts them.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.arrays import Array
+from int8calib.calibration.statistics.fine import FINE_BINS, FineHistogram
+from int8calib.calibration.statistics.ranges import blob_label, checked_values, not_finite
 from int8calib.errors import StatisticsError
 
 BINS = 2048
@@ -24,49 +26,6 @@ _BLOCK = 2048
 """Values binned at a time: few enough that their slots stay in the L1 cache."""
 _LONGEST = 1 << 30
 """Values counted by one kernel call, whose counters have 32 bits."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """The extremes of one blob: float32 values, kept exactly, in units of the blob.
-
-    Attributes
-    ----------
-    minimum, maximum : float
-        With their signs: a blob of positive values has a positive minimum.
-    images : int
-        The images looked at.
-
-    Raises
-    ------
-    StatisticsError
-        For values that are not finite, or in the wrong order.
-    """
-
-    minimum: float
-    maximum: float
-    images: int
-
-    def __post_init__(self) -> None:
-        """Refuse values that are no range."""
-        if not -np.inf < self.minimum <= self.maximum < np.inf or self.images < 0:
-            raise StatisticsError(
-                f"a range of {self.minimum}..{self.maximum} over {self.images} images; expected"
-                " finite values in order"
-            )
-
-    @property
-    def absmax(self) -> float:
-        """The largest |x|."""
-        return max(abs(self.minimum), abs(self.maximum))
-
-    def merge(self, other: Range) -> Range:
-        """Return the range over the images of both."""
-        return Range(
-            minimum=min(self.minimum, other.minimum),
-            maximum=max(self.maximum, other.maximum),
-            images=self.images + other.images,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +42,8 @@ class Histogram:
         Exact zeros, which are in no bin.
     images : int
         Images counted.
+    fine : FineHistogram or None
+        What the bins were made from, where all was counted in one pass.
 
     Raises
     ------
@@ -95,6 +56,7 @@ class Histogram:
     absmax: float
     zeros: int
     images: int
+    fine: FineHistogram | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts that are no histogram."""
@@ -112,10 +74,40 @@ class Histogram:
                 " expected finite values >= 0"
             )
 
+    @classmethod
+    def from_fine(cls, fine: FineHistogram, absmax: float) -> Histogram:
+        """Return the histogram with bins up to `absmax`, of all values or of a part of them."""
+        positive, negative = fine.rebinned(absmax, BINS)
+        return cls(positive, negative, absmax, fine.zeros, fine.images, fine)
+
     @property
     def counts(self) -> NDArray[np.int64]:
         """Counts of the non-zero values by |x|, as a new array of shape (BINS,)."""
         return self.positive + self.negative
+
+    def fine_bins(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the counts of one pass, and which of its bins end the bins of this histogram.
+
+        Returns
+        -------
+        counts : int64 (fine bins,)
+            Counts of the non-zero values by |x|, up to the fine bin that holds the absmax.
+        ends : int64 (BINS,)
+            The fine bins up to the end of each bin, rounded to a whole number.
+
+        Raises
+        ------
+        StatisticsError
+            Where all was counted in two passes.
+        """
+        if self.fine is None:
+            raise StatisticsError("counted in two passes: there are no finer bins")
+        end = self.absmax / self.fine.bin_width
+        size = min(int(end) + 1, FINE_BINS)
+        ends = np.rint(np.arange(1, BINS + 1) * (end / BINS)).astype(np.int64).clip(1, size)
+        ends[-1] = size
+        counts = self.fine.positive[:size].astype(np.int64)
+        return counts + self.fine.negative[:size].astype(np.int64), ends
 
     @property
     def nonzero(self) -> int:
@@ -138,7 +130,7 @@ class Histogram:
         Parameters
         ----------
         other : Histogram
-            Of the same blob, up to the same `absmax`.
+            Of the same blob. Both counted in one pass; or both up to the same `absmax`.
 
         Returns
         -------
@@ -147,8 +139,17 @@ class Histogram:
         Raises
         ------
         StatisticsError
-            For another `absmax`, whose bins are others.
+            For another `absmax`, whose bins are others, and where one of both was counted in one
+            pass.
         """
+        if self.fine is not None and other.fine is not None:
+            merged = self.fine.merge(other.fine)
+            return Histogram.from_fine(merged, max(self.absmax, other.absmax))
+        if (self.fine is None) != (other.fine is None):
+            raise StatisticsError(
+                "one histogram was counted in one pass and the other, exactly, in two; count both "
+                "in the same way"
+            )
         if self.absmax != other.absmax:
             raise StatisticsError(
                 f"histograms up to absmax {self.absmax:.9g} and {other.absmax:.9g} have different"
@@ -160,6 +161,26 @@ class Histogram:
             absmax=self.absmax,
             zeros=self.zeros + other.zeros,
             images=self.images + other.images,
+        )
+
+    def minus(self, part: Histogram) -> Histogram:
+        """Return the histogram of the images that are not in `part`, with the same bins.
+
+        Raises
+        ------
+        StatisticsError
+            Where `part` is none of this histogram: it has more of something, or other bins.
+        """
+        if self.fine is not None and part.fine is not None:
+            return Histogram.from_fine(self.fine.minus(part.fine), self.absmax)
+        if self.fine is not part.fine or self.absmax != part.absmax:
+            raise StatisticsError("a part with other bins than the whole")
+        return Histogram(
+            self.positive - part.positive,
+            self.negative - part.negative,
+            self.absmax,
+            self.zeros - part.zeros,
+            self.images - part.images,
         )
 
     def value_at(self, place: float) -> float:
@@ -208,7 +229,9 @@ class HistogramBuilder:
     def __init__(self, absmax: float, name: str = "") -> None:
         """Start empty, with bins up to `absmax` (0 for a dead blob); `name` is for errors."""
         if not 0 <= absmax < np.inf:
-            raise StatisticsError(f"{_blob(name)}: absmax {absmax}, expected a finite value >= 0")
+            raise StatisticsError(
+                f"{blob_label(name)}: absmax {absmax}, expected a finite value >= 0"
+            )
         self._absmax = float(np.float32(absmax))
         self._name = name
         self._slots: NDArray[np.int64] | None = None
@@ -255,9 +278,9 @@ class HistogramBuilder:
     def _uncountable(self, values: Array) -> StatisticsError:
         """What is wrong with values that a histogram up to the absmax cannot hold."""
         if not np.isfinite(values).all():
-            return _not_finite(values, self._name)
+            return not_finite(values, self._name)
         return StatisticsError(
-            f"{_blob(self._name)}: a value of {np.abs(values).max():.9g} beyond its absmax of"
+            f"{blob_label(self._name)}: a value of {np.abs(values).max():.9g} beyond its absmax of"
             f" {self._absmax:.9g}; the range must be that of all images, these included"
         )
 
@@ -275,25 +298,6 @@ class HistogramBuilder:
         )
 
 
-def measure_range(x: Array, name: str = "") -> Range:
-    """Return the range of `x`: float32, first axis over images; `name` of the blob for errors.
-
-    Raises StatisticsError where `x` holds NaN or infinity, has another type or no values.
-    """
-    return range_of_values(checked_values(x, name), zeros=0, images=len(x), name=name)
-
-
-def range_of_values(values: Array, *, zeros: int, images: int, name: str = "") -> Range:
-    """`measure_range` for the values of some images in any order, `zeros` of them left out."""
-    smallest, largest = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if not (math.isfinite(smallest) and math.isfinite(largest)):
-        raise _not_finite(values, name)
-    if zeros:
-        smallest, largest = min(smallest, 0.0), max(largest, 0.0)
-    # Adding 0.0 turns -0.0, which ReLU can leave behind, into 0.0.
-    return Range(smallest + 0.0, largest + 0.0, images)
-
-
 def copy_nonzero(values: Array, target: Array) -> int:
     """Copy the values that are not 0 to the front of `target`; return how many there are.
 
@@ -302,26 +306,3 @@ def copy_nonzero(values: Array, target: Array) -> int:
     from int8calib.calibration.statistics import kernels
 
     return int(kernels.copy_nonzero(values, target))
-
-
-def checked_values(x: Array, name: str) -> Array:
-    """Return the values of `x` as a vector; StatisticsError for another type or no values."""
-    if x.dtype != np.float32 or x.ndim == 0 or x.size == 0:
-        raise StatisticsError(
-            f"{_blob(name)}: an array of type {x.dtype} and shape {x.shape},"
-            " expected float32 with at least one value and images along the first axis"
-        )
-    return np.ascontiguousarray(x).reshape(-1)
-
-
-def _not_finite(values: Array, name: str) -> StatisticsError:
-    nan = int(np.isnan(values).sum())
-    infinite = int(np.isinf(values).sum())
-    return StatisticsError(
-        f"{_blob(name)}: {nan} NaN and {infinite} infinite values among {values.size},"
-        " expected finite activations; check the model and the preprocessing"
-    )
-
-
-def _blob(name: str) -> str:
-    return f"blob '{name}'" if name else "blob"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from int8calib.calibration.statistics.fine import FINE_BINS
 from int8calib.calibration.statistics.histogram import BINS
 from int8calib.compiled import kernel
 
@@ -101,3 +102,39 @@ def count_slots(values: Any, absmax: Any, slots: Any, partial: Any, counts: Any)
     for k in range(counts.shape[0]):
         counts[k] = np.int64(partial[0, k]) + partial[1, k] + partial[2, k] + partial[3, k]
     return bad
+
+
+@kernel("float32[:], float32, out uint32[:], out uint32[:] ->")
+def count_fine(values: Any, scale: Any, slots: Any, counts: Any) -> None:
+    """Count the values in each slot of a fine histogram.
+
+    A value's slot is its bin, ``int(|v| * scale)``; plus FINE_BINS for a negative value; exact
+    zeros have their own. The scale is a power of two, so every product is exact.
+
+    Parameters
+    ----------
+    values : float32 (n,)
+        With |v| * scale below FINE_BINS.
+    scale : float32
+        Bins to a unit of the blob.
+    slots : uint32 (block size,)
+        Scratch, of any content.
+    counts : uint32 (2 * FINE_BINS + ZERO_SLOTS,)
+        Added to: bins of positive values, bins of negative values, exact zeros.
+
+    Notes
+    -----
+    The slots of a block are computed by SIMD, and then counted.
+    """
+    for start in range(0, values.shape[0], slots.shape[0]):
+        block = values[start : start + slots.shape[0]]
+        for i in range(block.shape[0]):
+            size = abs(block[i])
+            slot = np.int32(size * scale)
+            if block[i] < np.float32(0):
+                slot = np.int32(slot + FINE_BINS)
+            if size == np.float32(0):
+                slot = np.int32(2 * FINE_BINS + (i & (ZERO_SLOTS - 1)))
+            slots[i] = np.uint32(slot)
+        for i in range(block.shape[0]):
+            counts[slots[i]] += np.uint32(1)

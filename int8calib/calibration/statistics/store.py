@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.calibration.statistics.histogram import BINS, Histogram, Range
+from int8calib.calibration.statistics.fine import exponent_of
+from int8calib.calibration.statistics.histogram import BINS, Histogram
+from int8calib.calibration.statistics.ranges import Range
 from int8calib.errors import StatisticsError
 
 MAX_VALUES = 2**53
@@ -52,6 +54,11 @@ class Statistics:
         parts: Mapping[str, Range | Histogram] = self.histograms or self.ranges
         return max((part.images for part in parts.values()), default=0)
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether the histograms were counted in one pass."""
+        return any(histogram.fine is not None for histogram in self.histograms.values())
+
     def check(self) -> None:
         """Refuse parts that do not fit each other.
 
@@ -79,6 +86,9 @@ def _misfit(limits: Range, histogram: Histogram) -> str | None:
     """How a histogram contradicts the range of the same blob; None where it does not."""
     if histogram.absmax != limits.absmax:
         return f"bins up to {histogram.absmax:.9g}, but an absmax of {limits.absmax:.9g}"
+    fine = histogram.fine
+    if fine is not None and fine.exponent != exponent_of(limits.absmax):
+        return f"bins up to 2**{fine.exponent}, but an absmax of {limits.absmax:.9g}"
     if histogram.images > limits.images:
         return f"{histogram.images} images counted, but {limits.images} measured"
     sums = [counts.sum(dtype=np.float64) for counts in (histogram.positive, histogram.negative)]
@@ -101,13 +111,9 @@ def _misfit(limits: Range, histogram: Histogram) -> str | None:
 
 def _no_part(half: Histogram, whole: Histogram) -> str | None:
     """Why `half` cannot be the histogram of some of the images; None where it can."""
-    if (
-        half.absmax != whole.absmax
-        or half.images > whole.images
-        or half.zeros > whole.zeros
-        or (half.positive > whole.positive).any()
-        or (half.negative > whole.negative).any()
-    ):
+    try:
+        whole.minus(half)
+    except StatisticsError:
         return "half of the images has more than all of them"
     return None
 
@@ -118,8 +124,8 @@ def merge_statistics(parts: Sequence[Statistics]) -> Statistics:
     Parameters
     ----------
     parts : sequence of Statistics
-        Ranges merge with ranges, and histograms with histograms that were counted up to the same
-        absmax.
+        Histograms of one pass merge with each other; ranges with ranges, and exact histograms with
+        those that were counted up to the same absmax.
 
     Returns
     -------
@@ -141,7 +147,7 @@ def merge_statistics(parts: Sequence[Statistics]) -> Statistics:
             )
     histograms = _merged([part.histograms for part in parts])
     ranges = _merged_ranges([part.ranges for part in parts])
-    if histograms:
+    if histograms and not first.one_pass:
         # Shards counted with common ranges all know the range of all images already.
         ranges = {
             blob: Range(limits.minimum, limits.maximum, histograms[blob].images)

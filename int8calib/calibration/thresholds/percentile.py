@@ -25,12 +25,15 @@ def percentile(histogram: Histogram, options: MethodOptions) -> Threshold:
     a threshold above 0. (TensorRT and onnxruntime count them, and so clip more values behind a
     ReLU.) Where all values lie in the last bin nothing is clipped.
     """
-    counts = histogram.counts
+    counts, width = histogram.counts, 1.0
     if not counts[:-1].any():
         return whole_range(histogram)
+    if histogram.fine is not None:
+        width = histogram.fine.bin_width / histogram.absmax * counts.size
+        counts, _ = histogram.fine_bins()
     running = counts.cumsum()
     wanted = min(int(running[-1]) * options.percentile / 100, int(running[-1]))
     cut = int(running.searchsorted(wanted))
     before = int(running[cut]) - int(counts[cut])
-    place = cut + (wanted - before) / int(counts[cut])
+    place = min((cut + (wanted - before) / int(counts[cut])) * width, histogram.positive.size)
     return Threshold(histogram.value_at(place), math.ceil(place))

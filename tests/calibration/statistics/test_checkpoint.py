@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +58,18 @@ class Loader:
             yield {"data": IMAGES[start : start + self.batch]}
 
 
-def collect(net: Net, batches: Loader, checkpoint: Checkpoint | None, **options: int) -> Statistics:
+def collect(
+    net: Net, batches: Loader, checkpoint: Checkpoint | None, exact: bool = True, **options: int
+) -> Statistics:
     blobs = [layer.blob for layer in quantized_layers(net.graph)]
     return collect_statistics(
-        net.executor(fold_bn=False), batches, blobs, checkpoint=checkpoint, **options
-    )  # type: ignore[arg-type]
+        net.executor(fold_bn=False),
+        batches,
+        blobs,
+        exact=exact,
+        checkpoint=checkpoint,
+        **options,  # type: ignore[arg-type]
+    )
 
 
 def assert_same(a: Statistics, b: Statistics) -> None:
@@ -73,6 +81,12 @@ def assert_same(a: Statistics, b: Statistics) -> None:
             np.testing.assert_array_equal(x[blob].positive, y[blob].positive)
             np.testing.assert_array_equal(x[blob].negative, y[blob].negative)
             assert (x[blob].zeros, x[blob].images) == (y[blob].zeros, y[blob].images)
+            a, b = x[blob].fine, y[blob].fine
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                np.testing.assert_array_equal(a.positive, b.positive)
+                np.testing.assert_array_equal(a.negative, b.negative)
+                assert a.exponent == b.exponent
 
 
 @pytest.mark.parametrize("cache", [0, 150_000, 1 << 30])
@@ -102,10 +116,43 @@ def test_a_run_goes_on_where_it_was(
     assert not path.exists()
 
 
-def test_a_finished_checkpoint_gives_the_same_again(net: Net, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("stops", [(2,), (4, 2), (1, 3, 4)])
+def test_one_pass_goes_on_where_it_was(
+    net: Net, tmp_path: Path, batch: int, stops: tuple[int, ...]
+) -> None:
+    whole = collect(net, Loader(batch), None, exact=False)
+    path, accidents = tmp_path / "run.npz", 0
+    for stop in stops:
+        with suppress(AccidentError):
+            collect(net, Loader(batch, stop), Checkpoint(path, {}, every=0), exact=False)
+            accidents -= 1
+        accidents += 1
+    assert accidents == len(stops)
+    checkpoint = Checkpoint(path, {}, every=0)
+    left = checkpoint.load()
+    assert left is not None
+    assert left.counted
+    assert not left.exact
+    assert_same(collect(net, Loader(batch), checkpoint, exact=False, workers=2), whole)
+
+
+def test_a_checkpoint_of_two_passes_is_none_of_one(net: Net, tmp_path: Path) -> None:
+    for exact, told in (
+        (True, "a job with --exact, this one is without"),
+        (False, "a job without"),
+    ):
+        path = tmp_path / f"{exact}.npz"
+        collect(net, Loader(2), Checkpoint(path, {}, every=0), exact=exact)
+        with pytest.raises(OptionError, match=told):
+            collect(net, Loader(2), Checkpoint(path, {}), exact=not exact)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_finished_checkpoint_gives_the_same_again(net: Net, tmp_path: Path, exact: bool) -> None:
     checkpoint = Checkpoint(tmp_path / "run.npz", {}, every=0)
-    first = collect(net, Loader(2), checkpoint)
-    assert_same(collect(net, Loader(2), checkpoint), first)
+    first = collect(net, Loader(2), checkpoint, exact=exact)
+    assert_same(collect(net, Loader(2), checkpoint, exact=exact), first)
 
 
 def test_the_network_is_the_fingerprint_where_none_is_given(
@@ -175,7 +222,7 @@ def test_ranges_that_do_not_cover_the_images_are_refused(net: Net) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize("phase", ["ranges", "histograms"])
+@pytest.mark.parametrize("phase", ["ranges", "histograms", "one pass"])
 def test_sigkill_and_resume_give_the_same_table(folder: Path, tmp_path: Path, phase: str) -> None:
     many = np.random.default_rng(29).normal(0, 60, (400, 3, 37, 29)).astype(np.float32)
     np.save(tmp_path / "many.npy", many)
@@ -183,6 +230,7 @@ def test_sigkill_and_resume_give_the_same_table(folder: Path, tmp_path: Path, ph
         *("calibrate", "--proto", str(folder / "net.prototxt"), "--quiet", "--cache", "0"),
         *("--model", str(folder / "net.caffemodel"), "--images", str(tmp_path / "many.npy")),
         *("--checkpoint-every", "0", "--workers", "2"),
+        "--no-exact" if phase == "one pass" else "--exact",
     ]
     checkpoint = tmp_path / "run.npz"
     command = [sys.executable, "-m", "int8calib", *words]

@@ -13,9 +13,10 @@ import int8calib
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.quantized import quantized_layers
 from int8calib.calibration.statistics.checkpoint import Checkpoint, CollectionState
-from int8calib.calibration.statistics.collect import Counters, collect_statistics
-from int8calib.calibration.statistics.histogram import Range
-from int8calib.calibration.statistics.store import Statistics
+from int8calib.calibration.statistics.collect import collect_statistics
+from int8calib.calibration.statistics.counters import ExactCounters, OnePassCounters
+from int8calib.calibration.statistics.ranges import Range
+from int8calib.calibration.statistics.store import Statistics, merge_statistics
 from int8calib.errors import ImageError, StatisticsError
 from tests.caffe.engine.test_engine import NET
 from tests.generated import make_model
@@ -40,16 +41,43 @@ class Loader:
             yield {"data": self.images[start : start + self.batch]}
 
 
-def collect(net: Net, batches: Loader, workers: int = 1, cache: int = 0) -> Statistics:
+def collect(
+    net: Net, batches: Loader, workers: int = 1, cache: int = 0, *, exact: bool = True
+) -> Statistics:
     blobs = [layer.blob for layer in quantized_layers(net.graph)]
     return collect_statistics(
-        net.executor(fold_bn=False), batches, blobs, workers=workers, cache_bytes=cache
+        net.executor(fold_bn=False), batches, blobs, exact=exact, workers=workers, cache_bytes=cache
     )
 
 
 @pytest.fixture(scope="module")
 def plain(net: Net) -> Statistics:
     return collect(net, Loader(IMAGES, 1))
+
+
+@pytest.fixture(scope="module")
+def once(net: Net) -> Statistics:
+    return collect(net, Loader(IMAGES, 1), exact=False)
+
+
+def assert_equal(found: Statistics, expected: Statistics) -> None:
+    """Bit for bit the same, fine bins included."""
+    assert list(found.histograms) == list(expected.histograms)
+    assert found.ranges == expected.ranges
+    np.testing.assert_array_equal(found.checksums, expected.checksums)
+    for mine, theirs in (
+        (found.histograms, expected.histograms),
+        (found.halves, expected.halves),
+    ):
+        for blob, b in theirs.items():
+            a = mine[blob]
+            np.testing.assert_array_equal(a.positive, b.positive)
+            np.testing.assert_array_equal(a.negative, b.negative)
+            assert (a.absmax, a.zeros, a.images) == (b.absmax, b.zeros, b.images)
+            assert (a.fine is None) == (b.fine is None)
+            if a.fine is not None and b.fine is not None:
+                np.testing.assert_array_equal(a.fine.positive, b.fine.positive)
+                np.testing.assert_array_equal(a.fine.negative, b.fine.negative)
 
 
 def test_statistics_are_what_numpy_counts(net: Net, plain: Statistics) -> None:
@@ -77,18 +105,55 @@ def test_nothing_depends_on_how_the_work_is_cut(
     batches = Loader(IMAGES, batch)
     found = collect(net, batches, workers, cache)
     assert batches.passes == (1 if cache == 1 << 30 else 2)
-    assert list(found.histograms) == list(plain.histograms)
-    for name, histogram in plain.histograms.items():
-        assert found.ranges[name] == plain.ranges[name]
-        np.testing.assert_array_equal(found.histograms[name].positive, histogram.positive)
-        np.testing.assert_array_equal(found.histograms[name].negative, histogram.negative)
-        assert found.histograms[name].zeros == histogram.zeros
+    assert_equal(found, plain)
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+@pytest.mark.parametrize(("workers", "batch"), [(1, 5), (2, 1), (3, 2)])
+def test_one_pass_does_not_depend_on_how_the_work_is_cut(
+    net: Net, once: Statistics, workers: int, batch: int, order: slice
+) -> None:
+    batches = Loader(IMAGES[order], batch)
+    assert_equal(collect(net, batches, workers, exact=False), once)
+    assert batches.passes == 1
+
+
+def test_parts_of_one_pass_merge_to_the_whole(net: Net, once: Statistics) -> None:
+    # The parts have ranges of their own, so their fine bins differ in width.
+    parts = [IMAGES[:1] / 1000, IMAGES[1:6], IMAGES[6:], IMAGES[:1]]
+    counted = [collect(net, Loader(part, 2), exact=False) for part in parts]
+    whole = collect(net, Loader(np.concatenate(parts), 1), exact=False)
+    assert_equal(merge_statistics(counted), whole)
+    assert_equal(merge_statistics(counted[::-1]), whole)
+    assert_equal(merge_statistics([merge_statistics(counted[1:3]), counted[3]]), once)
+
+
+def test_one_pass_and_two_do_not_merge(plain: Statistics, once: Statistics) -> None:
+    with pytest.raises(StatisticsError, match="blob data: one histogram was counted in one pass"):
+        merge_statistics([plain, once])
+
+
+def test_one_pass_counts_what_two_passes_count(plain: Statistics, once: Statistics) -> None:
+    assert once.ranges == plain.ranges
+    for blob, exact in plain.histograms.items():
+        found = once.histograms[blob]
+        assert (found.zeros, found.images, found.absmax) == (
+            exact.zeros,
+            exact.images,
+            exact.absmax,
+        )
+        # The counts below each edge differ by what one fine bin holds, of which 32 make a bin.
+        fine = found.fine
+        assert fine is not None
+        largest = max(int(fine.positive.max()), int(fine.negative.max()))
+        for side in ("positive", "negative"):
+            gap = np.cumsum(getattr(found, side)) - np.cumsum(getattr(exact, side))
+            assert abs(gap).max() <= largest
+            assert getattr(found, side).sum() == getattr(exact, side).sum()
 
 
 def test_order_of_images_does_not_matter(net: Net, plain: Statistics) -> None:
-    found = collect(net, Loader(IMAGES[::-1], 2))
-    for name, histogram in plain.histograms.items():
-        np.testing.assert_array_equal(found.histograms[name].counts, histogram.counts)
+    assert_equal(collect(net, Loader(IMAGES[::-1], 2)), plain)
 
 
 def test_nan_names_the_blob(net: Net) -> None:
@@ -117,21 +182,28 @@ def test_an_error_in_the_batches_reaches_the_caller(net: Net) -> None:
         )
 
 
-def test_progress_counts_images(net: Net, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("exact", "stages"), [(False, ["images"]), (True, ["ranges", "histograms"])]
+)
+def test_progress_counts_images(net: Net, exact: bool, stages: list[str]) -> None:
     told: list[tuple[str, int, int]] = []
     collect_statistics(
         net.executor(fold_bn=False),
         Loader(IMAGES, 4),
         [quantized_layers(net.graph)[0].blob],
+        exact=exact,
         total=13,
         progress=lambda *state: told.append(state),
     )
-    assert [state for state in told if state[0] == "ranges"][-1] == ("ranges", 13, 13)
-    assert [state for state in told if state[0] == "histograms"][-1] == ("histograms", 13, 13)
+    assert {state[0] for state in told} == set(stages)
+    for stage in stages:
+        assert [state for state in told if state[0] == stage][-1] == (stage, 13, 13)
 
 
-def test_images_go_to_their_half_and_other_tops_with_the_first() -> None:
-    counters = Counters({"x": Range(-1, 2, 4), "y": Range(0, 1, 4)})
+@pytest.mark.parametrize("exact", [False, True])
+def test_images_go_to_their_half_and_other_tops_with_the_first(exact: bool) -> None:
+    ranges = {"x": Range(-1, 2, 4), "y": Range(0, 1, 4)}
+    counters = ExactCounters(ranges) if exact else OnePassCounters(ranges)
     x = np.array([[0.5, 2], [1, -1], [1, 0]], np.float32)
     counters.add((2, 3, 4), "x", x)
     counters.add((3, 2, 2), "y", np.array([[1, 1, 1, 1]], np.float32))
@@ -200,7 +272,16 @@ def test_images_that_change_between_the_passes_are_noticed(
     assert batches.passes == 2
 
 
-def test_images_that_change_before_a_run_goes_on_are_noticed(net: Net, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_images_that_change_before_a_run_goes_on_are_noticed(
+    net: Net, tmp_path: Path, exact: bool
+) -> None:
+    def go_on(batches: Callable[[], Iterator[dict[str, np.ndarray]]], path: Path) -> Statistics:
+        checkpoint = Checkpoint(path, {}, every=0)
+        return collect_statistics(
+            net.executor(fold_bn=False), batches, blobs, exact=exact, checkpoint=checkpoint
+        )
+
     blobs = [layer.blob for layer in quantized_layers(net.graph)]
     for what, (change, message) in CHANGES.items():
         path = tmp_path / f"{what}.npz"
@@ -209,11 +290,10 @@ def test_images_that_change_before_a_run_goes_on_are_noticed(net: Net, tmp_path:
             yield from itertools.islice(Changing(IMAGES, lambda images: images)(), 5)
             raise ValueError("stopped")
 
-        executor = net.executor(fold_bn=False)
         with pytest.raises(ValueError, match="stopped"):
-            collect_statistics(executor, stopped, blobs, checkpoint=Checkpoint(path, {}, every=0))
+            go_on(stopped, path)
         if what in ("a batch more", "all deleted"):
             continue
         batches = Changing(change(IMAGES), lambda images: images)
         with pytest.raises(ImageError, match=message):
-            collect_statistics(executor, batches, blobs, checkpoint=Checkpoint(path, {}, every=0))
+            go_on(batches, path)

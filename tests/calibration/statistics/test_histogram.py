@@ -9,12 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from int8calib.calibration.statistics.histogram import (
-    BINS,
-    Histogram,
-    HistogramBuilder,
-    measure_range,
-)
+from int8calib.calibration.statistics.histogram import BINS, Histogram, HistogramBuilder
+from int8calib.calibration.statistics.ranges import measure_range
 from int8calib.errors import StatisticsError
 
 

@@ -6,12 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from int8calib.calibration.statistics.histogram import (
-    Range,
-    copy_nonzero,
-    measure_range,
-    range_of_values,
-)
+from int8calib.calibration.statistics.histogram import copy_nonzero
+from int8calib.calibration.statistics.ranges import Range, measure_range, range_of_values
 from int8calib.errors import StatisticsError
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from int8calib.calibration.statistics.file import load_statistics, save_statistics
-from int8calib.calibration.statistics.histogram import HistogramBuilder, Range, measure_range
+from int8calib.calibration.statistics.histogram import HistogramBuilder
+from int8calib.calibration.statistics.ranges import Range, measure_range
 from int8calib.calibration.statistics.store import Statistics, common_images, merge_statistics
 from int8calib.errors import OutputError, StatisticsError
 

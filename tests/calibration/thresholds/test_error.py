@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from int8calib.calibration.statistics.histogram import HistogramBuilder, measure_range
+from int8calib.calibration.statistics.histogram import HistogramBuilder
+from int8calib.calibration.statistics.ranges import measure_range
 from int8calib.calibration.thresholds import find_threshold
 from int8calib.errors import OptionError
 from tests.histogram_cases import SHAPES, make, one_value, plain, small_counts
