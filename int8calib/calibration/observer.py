@@ -88,7 +88,7 @@ class Observer:
         source: str = "the network",
         **changes: Any,
     ) -> None:
-        known = {field.name for field in fields(Options)}
+        known = [field.name for field in fields(Options)]
         for name in changes:
             if name not in known:
                 raise OptionError(f"unknown option {name!r}; expected one of {', '.join(known)}")
@@ -144,7 +144,7 @@ class Observer:
                     f"blob {blob!r}, which layer {reader!r} reads, is not given; given are "
                     f"{', '.join(map(str, activations)) or 'none'}"
                 )
-            arrays[blob] = np.ascontiguousarray(float_activations(activations[blob], blob))
+            arrays[blob] = float_activations(activations[blob], blob)
         ranges = [(blob, measure_range(array, blob)) for blob, array in arrays.items()]
         checksums = self._checksums(arrays)
         if self._counters is not None:

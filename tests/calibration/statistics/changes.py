@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from int8calib.calibration.statistics.file import _digest
+from int8calib.calibration.statistics.fine import FINE_BINS
 
 Content = dict[str, np.ndarray]
 Change = Callable[[Content, dict[str, Any]], object]
@@ -63,20 +64,9 @@ COMMON: dict[str, Change] = {
     "no checksums": lambda arrays, head: arrays.pop("checksums"),
     "no digest": lambda arrays, head: arrays.pop("digest"),
     "an unknown part": put("all/more", np.zeros(3)),
-    "counts as float": put("all/positive", lambda x: x.astype(np.float64)),
-    "counts of 32 bits": put("all/positive", lambda x: x.astype(np.int32)),
     "counts of objects": put("all/zeros", np.array([{}] * 5, object)),
-    "fewer bins": put("all/positive", lambda x: x[:, :-1]),
-    "fewer blobs": put("all/images", lambda x: x[:-1]),
-    "counts as one row": put("all/negative", lambda x: x.reshape(-1)),
-    "zeros with two axes": put("all/zeros", lambda x: x[:, None]),
-    "a negative count": at("all/positive", (1, 3), -1),
     "negative zeros": at("all/zeros", 0, -1),
     "negative images": at("all/images", 0, -1),
-    "absmax NaN": at("all/absmax", 0, np.nan),
-    "absmax infinite": at("all/absmax", 0, np.inf),
-    "absmax negative": at("all/absmax", 0, -1.0),
-    "absmax of another range": at("all/absmax", 0, 1000.0),
     "range NaN": at("ranges", (0, 0), np.nan),
     "range infinite": at("ranges", (0, 1), np.inf),
     "range in the wrong order": put("ranges", lambda x: x[:, ::-1].copy()),
@@ -84,13 +74,9 @@ COMMON: dict[str, Change] = {
     "ranges as float32": put("ranges", lambda x: x.astype(np.float32)),
     "ranges with three limits": put("ranges", lambda x: np.concatenate([x, x], axis=1)[:, :3]),
     "fewer images measured than counted": at("range_images", 0, 0),
-    "negative values of a ReLU": at("all/negative", (1, 3), 1),
-    "more values than int64 can add up": put("all/positive", lambda x: np.full_like(x, 2**62)),
     "more zeros than float64 can count": at("all/zeros", 1, 2**60),
     "values, but no images": put("all/images", lambda x: x + 1000),
-    "half above the whole": at("half/positive", (0, 3), 10**9),
     "half with more images": at("half/images", 0, 1000),
-    "half with other bins": at("half/absmax", 0, 1.0),
     "checksums as int64": put("checksums", lambda x: x.astype(np.int64)),
     "checksums not in order": put("checksums", lambda x: x[::-1].copy()),
     "checksums with two axes": put("checksums", lambda x: x[:, None]),
@@ -106,7 +92,7 @@ COMMON: dict[str, Change] = {
     "parts that are there, not named": in_head("parts", []),
     "another format": in_head("format", "other"),
     "schema as text": in_head("schema", "2"),
-    "a later schema": in_head("schema", 3),
+    "a later schema": in_head("schema", 4),
     "a field too many": in_head("more", 1),
     "meta that is a list": in_head("meta", [1, 2]),
     "meta as numbers": put("meta", np.arange(3.0)),
@@ -115,6 +101,47 @@ COMMON: dict[str, Change] = {
     "meta nested deeply": put("meta", np.frombuffer(b"[" * 50_000, np.uint8)),
     "meta that is no UTF-8": put("meta", np.frombuffer(b'{"a": "\xff"}', np.uint8)),
     "a number of many digits": put("meta", np.frombuffer(b"1" * 9000, np.uint8)),
+}
+EXACT: dict[str, Change] = {
+    "counts as float": put("all/positive", lambda x: x.astype(np.float64)),
+    "counts of 32 bits": put("all/positive", lambda x: x.astype(np.int32)),
+    "fewer bins": put("all/positive", lambda x: x[:, :-1]),
+    "fewer blobs": put("all/images", lambda x: x[:-1]),
+    "counts as one row": put("all/negative", lambda x: x.reshape(-1)),
+    "zeros with two axes": put("all/zeros", lambda x: x[:, None]),
+    "a negative count": at("all/positive", (1, 3), -1),
+    "absmax NaN": at("all/absmax", 0, np.nan),
+    "absmax infinite": at("all/absmax", 0, np.inf),
+    "absmax negative": at("all/absmax", 0, -1.0),
+    "absmax of another range": at("all/absmax", 0, 1000.0),
+    "negative values of a ReLU": at("all/negative", (1, 3), 1),
+    "more values than int64 can add up": put("all/positive", lambda x: np.full_like(x, 2**62)),
+    "half above the whole": at("half/positive", (0, 3), 10**9),
+    "half with other bins": at("half/absmax", 0, 1.0),
+}
+ONCE: dict[str, Change] = {
+    "counts as float": put("all/positive", lambda x: x.astype(np.float64)),
+    "counts with a sign": put("all/positive", lambda x: x.astype(np.int32)),
+    "fewer counts": put("all/positive", lambda x: x[:-1]),
+    "more counts": put("half/negative", lambda x: np.append(x, x[:1])),
+    "counts with two axes": put("all/negative", lambda x: x[:, None]),
+    "fewer blobs": put("all/images", lambda x: x[:-1]),
+    "zeros with two axes": put("all/zeros", lambda x: x[:, None]),
+    "bins -1": at("all/positive_bins", 0, -1),
+    "more bins than there are": both(
+        at("all/positive_bins", 0, FINE_BINS + 1),
+        put("all/positive", lambda x: np.ones(FINE_BINS * 5, x.dtype)),
+    ),
+    "no bins": lambda arrays, head: arrays.pop("half/negative_bins"),
+    "an exponent too large": at("all/exponents", 0, 129),
+    "an exponent too small": at("half/exponents", 0, -101),
+    "an exponent of another range": at("all/exponents", 0, 20),
+    "a half with larger values": at("half/exponents", 0, 20),
+    "a half above the whole": put("half/positive", lambda x: x + np.uint8(200)),
+    "exponents as floats": put("all/exponents", lambda x: x.astype(np.float64)),
+    "two passes in the head": in_head("kind", "exact"),
+    "an unknown kind": in_head("kind", "three passes"),
+    "no kind": lambda arrays, head: head.pop("kind"),
 }
 
 
@@ -181,6 +208,8 @@ RUN: dict[str, Change] = {
     "ranges known as a number": in_run("ranges_known", 1),
     "a fingerprint that is a list": in_run("fingerprint", [1]),
     "a field too many": in_run("more", 1),
+    "exact as a number": in_run("exact", 1),
+    "one pass, though it is two": in_run("exact", False),
     "counted before the ranges are known": in_run("ranges_known", False),
     "no list of images": lambda arrays, head: arrays.pop("extra/counted"),
     "images as floats": put("extra/measured", lambda x: x.astype(np.float64)),

@@ -23,7 +23,9 @@ from int8calib.errors import Int8CalibError, OptionError, StatisticsError
 from tests.caffe.engine.test_engine import NET
 from tests.calibration.statistics.changes import (
     COMMON,
+    EXACT,
     LAYERS,
+    ONCE,
     RUN,
     Content,
     at,
@@ -63,8 +65,18 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Net:
 def collected(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of `int8calib collect`."""
     path = tmp_path_factory.mktemp("collected") / "s.npz"
+    return save(net, path, exact=True)
+
+
+@pytest.fixture(scope="module")
+def once(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, counted in one pass."""
+    return save(net, tmp_path_factory.mktemp("once") / "s.npz", exact=False)
+
+
+def save(net: Net, path: Path, *, exact: bool) -> Path:
     job = prepare(net, Options())
-    statistics = collect_statistics(job.executor, batches(), job.blobs)
+    statistics = collect_statistics(job.executor, batches(), job.blobs, exact=exact)
     save_collected(path, Collected(statistics, job.candidates, job.named, "net", JOB))
     return path
 
@@ -76,17 +88,52 @@ def checkpoint(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = prepare(net, Options())
     with pytest.raises(AccidentError):
         collect_statistics(
-            job.executor, batches(6), job.blobs, checkpoint=Checkpoint(path, JOB, every=0)
+            job.executor,
+            batches(6),
+            job.blobs,
+            exact=True,
+            checkpoint=Checkpoint(path, JOB, every=0),
         )
     return path
 
 
+@pytest.mark.parametrize("what", ONCE)
+@pytest.mark.parametrize("digest", [True, False])
+def test_statistics_of_one_pass_that_do_not_fit_are_refused(
+    once: Path, tmp_path: Path, what: str, digest: bool
+) -> None:
+    check_refused(rewritten(once, tmp_path / "s.npz", ONCE[what], digest=digest))
+
+
 @pytest.mark.parametrize("what", COMMON)
+def test_files_of_one_pass_are_held_to_the_same_rules(
+    once: Path, tmp_path: Path, what: str
+) -> None:
+    check_refused(rewritten(once, tmp_path / "s.npz", COMMON[what], digest=True))
+
+
+def test_files_of_the_version_before_are_read(collected: Path, once: Path, tmp_path: Path) -> None:
+    def older(arrays: Content, head: dict[str, Any]) -> None:
+        head["schema"] = 2
+        del head["kind"]
+
+    path = rewritten(collected, tmp_path / "s.npz", older, digest=True)
+    found, expected = load_statistics(path).statistics, load_statistics(collected).statistics
+    assert found.ranges == expected.ranges
+    for blob, histogram in expected.histograms.items():
+        np.testing.assert_array_equal(found.histograms[blob].counts, histogram.counts)
+    check_refused(rewritten(once, tmp_path / "s.npz", older, digest=True))
+
+
+@pytest.mark.parametrize("what", COMMON | EXACT)
 @pytest.mark.parametrize("digest", [True, False])
 def test_statistics_that_do_not_fit_are_refused(
     collected: Path, tmp_path: Path, what: str, digest: bool
 ) -> None:
-    path = rewritten(collected, tmp_path / "s.npz", COMMON[what], digest=digest)
+    check_refused(rewritten(collected, tmp_path / "s.npz", (COMMON | EXACT)[what], digest=digest))
+
+
+def check_refused(path: Path) -> None:
     with pytest.raises(StatisticsError, match=r"s\.npz: ") as caught:
         load_statistics(path)
     assert "\n" not in str(caught.value)
@@ -128,7 +175,11 @@ def test_a_checkpoint_of_other_blobs_is_refused(net: Net, checkpoint: Path, tmp_
     job = prepare(net, Options(only=("conv1",)))
     with pytest.raises(StatisticsError, match=r"run\.npz: .* other blobs"):
         collect_statistics(
-            job.executor, batches(), job.blobs, checkpoint=Checkpoint(path, JOB, every=0)
+            job.executor,
+            batches(),
+            job.blobs,
+            exact=True,
+            checkpoint=Checkpoint(path, JOB, every=0),
         )
 
 
@@ -172,7 +223,7 @@ def test_a_time_that_never_comes_is_refused(tmp_path: Path, every: float) -> Non
 
 
 def test_random_changes_end_in_one_line_or_a_table(
-    net: Net, collected: Path, checkpoint: Path, tmp_path: Path
+    net: Net, collected: Path, once: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(43)
     job = prepare(net, Options())
@@ -198,13 +249,17 @@ def test_random_changes_end_in_one_line_or_a_table(
 
     refused: list[str] = []
     for i in range(200):
-        source = (collected, checkpoint)[i % 2]
+        source = checkpoint if i % 2 else (collected, once)[i // 2 % 2]
         with np.errstate(all="ignore"):
             path = rewritten(source, tmp_path / "s.npz", change, digest=i % 4 < 2)
         try:
             if i % 2:
                 collect_statistics(
-                    job.executor, batches(), job.blobs, checkpoint=Checkpoint(path, JOB, every=9)
+                    job.executor,
+                    batches(),
+                    job.blobs,
+                    exact=True,
+                    checkpoint=Checkpoint(path, JOB, every=9),
                 )
             else:
                 stored = load_collected(path)
