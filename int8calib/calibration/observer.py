@@ -7,7 +7,7 @@ import os
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +40,18 @@ _SAMPLES = 256
 """Values of a blob that tell one image from another, where no input is observed."""
 
 
+@dataclass(frozen=True)
+class _Elsewhere:
+    """A network that another program runs."""
+
+    layers: tuple[QuantLayer, ...]
+    inputs: tuple[str, ...]
+    source: str
+
+    def run(self, inputs: Mapping[str, Array], blobs: Sequence[str], /) -> Mapping[str, Array]:
+        raise OptionError("an Observer runs no network; give it activations with observe()")
+
+
 class Observer:
     """Counts activations that another program computes, and makes the table of them.
 
@@ -59,6 +71,11 @@ class Observer:
         What messages call the network.
     **changes
         Fields of `Options` that differ from `options`, such as ``method="kl"``.
+
+    Attributes
+    ----------
+    options : Options
+        Those of the calibration, `changes` included.
 
     Raises
     ------
@@ -93,23 +110,12 @@ class Observer:
             if name not in known:
                 raise OptionError(f"unknown option {name!r}; expected one of {', '.join(known)}")
         self.options = replace(options or Options(), **changes)
-        self.layers = tuple(layers)
-        self.inputs = tuple(dict.fromkeys(x.blob for x in self.layers if x.reads_input))
-        self.source = source
-        self._job = prepare(self, self.options)
+        inputs = dict.fromkeys(layer.blob for layer in layers if layer.reads_input)
+        self._network = _Elsewhere(tuple(layers), tuple(inputs), source)
+        self._job = prepare(self._network, self.options)
         self._blobs = self._job.blobs
         self._lock = threading.Lock()
         self._start(CollectionState(exact=exact))
-
-    def run(self, inputs: Mapping[str, Array], blobs: Sequence[str], /) -> Mapping[str, Array]:
-        """Refuse to run: the activations are computed elsewhere.
-
-        Raises
-        ------
-        OptionError
-            Always.
-        """
-        raise OptionError("an Observer runs no network; give it activations with observe()")
 
     def _start(self, state: CollectionState) -> None:
         """Go on from a state."""
@@ -139,7 +145,7 @@ class Observer:
         arrays = {}
         for blob in self._blobs:
             if blob not in activations:
-                reader = next(layer.name for layer in self.layers if layer.blob == blob)
+                reader = next(layer.name for layer in self._network.layers if layer.blob == blob)
                 raise StatisticsError(
                     f"blob {blob!r}, which layer {reader!r} reads, is not given; given are "
                     f"{', '.join(map(str, activations)) or 'none'}"
@@ -159,7 +165,7 @@ class Observer:
 
     def _checksums(self, arrays: Mapping[str, Array]) -> tuple[int, ...]:
         """A checksum of each image: of its inputs, or of some of its activations."""
-        inputs = {blob: arrays[blob] for blob in self.inputs if blob in arrays}
+        inputs = {blob: arrays[blob] for blob in self._network.inputs if blob in arrays}
         if inputs:
             return image_checksums(inputs)
         images = len(next(iter(arrays.values())))
@@ -264,9 +270,16 @@ class Observer:
         OutputError
             Where it cannot be written.
         """
-        blobs = Blobs({blob: blob for blob in self._blobs}, frozenset(self.inputs))
+        blobs = Blobs({blob: blob for blob in self._blobs}, frozenset(self._network.inputs))
         save_collected(
-            path, Collected(self.statistics, self.layers, blobs, self.source, self._fingerprint())
+            path,
+            Collected(
+                self.statistics,
+                self._network.layers,
+                blobs,
+                self._network.source,
+                self._fingerprint(),
+            ),
         )
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -309,7 +322,7 @@ class Observer:
     def _fingerprint(self) -> dict[str, Any]:
         """What tells one network from another."""
         names = hashlib.sha256(repr(self._blobs).encode()).hexdigest()
-        return {**executor_fingerprint(self), "blobs": names}
+        return {**executor_fingerprint(self._network), "blobs": names}
 
     def _check_same(self, theirs: Mapping[str, Any], name: str) -> None:
         check_fingerprint(self._fingerprint(), theirs, "this observer", name)

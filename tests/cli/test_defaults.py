@@ -40,6 +40,7 @@ LIBRARY: Mapping[str, Any] = {
     "checkpoint": default(int8calib.calibrate, "checkpoint"),
     "checkpoint_every": default(Checkpoint, "every"),
     "engine": default(int8calib.load_ncnn, "engine"),
+    "exact": Options.exact,
     "exclude": Options.exclude,
     "fast_jpeg": Preprocess.reduced_jpeg,
     "first_last_float": Options.first_last_float,

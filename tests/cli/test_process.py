@@ -219,7 +219,7 @@ def test_a_signal_leaves_nothing(
         *("--output", str(tmp_path / "t.table"), "--workers", "2"),
     ]
     number = signal.Signals[name]
-    send_at(monkeypatch, "ranges", number)
+    send_at(monkeypatch, "statistics", number)
     with handlers_of_a_shell():
         assert main(words) == code
         assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
@@ -248,7 +248,7 @@ def test_sigterm_from_outside(folder: Path, tmp_path: Path) -> None:
     ) as running:
         assert running.stderr is not None
         for line in running.stderr:
-            if "ranges:" in line:
+            if "statistics:" in line:
                 break
         running.send_signal(signal.SIGTERM)
         error = running.stderr.read()

@@ -51,7 +51,7 @@ def test_it_runs_what_is_missing(
         assert text.count(f'<figure class="{kind}">') == 5
     assert len(list(pictures.glob("*.png"))) == 5 * 4 + 2
     said = capsys.readouterr()
-    for stage in ("ranges", "evaluation", "layers", "sensitivity"):
+    for stage in ("statistics", "evaluation", "layers", "sensitivity"):
         assert f"{stage}: " in said.err
     assert "same best class" in text
     assert "few images: 5" in said.out
@@ -77,7 +77,7 @@ def test_files_stand_in_for_runs(
     again = page("again.html", *(f"--{name}={path}" for name, path in known.items()))
     assert again == plain
     said = capsys.readouterr().err
-    assert not any(f"{stage}: " in said for stage in ("ranges", "evaluation", "sensitivity"))
+    assert not any(f"{stage}: " in said for stage in ("statistics", "evaluation", "sensitivity"))
 
 
 def test_statistics_of_another_network_are_refused(

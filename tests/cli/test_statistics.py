@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, images in SHARDS.items():
         np.save(folder / f"{name}.npy", IMAGES[images])
     run(folder, "collect", "all", folder / "stats.npz", "--all-blobs")
+    run(folder, "collect", "all", folder / "exact.npz", "--all-blobs", "--exact")
     return folder
 
 
@@ -50,6 +52,8 @@ CHOICES = [
     ("--weight-method", "mse", "--weights", "per-tensor", "--no-winograd"),
     ("--weight-method", "aciq", "--weights", "per-group", "--six-bit", "p*"),
     ("--input-method", "same", "--exclude", "dw", "--layer-method", "fc=minmax"),
+    ("--method", "kl", "--input-method", "same"),
+    ("--method", "kl", "--exact"),
     ("--first-last-float", "--percentile", "99", "--method", "percentile"),
     ("--format", "tool-v1", "--method", "kl-tool-v1"),
     ("--format", "tool", "--group", "0"),
@@ -62,7 +66,9 @@ CHOICES = [
 def test_thresholds_write_what_calibrate_writes(
     folder: Path, tmp_path: Path, choice: tuple[str, ...]
 ) -> None:
-    thresholds(folder / "stats.npz", tmp_path / "a", *choice)
+    exact = "--exact" in choice or "same" in choice or any("kl-tool" in word for word in choice)
+    stats = folder / ("exact.npz" if exact and "dw" not in choice else "stats.npz")
+    thresholds(stats, tmp_path / "a", *(word for word in choice if word != "--exact"))
     run(folder, "calibrate", "all", tmp_path / "b", *choice)
     if "json" in choice:
         # The reports tell where they come from; the layers are what counts.
@@ -80,7 +86,24 @@ def test_unfolded_statistics_give_unfolded_weights(folder: Path, tmp_path: Path)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_shards_in_two_phases_are_one_machine_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+def test_shards_are_one_machine_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    for name in SHARDS:
+        run(folder, "collect", name, tmp_path / f"{name}.npz", "--all-blobs")
+    for order in (list(SHARDS), list(reversed(SHARDS))):
+        merge(tmp_path / "stats.npz", *(tmp_path / f"{name}.npz" for name in order))
+        assert (tmp_path / "stats.npz").read_bytes() == (folder / "stats.npz").read_bytes()
+    thresholds(tmp_path / "stats.npz", tmp_path / "t", "--method", "kl-tool")
+    (warning,) = [
+        line
+        for line in json.loads((tmp_path / "t.json").read_text())["meta"]["warnings"]
+        if "collect them with --exact" in line
+    ]
+    assert warning.startswith("method kl-tool repeats another tool")
+
+
+def test_exact_shards_in_two_phases_are_one_machine_bit_for_bit(
+    folder: Path, tmp_path: Path
+) -> None:
     for name in SHARDS:
         run(folder, "collect", name, tmp_path / f"r-{name}.npz", "--ranges-only", "--all-blobs")
     merge(tmp_path / "ranges.npz", *(tmp_path / f"r-{name}.npz" for name in SHARDS))
@@ -88,19 +111,23 @@ def test_shards_in_two_phases_are_one_machine_bit_for_bit(folder: Path, tmp_path
     for name in SHARDS:
         run(folder, "collect", name, tmp_path / f"s-{name}.npz", *known)
     merge(tmp_path / "stats.npz", *(tmp_path / f"s-{name}.npz" for name in reversed(SHARDS)))
-    assert (tmp_path / "stats.npz").read_bytes() == (folder / "stats.npz").read_bytes()
+    assert (tmp_path / "stats.npz").read_bytes() == (folder / "exact.npz").read_bytes()
 
 
 def test_what_does_not_belong_together_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(folder, "collect", "one", tmp_path / "one.npz")
-    run(folder, "collect", "three", tmp_path / "three.npz")
+    run(folder, "collect", "one", tmp_path / "one.npz", "--exact")
+    run(folder, "collect", "three", tmp_path / "three.npz", "--exact")
+    run(folder, "collect", "three", tmp_path / "once.npz")
+    run(folder, "collect", "one", tmp_path / "x.npz", "--ranges-only", "--no-exact", code=2)
+    assert "--no-exact: --ranges-only and --ranges are passes" in capsys.readouterr().err
     run(folder, "collect", "three", tmp_path / "raw.npz", "--no-fold-bn")
     run(folder, "collect", "three", tmp_path / "ranges.npz", "--ranges-only")
     cases = [
         (["one", "three"], "merge the ranges first"),
         (["one", "raw"], "do not belong together: their fold-bn differs (True and False)"),
+        (["one", "once"], "one histogram was counted in one pass and the other, exactly, in two"),
         (["one", "ranges"], "some of the statistics hold histograms"),
         (["one", "one"], "one.npz: is named twice"),
         (["one", "gone"], "gone.npz: cannot be read"),

@@ -78,7 +78,7 @@ def collect_statistics(
     total : int
         The number of images, for `progress`; 0 where unknown.
     progress : callable, optional
-        Called as ``progress(stage, done, total)``, the stage ``"images"``, or ``"ranges"`` and
+        Called as ``progress(stage, done, total)``, the stage ``"statistics"``, or ``"ranges"`` and
         then ``"histograms"``.
     known : Statistics, optional
         Those of all images, with ranges: then the second of two passes alone is made, and counts
@@ -121,7 +121,7 @@ def collect_statistics(
             known,
         )
         if not exact:
-            collector.count_once(batches, wanted, lambda done: report("images", done, total))
+            collector.count_once(batches, wanted, lambda done: report("statistics", done, total))
             return collector.state.statistics(wanted)
         if not state.ranges_known:
             cache_bytes = 0 if ranges_only else cache_bytes

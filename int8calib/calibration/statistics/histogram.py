@@ -76,7 +76,19 @@ class Histogram:
 
     @classmethod
     def from_fine(cls, fine: FineHistogram, absmax: float) -> Histogram:
-        """Return the histogram with bins up to `absmax`, of all values or of a part of them."""
+        """Return the histogram that counts of one pass make.
+
+        Parameters
+        ----------
+        fine : FineHistogram
+            Of all images, or of a part of them.
+        absmax : float
+            Where the bins end: the largest |x| of all images.
+
+        Returns
+        -------
+        Histogram
+        """
         positive, negative = fine.rebinned(absmax, BINS)
         return cls(positive, negative, absmax, fine.zeros, fine.images, fine)
 
@@ -165,6 +177,15 @@ class Histogram:
 
     def minus(self, part: Histogram) -> Histogram:
         """Return the histogram of the images that are not in `part`, with the same bins.
+
+        Parameters
+        ----------
+        part : Histogram
+            Of some of the images.
+
+        Returns
+        -------
+        Histogram
 
         Raises
         ------

@@ -183,7 +183,7 @@ def test_an_error_in_the_batches_reaches_the_caller(net: Net) -> None:
 
 
 @pytest.mark.parametrize(
-    ("exact", "stages"), [(False, ["images"]), (True, ["ranges", "histograms"])]
+    ("exact", "stages"), [(False, ["statistics"]), (True, ["ranges", "histograms"])]
 )
 def test_progress_counts_images(net: Net, exact: bool, stages: list[str]) -> None:
     told: list[tuple[str, int, int]] = []
