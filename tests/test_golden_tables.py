@@ -19,7 +19,7 @@ def folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The statistics of every blob over the golden images."""
     folder = tmp_path_factory.mktemp("golden")
     words = [*network(shared), "--output", str(folder / "stats.npz"), "--all-blobs", "--quiet"]
-    assert main(["collect", *words]) == 0
+    assert main(["collect", "--exact", *words]) == 0
     return folder
 
 
