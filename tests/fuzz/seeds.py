@@ -18,11 +18,12 @@ from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.collect import collect_statistics
 from int8calib.cli.main import main
 from int8calib.ncnn.layout import blob_layout
-from int8calib.ncnn.param import parse_param
+from int8calib.ncnn.param import format_param, parse_param
 from int8calib.ncnn.weights import write_weights
 from int8calib.table import CalibrationTable, read_table, write_table
 from tests.fuzz.mutate import PAIR
 from tests.generated import generate_weights, make_model
+from tests.ncnn.translate.cases import CASES, IMAGE, model_of
 from tests.network_styles import conv, conv_bn, data, layer, pool
 from tests.table_helpers import layer as table_layer
 
@@ -140,6 +141,7 @@ def make_seeds(folder: Path) -> Seeds:
         "table": _tables(folder, read_table(f"{table}.json")),
         "param": [_param()],
         "ncnn": _ncnn_models(folder, run),
+        "translate": _ncnn_layers(),
         "quantize": [table.read_bytes()],
         "statistics": [(folder / "stats.npz").read_bytes()],
         "checkpoint": [_checkpoint(folder)],
@@ -254,6 +256,22 @@ def _ncnn_models(folder: Path, run: list[str]) -> list[bytes]:
         param.read_bytes() + PAIR + weights.read_bytes(),
         NCNN.encode() + PAIR + write_weights(filled),
     ]
+
+
+def _ncnn_layers() -> list[bytes]:
+    """Models of a few ncnn layers each, side by side, of the kinds that run in numpy."""
+    cases = [case for case in CASES if set(case.bottoms) == {IMAGE}]
+    seeds = []
+    for first in range(9):
+        models = [model_of(case) for case in cases[first::27]]
+        layers = [models[0].layers[0]]
+        for number, model in enumerate(models):
+            layer = model.layers[-1]
+            bottoms = ("in0",) * len(layer.bottoms)
+            tops = tuple(f"{top}_{number}" for top in layer.tops)
+            layers.append(replace(layer, name=f"l{number}", bottoms=bottoms, tops=tops))
+        seeds.append(format_param(layers).encode() + PAIR + write_weights(layers))
+    return seeds
 
 
 def _checkpoint(folder: Path) -> bytes:

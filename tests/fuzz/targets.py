@@ -18,7 +18,7 @@ import caffe_proto
 import int8calib
 from int8calib.analysis.results import read_analysis
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.network.shapes import multiply_adds
+from int8calib.caffe.network.shapes import multiply_adds, reach
 from int8calib.calibration.collected import load_collected
 from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.file import _digest, load_statistics
@@ -36,6 +36,7 @@ from int8calib.ncnn.optimize import optimize_model
 from int8calib.ncnn.param import NcnnLayer
 from int8calib.ncnn.quantize import quantize_model, read_rows
 from int8calib.ncnn.requirements import read_param
+from int8calib.ncnn.translate.network import obstacles, translate_model
 from int8calib.table import read_table, read_table_lenient
 from int8calib.table import read_text as read_table_text
 from tests.fuzz import mutate
@@ -210,6 +211,25 @@ def _written(layers: Iterable[NcnnLayer], param: Path, binary: Path) -> None:
     assert again == (structure, weights)
 
 
+def _translate(path: Path, folder: Path, rng: random.Random) -> None:
+    """An ncnn model becomes a network in numpy and runs there where that is small."""
+    structure, _, weights = path.read_bytes().partition(mutate.PAIR)
+    param, binary = path.with_suffix(".param"), path.with_suffix(".bin")
+    param.write_bytes(structure)
+    binary.write_bytes(weights)
+    model = load_model(param, binary)
+    names = [top for layer in model.layers if layer.type == "Input" for top in layer.tops]
+    net = translate_model(model, dict.fromkeys(names, (1, 7, 11, 13)))
+    for line in obstacles(net):
+        assert line.isprintable(), line
+    shapes = reach(net.graph, net.input_shapes).shapes
+    if sum(math.prod(shape) for shape in shapes.values()) < SMALL:
+        tops = [blob.name for blob in shapes if blob.name not in net.input_shapes]
+        values = np.random.default_rng(1).normal(0, 60, (2, 7, 11, 13))
+        with np.errstate(all="ignore"):
+            net.forward(dict.fromkeys(names, values), outputs=tops)
+
+
 def _quantize(path: Path, folder: Path, rng: random.Random) -> None:
     """A damaged table for a sound ncnn model."""
     model = load_model(folder / "net.param", folder / "net.bin")
@@ -306,6 +326,7 @@ TARGETS: dict[str, Target] = {
     "table": Target(mutate.damaged_text, ".table", _table),
     "param": Target(mutate.damaged_text, ".param", _param),
     "ncnn": Target(mutate.damaged_pair, ".ncnn", _ncnn),
+    "translate": Target(mutate.damaged_pair, ".ncnn", _translate),
     "quantize": Target(mutate.damaged_text, ".table", _quantize),
     "statistics": Target(_signed_npz, ".npz", _statistics),
     "checkpoint": Target(_signed_npz, ".npz", _checkpoint),

@@ -241,5 +241,9 @@ def _translated(
             reason = reason.removeprefix(place)
         t.refuse(reason)
         return t.layers
+    except (ArithmeticError, ValueError, LookupError) as error:
+        # Options of no meaning that a translator does not look at by itself.
+        t.refuse(f"bottoms and options do not go together ({error})")
+        return t.layers
     shapes.update({blob.name: shape for blob, shape in made.items()})
     return t.layers

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caffe_proto import caffe_pb2
+from int8calib.arrays import Array
 from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.ncnn.translate.context import Translation, Translator
 from int8calib.ncnn.translate.layers.pooling import FULL, MAX, VALID
@@ -207,7 +208,7 @@ def own(t: Translation) -> None:
     from int8calib.ncnn.translate.options import PREFIX, pack_options
 
     kind = find_type(PREFIX + t.layer.type)
-    blobs = ()
+    blobs: tuple[Array, ...] = ()
     if kind.weights is not None:
         params = pack_options(t.layer, t.layer.name, t.layer.bottoms, t.layer.tops)
         bottoms = [t.shape(i) for i in range(len(t.layer.bottoms))]

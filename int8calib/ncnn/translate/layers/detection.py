@@ -56,7 +56,7 @@ def prior_box(options: Options, weights: Sequence[Array], bottoms: Sequence[Arra
         for own, name in zip(bottoms[1].shape[-2:], ("image_height", "image_width"), strict=True)
     ]
     step = [
-        whole / count if (size := options.number(name)) == _GIVEN_BY_BOTTOM else size
+        whole / count if (given := options.number(name)) == _GIVEN_BY_BOTTOM else given
         for whole, count, name in zip(
             image, (height, width), ("step_height", "step_width"), strict=True
         )

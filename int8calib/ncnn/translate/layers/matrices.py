@@ -50,7 +50,7 @@ def matmul(options: Options, weights: Sequence[Array], bottoms: Sequence[Array])
 def _gemm_matrices(options: Options) -> list[Shape]:
     """The shapes of the stored matrices of A and B."""
     m, n, k = (options.integer(f"constant{name}") for name in "MNK")
-    stored = []
+    stored: list[Shape] = []
     if options.integer("constantA"):
         stored.append((k, m) if options.integer("transA") else (m, k))
     if options.integer("constantB"):

@@ -122,7 +122,8 @@ def unary_op(options: Options, weights: Sequence[Array], bottoms: Sequence[Array
 def hard_sigmoid(options: Options, x: Array) -> Array:
     """alpha * x + beta, kept within 0 and 1. Source: ncnn's hardsigmoid.cpp."""
     alpha, beta = (np.float32(options.number(name)) for name in ("alpha", "beta"))
-    return np.clip(x * alpha + beta, np.float32(0), np.float32(1))
+    top: Array = np.clip(x * alpha + beta, np.float32(0), np.float32(1))
+    return top
 
 
 def hard_swish(options: Options, x: Array) -> Array:
@@ -158,13 +159,13 @@ def gelu(options: Options, x: Array) -> Array:
     """x times the normal distribution at x, or its approximation by tanh. Source: gelu.cpp."""
     if options.integer("fast_gelu"):
         inner = np.float32(0.79788452) * (x + np.float32(0.044715) * x * x * x)
-        return np.float32(0.5) * x * (1 + np.tanh(inner))
+        return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)))
     return np.asarray(0.5 * x * erfc(-np.sqrt(0.5) * x))
 
 
 def softplus(options: Options, x: Array) -> Array:
     """log(1 + exp(x)). Source: ncnn's softplus.cpp."""
-    return np.logaddexp(x, np.float32(0))
+    return np.asarray(np.logaddexp(x, np.float32(0)))
 
 
 def celu(options: Options, x: Array) -> Array:

@@ -117,7 +117,8 @@ def crop(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -
     Source: ncnn's crop.cpp, resolve_crop_roi.
     """
     ranges = _crop_ranges(options, [bottom.shape for bottom in bottoms])
-    return [bottoms[0][(slice(None), *(slice(*ends) for ends in ranges))].copy()]
+    kept = (slice(None), *(slice(*ends) for ends in ranges))
+    return [bottoms[0][kept].copy()]
 
 
 _MODES = ("constant", "edge", "reflect")

@@ -8,35 +8,13 @@ import numpy as np
 import pytest
 
 from int8calib.caffe.layers.registry import has_type
-from int8calib.ncnn.layout import blob_layout
-from int8calib.ncnn.model import NcnnModel
-from int8calib.ncnn.param import NcnnLayer, parse_param
 from int8calib.ncnn.schema import parameter_names
 from int8calib.ncnn.translate.network import TRANSLATORS, obstacles, translate_model
 from int8calib.ncnn.translate.options import PREFIX
 from tests.ncnn.runtime import run_blobs
-from tests.ncnn.translate.cases import CASES, Case
+from tests.ncnn.translate.cases import CASES, Case, model_of
 
 BATCH = 2
-
-
-def model_of(case: Case) -> NcnnModel:
-    """The case as a model of one layer with random weights; inputs are called in0, in1, ..."""
-    rng = np.random.default_rng(len(case.line))
-    kind, *options = case.line.split(" ", 1)
-    names = [f"in{i}" for i in range(len(case.bottoms))]
-    tops = [f"out{i}" for i in range(case.tops)]
-    lines = [f"Input {name} 0 1 {name}" for name in names]
-    words = (kind, "op", str(len(names)), str(len(tops)), *names, *tops, *options)
-    text = "\n".join(["7767517", f"{len(lines) + 1} 99", *lines, " ".join(words)])
-    *inputs, layer = parse_param(text, "case")
-    weights = []
-    for blob in blob_layout(layer):
-        values = rng.standard_normal(blob.size)
-        if blob.name == "variance":
-            values = np.abs(values) + 0.5
-        weights.append((0.3 * values if blob.size > 40 else values).astype(np.float32))
-    return NcnnModel((*inputs, NcnnLayer(**{**layer.__dict__, "weights": tuple(weights)})), "case")
 
 
 def images_of(case: Case) -> dict[str, np.ndarray]:
