@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from tests.ncnn.execution.models import (
     real_images,
     sequence_model,
     sequences,
-    two_inputs,
+    write_two,
 )
 from tests.ncnn.runtime import run_blobs
 
@@ -43,14 +42,7 @@ def write_arrays(folder: Path, images: list[np.ndarray]) -> str:
 @pytest.fixture
 def two(tmp_path: Path) -> list[str]:
     """The options of a small model with the inputs a and b, and of arrays for both."""
-    pair = tmp_path / "two.param", tmp_path / "two.bin"
-    save_model(two_inputs().layers, *pair)
-    rng = np.random.default_rng(1)
-    words = files(*pair)
-    for name in "ab":
-        np.save(tmp_path / f"{name}.npy", rng.normal(size=(12, 3, 11, 13)).astype(np.float32))
-        words += ["--images", f"{name}={tmp_path / name}.npy"]
-    return words
+    return write_two(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pnnx_small", "waifu2x_cunet_noise0"])
@@ -239,72 +231,6 @@ def test_scales_of_other_weights_are_found(
     assert main(["table", "check", str(table), *two[:2]]) == 0
     assert main(["table", "check", str(table), *two[:4]]) == 1
     assert "is 3 times what the weights give" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--param", "two.param"], "--param is given without --bin"),
-        (["--bin", "two.bin"], "--bin is given without --param"),
-        ([], "no model is given; give --proto and --model of Caffe, or --param and --bin"),
-        (["--param", "two.param", "--proto", "p"], "give the files of one model"),
-        (["--param", "no.param", "--bin", "two.bin"], "no.param: cannot be read"),
-        (["--param", "two.bin", "--bin", "two.bin"], "two.bin: no text"),
-        (["--param", "two.param", "--bin", "two.param"], "ends within"),
-        (
-            ["--param", "two.param", "--bin", "two.bin", "--input-shape", "c=1,3,2,2"],
-            "for 'c', but the inputs are 'a', 'b'",
-        ),
-        (["--param", "two.param", "--bin", "two.bin", "--ignore-field", "x"], "--ignore-field"),
-        (["--param", "two.param", "--bin", "two.bin", "--images", "a=a.npy"], "input 'b'"),
-        (
-            [
-                "--param",
-                "two.param",
-                "--bin",
-                "two.bin",
-                "--images",
-                "b=b.npy",
-                "--images",
-                "a=small.npy",
-            ],
-            "small.npy[0]: has the shape (2, 11, 13), input a takes (3, -1, -1)",
-        ),
-    ],
-)
-def test_bad_input_is_told_in_one_line(
-    two: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    np.save("small.npy", np.ones((12, 2, 11, 13), np.float32))
-    if "--images" not in words:
-        words = [*words, *two[4:]]
-    assert main(["calibrate", *words, "--output", "t", "--quiet"]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert message in error
-    assert not Path("t").exists()
-
-
-def test_the_extra_is_named_where_the_package_is_missing(
-    two: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "ncnn", None)
-    assert main(["calibrate", *two, "--output", "t", "--engine", "runtime"]) == 2
-    assert "pip install 'int8calib[ncnn]'" in capsys.readouterr().err
-
-
-def test_sizes_that_the_file_leaves_out_are_asked_for(
-    shared: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [*files(*real_files(shared, "pnnx_small")), "--output", "t", "--images"]
-    assert main(["calibrate", *words, str(shared / "golden" / "png227")]) == 2
-    assert "give --input-shape in0=1,3,H,W with its sizes" in capsys.readouterr().err
 
 
 def test_one_image_at_a_time(

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from int8calib.ncnn.layout import blob_layout
-from int8calib.ncnn.model import NcnnModel
+from int8calib.ncnn.model import NcnnModel, save_model
 from int8calib.ncnn.param import NcnnLayer, Value
 
 REAL = {
@@ -115,3 +115,15 @@ def golden_table(shared: Path, name: str, kind: str) -> str:
     """What ncnn2table wrote: `kind` is raw or opt, for the model before or after ncnnoptimize."""
     path = shared / "golden" / "ncnn_models" / "ncnn" / name / f"{kind}.kl.table.gz"
     return gzip.decompress(path.read_bytes()).decode()
+
+
+def write_two(folder: Path) -> list[str]:
+    """Write `two_inputs` and arrays for both inputs; the options of the command line for them."""
+    pair = folder / "two.param", folder / "two.bin"
+    save_model(two_inputs().layers, *pair)
+    rng = np.random.default_rng(1)
+    words = ["--param", str(pair[0]), "--bin", str(pair[1])]
+    for name in "ab":
+        np.save(folder / f"{name}.npy", rng.normal(size=(12, 3, 11, 13)).astype(np.float32))
+        words += ["--images", f"{name}={folder / name}.npy"]
+    return words

@@ -1,0 +1,87 @@
+"""Commands with `--param --bin`: bad input ends in one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from int8calib.cli.main import main
+from tests.ncnn.execution.models import real_files, write_two
+
+pytest.importorskip("ncnn")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[str]:
+    """The options of a small model with the inputs a and b, and of arrays for both."""
+    return write_two(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--param", "two.param"], "--param is given without --bin"),
+        (["--bin", "two.bin"], "--bin is given without --param"),
+        ([], "no model is given; give --proto and --model of Caffe, or --param and --bin"),
+        (["--param", "two.param", "--proto", "p"], "give the files of one model"),
+        (["--param", "no.param", "--bin", "two.bin"], "no.param: cannot be read"),
+        (["--param", "two.bin", "--bin", "two.bin"], "two.bin: no text"),
+        (["--param", "two.param", "--bin", "two.param"], "ends within"),
+        (
+            ["--param", "two.param", "--bin", "two.bin", "--input-shape", "c=1,3,2,2"],
+            "for 'c', but the inputs are 'a', 'b'",
+        ),
+        (["--param", "two.param", "--bin", "two.bin", "--ignore-field", "x"], "--ignore-field"),
+        (["--param", "two.param", "--bin", "two.bin", "--images", "a=a.npy"], "input 'b'"),
+        (
+            [
+                "--param",
+                "two.param",
+                "--bin",
+                "two.bin",
+                "--images",
+                "b=b.npy",
+                "--images",
+                "a=small.npy",
+            ],
+            "small.npy[0]: has the shape (2, 11, 13), input a takes (3, -1, -1)",
+        ),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    two: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("small.npy", np.ones((12, 2, 11, 13), np.float32))
+    if "--images" not in words:
+        words = [*words, *two[4:]]
+    assert main(["calibrate", *words, "--output", "t", "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert message in error
+    assert not Path("t").exists()
+
+
+def test_the_extra_is_named_where_the_package_is_missing(
+    two: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    assert main(["calibrate", *two, "--output", "t", "--engine", "runtime"]) == 2
+    assert "pip install 'int8calib[ncnn]'" in capsys.readouterr().err
+
+
+def test_sizes_that_the_file_leaves_out_are_asked_for(
+    shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    param, weights = real_files(shared, "pnnx_small")
+    words = ["--param", str(param), "--bin", str(weights), "--output", "t", "--images"]
+    assert main(["calibrate", *words, str(shared / "golden" / "png227")]) == 2
+    assert "give --input-shape in0=1,3,H,W with its sizes" in capsys.readouterr().err
