@@ -22,6 +22,8 @@ SEAMS = (
     ("decode", "int8calib.images.source", "read_image"),
     ("decode", "int8calib.images.preprocess", "Preprocess.__call__"),
     ("forward", "int8calib.caffe.engine.run", "run_plan"),
+    ("statistics", "int8calib.calibration.statistics.fine", "FineBuilder.add"),
+    ("statistics", "int8calib.calibration.statistics.counters", "OnePassCounters.add_to"),
     ("range", "int8calib.calibration.statistics.collect", "measure_range"),
     ("range", "int8calib.calibration.statistics.checkpoint", "CollectionState.add_ranges"),
     ("range", "int8calib.calibration.statistics.cache", "range_of_values"),
@@ -30,9 +32,12 @@ SEAMS = (
     ("threshold", "int8calib.calibration.thresholds.registry", "find_threshold"),
     ("write", "int8calib.cli.outputs", "write_all"),
 )
-STAGES = ("start", "load", "decode", "forward", "keep", "range", "histogram", "threshold", "write")
-"""`start`: the interpreter and imports; `keep`: copies of activations for the second phase; what
-is in none of them is the rest."""
+STAGES = (
+    *("start", "load", "decode", "forward", "statistics"),
+    *("keep", "range", "histogram", "threshold", "write"),
+)
+"""`start`: the interpreter and imports; `statistics`: counts of one pass; `keep`, `range` and
+`histogram`: those of two, `keep` being copies of activations; what is in none is the rest."""
 
 
 class Clock:

@@ -88,6 +88,8 @@ def timed(work: Callable[[], object], count: int) -> Cost:
 def run_process(command: Sequence[str], env: Mapping[str, str] | None = None) -> Cost:
     """Run a program to its end; raises RuntimeError with its messages where it fails."""
     full = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    # Users have compiled modules: without, each start would compile all of them again.
+    full.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryFile() as messages:
         started = time.perf_counter()
         child = subprocess.Popen(command, stdout=messages, stderr=messages, env=full, cwd=ROOT)

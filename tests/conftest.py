@@ -12,6 +12,10 @@ from hypothesis import settings
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
+# Commands in processes of their own start as they do for users, who have compiled modules: where
+# these may not be written, each start compiles all of them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 SHARED = Path(os.environ.get("INT8CALIB_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
 
