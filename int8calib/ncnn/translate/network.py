@@ -26,7 +26,6 @@ from int8calib.ncnn.translate.options import PREFIX
 from int8calib.ncnn.translate.pointwise import POINTWISE
 from int8calib.ncnn.translate.shaping import SHAPING, own
 from int8calib.ncnn.translate.weighted import WEIGHTED
-from int8calib.words import listed
 
 TRANSLATORS: Mapping[str, Translator] = {**WEIGHTED, **SHAPING, **POINTWISE}
 """How each ncnn type becomes layers of the engine, where its own function is not all."""
@@ -137,8 +136,7 @@ def _inputs(model: NcnnModel, given: Mapping[str, Shape]) -> dict[str, Shape]:
     for name in given:
         if name not in names:
             raise OptionError(
-                f"{model.source}: an input shape is given for {name!r}, but the inputs are "
-                f"{listed(map(repr, names))}"
+                f"{model.source}: {name!r} is no input; the inputs are {', '.join(names)}"
             )
     shapes = {}
     for layer in model.layers:

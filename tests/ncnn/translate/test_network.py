@@ -141,7 +141,7 @@ def test_a_size_that_is_not_in_the_model_must_be_given() -> None:
     with pytest.raises(ShapeError, match=r"size of input 'in' .* --input-shape in=1,C,H,W"):
         translate_model(model)
     assert translate_model(model, {"in": (1, 3, 5, 7)}).input_shapes == {"in": (1, 3, 5, 7)}
-    with pytest.raises(OptionError, match="'other', but the inputs are 'in'"):
+    with pytest.raises(OptionError, match="'other' is no input; the inputs are in"):
         translate_model(model, {"other": (1, 3, 5, 7)})
 
 
