@@ -22,6 +22,7 @@ from int8calib.calibration.selection import (
     default_method,
     grouped_in_float,
     matching,
+    row_owner,
 )
 from int8calib.calibration.stability import UNSTEADY, summary, threshold_spreads
 from int8calib.calibration.statistics.histogram import Histogram
@@ -78,6 +79,7 @@ def select_layers(
     layers: Sequence[QuantLayer],
     options: Options,
     blocked: Mapping[str, str] = MappingProxyType({}),
+    rows: Iterable[str] = (),
 ) -> tuple[QuantLayer, ...]:
     """Return the layers that the options want in INT8.
 
@@ -90,13 +92,15 @@ def select_layers(
     options : Options
     blocked : mapping of str to str
         Layers that stay in float, with what stands in their way.
+    rows : iterable of str
+        Keys of weight rows, whose layers patterns may name too.
 
     Raises
     ------
     OptionError
         For a pattern without a layer, and where no layer is left.
     """
-    chosen = chosen_layers(layers, options, blocked)
+    chosen = chosen_layers(layers, options, blocked, rows)
     blob_methods(layers, chosen, options)
     names = [*(layer.name for layer in layers), *blocked]
     for pattern in options.weights.six_bit:
@@ -139,7 +143,7 @@ def assemble(
     warnings : sequence of str
         Those of the network, which come first.
     weight_rows : mapping of str to float32 (rows,)
-        What the table holds besides, by the key of the row.
+        What the table holds besides, by the key of the row, but for layers that are left out.
 
     Raises
     ------
@@ -148,7 +152,9 @@ def assemble(
     OptionError
         For a pattern without a layer, and where no layer is left.
     """
-    chosen = select_layers(layers, options, blocked) if layers or not weight_rows else ()
+    chosen = select_layers(layers, options, blocked, weight_rows)
+    named = set(chosen_layers(layers, options, blocked, weight_rows))
+    weight_rows = {key: row for key, row in weight_rows.items() if row_owner(key) in named}
     methods, notes = blob_methods(layers, [layer.name for layer in chosen], options)
     wanted = dict(methods)
     if options.all_blobs and blobs is not None:

@@ -90,7 +90,7 @@ def prepare(network: Any, options: Options) -> Job[Any]:
             f"{source}: has no Convolution or InnerProduct layer, so there is nothing to calibrate"
         )
     blocked = dict(getattr(executor, "blocked", {}))
-    layers = select_layers(candidates, options, blocked) if candidates else ()
+    layers = select_layers(candidates, options, blocked, weight_rows)
     for layer in layers:
         if layer.weights is None and layer.known_clips is None:
             layer.weight_rows()  # says so before any image runs

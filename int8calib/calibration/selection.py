@@ -14,7 +14,7 @@ from types import MappingProxyType
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import AUTO, SAME, Options
 from int8calib.errors import OptionError
-from int8calib.table.rules import grouped_problem
+from int8calib.table.rules import WEIGHT_MARK, grouped_problem
 from int8calib.words import listed
 
 INPUT_METHOD = "minmax"
@@ -57,6 +57,7 @@ def chosen_layers(
     layers: Sequence[QuantLayer],
     options: Options,
     blocked: Mapping[str, str] = MappingProxyType({}),
+    rows: Iterable[str] = (),
 ) -> tuple[str, ...]:
     """Return the names of the layers to quantize, in their order.
 
@@ -69,6 +70,8 @@ def chosen_layers(
     blocked : mapping of str to str
         Layers that stay in float because something stands in their way: name to what. Patterns
         may name them.
+    rows : iterable of str
+        Keys of weight rows, ``<layer>_param_<k>``, whose layers are chosen from too, and come last.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def chosen_layers(
         For a pattern that matches nothing, an `only` that means blocked layers alone, and where
         nothing is left.
     """
-    names = [layer.name for layer in layers]
+    names = [*(layer.name for layer in layers), *dict.fromkeys(map(row_owner, rows))]
     known = [*names, *blocked]
     in_float = grouped_in_float(layers, options)
     blocked = {**blocked, **in_float}
@@ -99,6 +102,11 @@ def chosen_layers(
             "first-last-float and grouped; leave at least one"
         )
     return tuple(name for name in names if name in kept)
+
+
+def row_owner(key: str) -> str:
+    """Return the layer whose weight row has this key, ``<layer>_param_<k>``."""
+    return key.rpartition(WEIGHT_MARK)[0]
 
 
 def grouped_in_float(layers: Iterable[QuantLayer], options: Options) -> dict[str, str]:

@@ -26,6 +26,10 @@ from int8calib.ncnn.weights import store_weights
 
 QUANTIZED = (*CONVOLUTIONS, "InnerProduct")
 """Layer types that a blob row and a weight row of the table make INT8."""
+RECURRENT = ("RNN", "LSTM", "GRU")
+BY_ROWS = (*RECURRENT, "Embed", "MultiHeadAttention")
+"""Layer types that weight rows alone make INT8."""
+_MOST_ROWS = 4
 _REQUANTIZE = 100
 _NUMBER = re.compile(
     r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity", re.ASCII | re.IGNORECASE
@@ -129,7 +133,8 @@ def quantize_model(
     ------
     TableError
         For rows that do not fit the model: a layer that is not there or cannot be INT8, a count
-        that differs, half a pair. ncnn2int8 goes on and leaves layers in float.
+        that differs, half a pair, some of the weight rows of a layer. ncnn2int8 goes on and leaves
+        layers in float.
     ModelFileError
         For a model that is INT8 already.
     WeightsError
@@ -179,9 +184,16 @@ def _quantized(layer: NcnnLayer, rows: Rows, name: str) -> NcnnLayer:
     kind = _KINDS.get(layer.type)
     if kind is None:
         return layer
-    if layer.integer(8 if layer.type in QUANTIZED else 18):
+    if layer.integer(8 if layer.type in (*QUANTIZED, *RECURRENT) else 18):
         raise ModelFileError(f"layer {layer.name!r} is INT8 already; give the float model")
+    if layer.type in BY_ROWS and not _has_rows(layer, rows):
+        return layer
     return kind(layer, rows, name)
+
+
+def _has_rows(layer: NcnnLayer, rows: Rows) -> bool:
+    """Whether the table has any weight row of the layer; one without stays in float."""
+    return any(f"{layer.name}_param_{index}" in rows.weights for index in range(_MOST_ROWS))
 
 
 def _weight_rows(layer: NcnnLayer, rows: Rows, name: str, index: int, count: int) -> Array:
@@ -293,7 +305,7 @@ def _attention_product(layer: NcnnLayer, rows: Rows, name: str) -> NcnnLayer:
 
 _KINDS: Mapping[str, Callable[[NcnnLayer, Rows, str], NcnnLayer]] = {
     **dict.fromkeys(QUANTIZED, _convolution),
-    **dict.fromkeys(("RNN", "LSTM", "GRU"), _recurrent),
+    **dict.fromkeys(RECURRENT, _recurrent),
     "Embed": _embed,
     "MultiHeadAttention": _attention,
     "Gemm": _gemm,

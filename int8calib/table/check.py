@@ -119,9 +119,15 @@ def _check_rows(
         owner, line = row.key.rpartition(WEIGHT_MARK)[0], scan.lines.get(row.key)
         scales = given.get(row.key)
         if scales is None:
-            if owner not in reported:
+            if owner in reported:
+                continue
+            if any(key.rpartition(WEIGHT_MARK)[0] == owner for key in given):
                 message = f"{row.key}: no such row, which {row.ncnn_type} {owner} needs"
                 findings.append(Finding("error", None, owner, message))
+            else:
+                reported.add(owner)
+                message = f"{owner}: no rows, the layer stays in float"
+                findings.append(Finding("warning", None, owner, message))
         elif scales.size != row.weight_count:
             message = (
                 f"{row.key}: {scales.size} weight scales, {row.ncnn_type} needs {row.weight_count}"

@@ -85,3 +85,13 @@ def test_sizes_that_the_file_leaves_out_are_asked_for(
     words = ["--param", str(param), "--bin", str(weights), "--output", "t", "--images"]
     assert main(["calibrate", *words, str(shared / "golden" / "png227")]) == 2
     assert "give --input-shape in0=1,3,H,W with its sizes" in capsys.readouterr().err
+
+
+def test_a_network_is_shown_without_the_package_too(
+    two: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    assert main(["inspect", *two[:4]]) == 0
+    shown = capsys.readouterr()
+    assert "shapes are not known: the package ncnn is not installed" in shown.err
+    assert "INT8: 4 of them" in shown.out

@@ -14,7 +14,7 @@ from int8calib.errors import ModelFileError
 from int8calib.levels import LEVELS
 from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.param import NcnnLayer
-from int8calib.ncnn.quantize import QUANTIZED
+from int8calib.ncnn.quantize import QUANTIZED, RECURRENT
 from int8calib.ncnn.schema import value_of
 from int8calib.table.rules import grouped_problem, name_problem
 
@@ -216,6 +216,8 @@ def weight_rows(layers: Sequence[NcnnLayer]) -> dict[str, Array]:
     """
     rows: dict[str, Array] = {}
     for layer in layers:
+        if name_problem(layer.name) is not None:
+            continue  # ncnn would not find its rows
         for index, (weights, count) in enumerate(_row_weights(layer)):
             size = np.abs(np.asarray(weights, np.float32)).reshape(count, -1).max(axis=1)
             scales = np.full(count, DEAD_SCALE, np.float32)
@@ -229,7 +231,7 @@ def row_counts(layer: NcnnLayer) -> tuple[int, ...]:
     """Return how many scales each weight row of such a layer has; none for other types."""
     if layer.type == "Embed":
         return (1,)
-    if layer.type in ("RNN", "LSTM", "GRU"):
+    if layer.type in RECURRENT:
         rows = blob_layout(layer.with_params(p8=2))[-1].size
         return (rows, rows)
     if layer.type == "MultiHeadAttention":

@@ -155,6 +155,35 @@ def test_a_model_of_such_layers_alone_is_calibrated_too() -> None:
     assert net.quantized(done.table).layers[1].integer(8) == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "quantized"),
+    [
+        ({}, {"fc", "first"}),
+        ({"exclude": ("first",)}, {"fc"}),
+        ({"exclude": ("f?",)}, {"first"}),
+        ({"only": ("fi*",)}, {"first"}),
+        ({"only": ("fc",)}, {"fc"}),
+    ],
+)
+def test_patterns_mean_layers_of_weight_rows_too(
+    options: dict[str, tuple[str, ...]], quantized: set[str]
+) -> None:
+    net = NcnnNet(sequence_model("GRU"))
+    given = sequences("GRU", 3, seed=7)
+    table = int8calib.calibrate(net, lambda: given, Options(**options)).table  # type: ignore[arg-type]
+    int8 = net.quantized(table).layers
+    assert {layer.name for layer in int8 if layer.integer(8)} == quantized
+    with pytest.raises(ModelFileError, match="is INT8 already"):
+        NcnnNet(replace(net.model, layers=int8)).quantized(table)
+
+
+def test_layers_that_no_pattern_leaves_are_an_error() -> None:
+    given = sequences("LSTM", 3, seed=7)
+    nothing = Options(exclude=("fc", "first"))
+    with pytest.raises(OptionError, match="all 2 layers that could be INT8 are left out"):
+        int8calib.calibrate(NcnnNet(sequence_model("LSTM")), lambda: given, nothing)
+
+
 def test_words_of_an_embed_are_whole_numbers() -> None:
     model = sequence_model("Embed")
     (batch,) = sequences("Embed", 1, seed=8)
