@@ -202,6 +202,29 @@ def detection_output(t: Translation) -> None:
     )
 
 
+def yolo_detection_output(t: Translation) -> None:
+    """YoloDetectionOutput, whose rows begin with the image's number as those of Caffe's do."""
+    t.add("YoloDetectionOutput", yolo_detection_output_param=_yolo(t))
+
+
+def yolov3_detection_output(t: Translation) -> None:
+    """Yolov3DetectionOutput, likewise."""
+    mask, scales = t.options.integers("mask"), t.options.integers("anchors_scale")
+    fields = {**_yolo(t), "mask": mask, "anchors_scale": scales}
+    t.add("Yolov3DetectionOutput", yolov3_detection_output_param=fields)
+
+
+def _yolo(t: Translation) -> dict[str, Any]:
+    options = t.options
+    return {
+        "num_classes": options.integer("num_class"),
+        "num_box": options.integer("num_box"),
+        "confidence_threshold": options.number("confidence_threshold"),
+        "nms_threshold": options.number("nms_threshold"),
+        "biases": options.numbers("biases"),
+    }
+
+
 def own(t: Translation) -> None:
     """A layer with ncnn's own function, weights in the shapes that its rule asks for."""
     from int8calib.caffe.layers.registry import find_type
@@ -231,5 +254,7 @@ SHAPING: Mapping[str, Translator] = {
     "MVN": mvn,
     "MemoryData": memory_data,
     "DetectionOutput": detection_output,
+    "YoloDetectionOutput": yolo_detection_output,
+    "Yolov3DetectionOutput": yolov3_detection_output,
 }
 """Translators by ncnn type."""

@@ -10,7 +10,7 @@ import numpy as np
 from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.ncnn.param import NcnnLayer
 from int8calib.ncnn.translate.context import Translation, Translator
-from int8calib.ncnn.translate.layers.rearranging import SAME_PADDING
+from int8calib.ncnn.translate.layers.rearranging import OUTPUT_CUT, SAME_PADDING
 
 _SAME_UPPER, _SAME_LOWER = -233, -234
 _BY_BOTTOM = -233
@@ -151,7 +151,7 @@ def _finish(t: Translation, top: str, *, flat: bool = False) -> None:
 def deconvolution(t: Translation) -> None:
     """Deconvolution and DeconvolutionDepthWise."""
     options, group = t.options, _group(t)
-    _refuse_unusual(t, "dynamic_weight", "output_w", "output_h")
+    _refuse_unusual(t, "dynamic_weight")
     if len(t.shape()) != 4:
         raise UnsupportedLayerError(f"bottom has shape {t.shape()}; images are supported")
     kernel, stride, dilation = _pair(t, "kernel"), _pair(t, "stride"), _pair(t, "dilation")
@@ -159,14 +159,19 @@ def deconvolution(t: Translation) -> None:
     channels = _input_channels(t, out, kernel[0] * kernel[1], group)
     shape = (group, out // group, channels // group, *kernel)
     weight, *bias = t.weights(shape, *[(out,)] * bool(_bias(t)))
+    sized = min(options.integer("output_h"), options.integer("output_w")) > 0
     if pads is None:  # SAME cuts nothing off unless the output's size is given
         pads = ((0, 0), (0, 0))
+    elif sized and not any((*pads[0], *pads[1])):
+        raise UnsupportedLayerError("the output's size without padding of SAME is not supported")
+    else:
+        sized = False
     more = options.integer("output_pad_bottom"), options.integer("output_pad_right")
     ends = [end - extra for end, extra in zip(pads[1], more, strict=True)]
     cut = (max(ends[0], 0), max(ends[1], 0))
     top = t.layer.tops[0]
     active, extended = bool(options.integer("activation_type")), min(ends) < 0
-    sums = t.between(":sums") if active or extended else top
+    sums = t.between(":sums") if active or extended or sized else top
     t.add(
         "Deconvolution",
         (
@@ -184,7 +189,7 @@ def deconvolution(t: Translation) -> None:
     if extended:
         # Behind the windows there is the bias alone.
         own = {1: max(-ends[0], 0), 3: max(-ends[1], 0), 6: out if bias else 0}
-        name = t.between(":extended") if active else top
+        name = t.between(":extended") if active or sized else top
         t.add_ncnn(
             bias,
             layer=NcnnLayer("Padding", "", (), (), own),
@@ -192,6 +197,10 @@ def deconvolution(t: Translation) -> None:
             bottoms=(sums,),
             tops=(name,),
         )
+        sums = name
+    if sized:
+        name = t.between(":cut") if active else top
+        t.add_ncnn(kind=OUTPUT_CUT, suffix=":cutting", bottoms=(sums,), tops=(name,))
         sums = name
     _finish(t, sums)
 

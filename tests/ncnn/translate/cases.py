@@ -56,6 +56,9 @@ WEIGHTED = [
     Case("Deconvolution 0=5 1=3 3=2 4=1 18=1 5=1 6=315 9=1"),
     Case("Deconvolution 0=5 1=3 3=3 18=2 19=1 5=1 6=315"),
     Case("Deconvolution 0=5 1=3 3=3 18=1 6=315 9=2 -23310=1,0.1"),
+    Case("Deconvolution 0=5 1=5 3=2 4=-233 20=26 21=23 5=1 6=875 9=1"),
+    Case("Deconvolution 0=5 1=5 3=2 4=-234 20=26 21=22 6=875"),
+    Case("Deconvolution 0=5 1=3 3=2 4=-233 6=315"),
     Case("DeconvolutionDepthWise 0=6 1=4 3=2 4=1 5=1 6=96 7=6", ((6, 11, 13),)),
     Case("DeconvolutionDepthWise 0=4 1=3 3=2 5=1 6=108 7=2 9=1", ((6, 11, 13),)),
     Case("InnerProduct 0=5 1=1 2=5005"),
@@ -106,6 +109,7 @@ POINTWISE = [
             *("CELU 0=0.7", "Threshold 0=0.3", "Power 0=2.0 1=0.5 2=0.3", "Exp 0=2.0 1=0.5 2=1.0"),
         )
     ),
+    Case("Log 0=2.0 1=0.5 2=1.0"),
     *(Case(f"UnaryOp 0={kind}") for kind in range(20)),
     *(Case(f"BinaryOp 0={kind} 1=1 2=0.75") for kind in range(12)),
     *(Case(f"BinaryOp 0={kind}", (IMAGE, IMAGE)) for kind in range(12)),
@@ -294,6 +298,9 @@ MATRICES = [
     Case("Gemm", ((5, 7), (7, 11))),
     Case("Gemm 2=1", ((7, 5), (7, 11))),
     Case("MultiHeadAttention 0=12 1=3 2=144", ((5, 12),)),
+    Case("MultiHeadAttention 0=12 1=3 2=144 5=1 6=0.3", ((5, 12), (5, 5))),
+    Case("SDPA", ((6, 5, 7), (6, 11, 7), (6, 11, 13))),
+    Case("SDPA 5=1 6=0.3", ((6, 5, 7), (3, 11, 7), (3, 11, 13), (5, 11))),
     Case("MultiHeadAttention 0=12 1=3 2=144 3=7 4=11", ((5, 12), (13, 7), (13, 11))),
 ]
 

@@ -176,9 +176,7 @@ def attention(options: Options, weights: Sequence[Array], bottoms: Sequence[Arra
     if len(parts) > 3:
         mask = parts[3]
         scores = scores + (mask if mask.ndim == 4 else mask[:, None])
-    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    scores /= scores.sum(axis=-1, keepdims=True)
-    joined = np.matmul(scores, v).transpose(0, 2, 1, 3)
+    joined = np.matmul(_shares(scores), v).transpose(0, 2, 1, 3)
     joined = joined.reshape(*joined.shape[:2], embed)
     return [np.ascontiguousarray(joined @ weights[6].T + weights[7], np.float32)]
 
@@ -186,3 +184,38 @@ def attention(options: Options, weights: Sequence[Array], bottoms: Sequence[Arra
 def _by_head(x: Array, heads: int) -> Array:
     """(N, rows, heads * width) as (N, heads, rows, width)."""
     return np.asarray(x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3))
+
+
+def _sdpa_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
+    for name in ("kv_cache", "int8_scale_term"):
+        if options.integer(name):
+            raise UnsupportedLayerError(f"{name} {options.integer(name)} is not supported")
+    count = 4 if options.integer("attn_mask") else 3
+    if len(bottoms) != count or any(len(shape) != 4 for shape in bottoms[:3]):
+        raise ShapeError(f"bottoms {list(bottoms)}; expected query, key and value of heads")
+    q, k, v = bottoms[:3]
+    if q[3] != k[3] or k[1:3] != v[1:3] or q[1] % k[1]:
+        raise ShapeError(f"query {q}, key {k} and value {v} do not go together")
+    return [(*q[:3], v[3])]
+
+
+@ncnn_layer("SDPA", shape=_sdpa_shape)
+def sdpa(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
+    """softmax(q @ k.T * scale + mask) @ v in each head; several heads may share a key and a value.
+
+    Source: ncnn's sdpa.cpp.
+    """
+    q, k, v = bottoms[:3]
+    scale = options.number("scale") or 1 / sqrt(q.shape[-1])
+    k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+    scores = np.matmul(q * np.float32(scale), np.swapaxes(k, -1, -2))
+    if options.integer("attn_mask"):
+        mask = bottoms[3]
+        scores = scores + (mask if mask.ndim == 4 else mask[:, None])
+    return [np.ascontiguousarray(np.matmul(_shares(scores), v), np.float32)]
+
+
+def _shares(scores: Array) -> Array:
+    """The softmax along the last axis."""
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))

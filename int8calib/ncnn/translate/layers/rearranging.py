@@ -208,6 +208,34 @@ def same_padding_layer(
     return [np.pad(bottoms[0], pads, constant_values=value)]
 
 
+OUTPUT_CUT = "OutputCut"
+"""What a deconvolution whose padding is SAME does last."""
+
+
+def _cut_to(options: Options, shape: Shape) -> list[slice]:
+    size = options.integer("output_h"), options.integer("output_w")
+    if len(shape) != 4 or any(a < b for a, b in zip(shape[2:], size, strict=True)):
+        raise ShapeError(f"{size[0]}x{size[1]} cannot be cut out of {shape}")
+    upper = options.integer("pad_left") == _SAME_UPPER
+    slices = []
+    for length, kept in zip(shape[2:], size, strict=True):
+        first = (length - kept) // 2 if upper else length - kept - (length - kept) // 2
+        slices.append(slice(first, first + kept))
+    return slices
+
+
+def _output_cut_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
+    rows, columns = _cut_to(options, bottoms[0])
+    return [(*bottoms[0][:2], rows.stop - rows.start, columns.stop - columns.start)]
+
+
+@ncnn_layer(OUTPUT_CUT, shape=_output_cut_shape)
+def output_cut(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
+    """The middle of the bottom, of the size given. Source: ncnn's deconvolution.cpp."""
+    rows, columns = _cut_to(options, bottoms[0].shape)
+    return [bottoms[0][:, :, rows, columns].copy()]
+
+
 def _shuffle_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
     factor = options.integer("upscale_factor")
     if len(bottoms[0]) != 4 or factor < 1 or bottoms[0][1] % factor**2:
