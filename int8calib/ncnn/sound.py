@@ -17,6 +17,8 @@ _KERNELS = frozenset(
 _PER_CHANNEL = frozenset(("BatchNorm", "Scale", "Bias", "PReLU"))
 """Types with one value for each channel."""
 
+_GATES: Mapping[str, int] = {"RNN": 1, "LSTM": 4, "GRU": 3}
+
 _PADS: Mapping[str, tuple[int, ...]] = {
     "Convolution": (14, 16, 4, 15),
     "ConvolutionDepthWise": (14, 16, 4, 15),
@@ -157,9 +159,30 @@ def _slice(layer: NcnnLayer, bottoms: Sequence[Extents]) -> Sizes:
         yield f"slices of {bottoms[0][axis]}", f"slices of {total}"
 
 
+def _recurrent(layer: NcnnLayer, bottoms: Sequence[Extents]) -> Sizes:
+    hidden = _int(layer, 3) if layer.type == "LSTM" else _int(layer, 0)
+    rows = _GATES[layer.type] * hidden * (2 if _int(layer, 2) == 2 else 1)
+    width = bottoms[0][-1]
+    yield f"{rows * width} input weights", f"{_int(layer, 1)} input weights"
+
+
+def _attention(layer: NcnnLayer, bottoms: Sequence[Extents]) -> Sizes:
+    """Query, key and value, of which those that are no bottoms are the one before."""
+    embed, weights = _int(layer, 0), _int(layer, 2)
+    yield f"{embed * bottoms[0][-1]} query weights", f"{weights} query weights"
+    count = len(bottoms) - _int(layer, 5)
+    if _int(layer, 7):  # keys and values of earlier steps are bottoms too
+        return
+    for place, (name, key) in enumerate((("keys", 3), ("values", 4)), start=1):
+        width = bottoms[max(0, min(place, count - 1))][-1]
+        yield f"{name} of width {width}", f"{name} of width {_int(layer, key)}"
+
+
 _SIZES: Mapping[str, Callable[[NcnnLayer, Sequence[Extents]], Sizes]] = {
     **dict.fromkeys(_KERNELS, _kernel),
     **dict.fromkeys(_PER_CHANNEL, _per_channel),
+    **dict.fromkeys(("RNN", "LSTM", "GRU"), _recurrent),
+    "MultiHeadAttention": _attention,
     "InnerProduct": _inner_product,
     "Slice": _slice,
     "Pooling": _padded,

@@ -78,6 +78,34 @@ def test_inputs_that_do_not_fit_the_weights() -> None:
         _run(NET, (1, 11, 13))
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("LSTM prob 1 1 data prob 0=5 1=340 2=0", "needs 260 input weights"),
+        ("LSTM prob 1 1 data prob 0=5 1=1248 2=2 3=12", None),
+        ("GRU prob 1 1 data prob 0=5 1=195", None),
+        ("GRU prob 1 1 data prob 0=5 1=180", "needs 195 input weights"),
+        ("RNN prob 1 1 data prob 0=5 1=130 2=2", None),
+        ("RNN prob 1 1 data prob 0=5 1=120 2=2", "needs 130 input weights"),
+        ("MultiHeadAttention prob 1 1 data prob 0=4 1=2 2=52 3=13 4=13", None),
+        ("MultiHeadAttention prob 1 1 data prob 0=4 1=2 2=48 3=13 4=13", "52 query weights"),
+        ("MultiHeadAttention prob 1 1 data prob 0=4 1=2 2=52 3=17 4=13", "keys of width 13"),
+        ("MultiHeadAttention prob 2 1 a b prob 0=4 1=2 2=52 3=13 4=12", "values of width 13"),
+    ],
+)
+def test_sequences_that_do_not_fit_the_weights(line: str, said: str | None) -> None:
+    """ncnn would read beside the blob."""
+    lines = ["7767517", "2 2", "Input data 0 1 data", line]
+    if " a b " in line:
+        lines[1:] = ["3 4", lines[2], "Split s 1 2 data a b", line]
+    text = "\n".join(lines) + "\n"
+    if said is None:
+        assert np.isfinite(_run(text, (7, 13))).all()
+        return
+    with pytest.raises(ModelError, match=said):
+        _run(text, (7, 13))
+
+
 @pytest.mark.parametrize("threads", [0, -1, 99999])
 def test_threads_that_no_machine_has(threads: int) -> None:
     with pytest.raises(OptionError, match=f"threads {threads}: expected 1 to"):
