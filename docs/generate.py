@@ -19,6 +19,7 @@ from int8calib import errors
 from int8calib.caffe.layers.listing import layers_markdown
 from int8calib.cli import convert_tool
 from int8calib.cli.main import build_parser
+from int8calib.ncnn.translate.network import translated_types
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->"
@@ -239,12 +240,16 @@ def _items(body: str) -> Iterator[str]:
 
 
 def layers_page() -> str:
-    """The supported Caffe layer types, from the registry."""
+    """The layer types that run in numpy, Caffe's and ncnn's."""
     return "\n".join(
         [
             *(NOTE, "", "# Supported Caffe layers", ""),
             "Only layers on the way to a quantized layer's input have to run.",
             *("", layers_markdown(), ""),
+            *("# ncnn layers that run in numpy", ""),
+            f"{', '.join(f'`{name}`' for name in translated_types())}.",
+            *("", "A model with others, or with options of them that are not supported, runs in"),
+            *("ncnn's own runtime.", ""),
         ]
     )
 

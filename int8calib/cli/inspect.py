@@ -43,8 +43,10 @@ class _ListLayers(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print the list and end the command."""
         from int8calib.caffe.layers.listing import layer_families
+        from int8calib.ncnn.translate.network import translated_types
 
-        lines = (f"{family}: {', '.join(names)}" for family, names in layer_families().items())
+        lines = [f"{family}: {', '.join(names)}" for family, names in layer_families().items()]
+        lines.append(f"In ncnn models: {', '.join(translated_types())}")
         print("\n".join(lines))  # noqa: T201
         parser.exit()
 

@@ -9,7 +9,6 @@ from caffe_proto import LayerParameter
 from int8calib.arrays import Shape
 from int8calib.caffe.engine.executor import CaffeExecutor
 from int8calib.caffe.engine.run import Net
-from int8calib.caffe.layers.registry import has_type
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import shape_advice
 from int8calib.caffe.network.layer_shapes import top_shapes
@@ -22,13 +21,18 @@ from int8calib.ncnn.param import HINTS, NcnnLayer, blob_readers
 from int8calib.ncnn.sound import check_graph
 from int8calib.ncnn.translate.context import Translation, Translator
 from int8calib.ncnn.translate.layers import families  # noqa: F401
-from int8calib.ncnn.translate.options import PREFIX
+from int8calib.ncnn.translate.layers.registry import OWN
 from int8calib.ncnn.translate.pointwise import POINTWISE
 from int8calib.ncnn.translate.shaping import SHAPING, own
 from int8calib.ncnn.translate.weighted import WEIGHTED
 
 TRANSLATORS: Mapping[str, Translator] = {**WEIGHTED, **SHAPING, **POINTWISE}
 """How each ncnn type becomes layers of the engine, where its own function is not all."""
+
+
+def translated_types() -> list[str]:
+    """The ncnn types that run in numpy, sorted without regard to case."""
+    return sorted({"Input", *TRANSLATORS, *OWN}, key=str.lower)
 
 
 class TranslatedExecutor(CaffeExecutor):
@@ -225,7 +229,7 @@ def _translated(
     try:
         if translator is not None:
             translator(t)
-        elif has_type(PREFIX + layer.type):
+        elif layer.type in OWN:
             own(t)
         else:
             raise UnsupportedLayerError("the numpy engine has no such layer")

@@ -195,7 +195,7 @@ def _same_padding_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shap
     return [tuple(size + begin + end for size, (begin, end) in sizes)]
 
 
-@ncnn_layer(SAME_PADDING, shape=_same_padding_shape)
+@ncnn_layer(SAME_PADDING, shape=_same_padding_shape, part=True)
 def same_padding_layer(
     options: Options, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:
@@ -229,7 +229,7 @@ def _output_cut_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]
     return [(*bottoms[0][:2], rows.stop - rows.start, columns.stop - columns.start)]
 
 
-@ncnn_layer(OUTPUT_CUT, shape=_output_cut_shape)
+@ncnn_layer(OUTPUT_CUT, shape=_output_cut_shape, part=True)
 def output_cut(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
     """The middle of the bottom, of the size given. Source: ncnn's deconvolution.cpp."""
     rows, columns = _cut_to(options, bottoms[0].shape)

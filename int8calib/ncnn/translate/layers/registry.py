@@ -19,8 +19,17 @@ Run: TypeAlias = Callable[[Options, Sequence[Array], Sequence[Array]], Sequence[
 ShapeRule: TypeAlias = Callable[[Options, Sequence[Shape]], Sequence[Shape]]
 
 
+OWN: set[str] = set()
+"""The ncnn types that have functions of their own."""
+
+
 def ncnn_layer(
-    name: str, *, shape: ShapeRule, weights: ShapeRule | None = None, view: bool = False
+    name: str,
+    *,
+    shape: ShapeRule,
+    weights: ShapeRule | None = None,
+    view: bool = False,
+    part: bool = False,
 ) -> Callable[[Run], Run]:
     """Register a function as the ncnn layer type `name`.
 
@@ -30,6 +39,8 @@ def ncnn_layer(
         The ncnn type; the engine knows it as ``ncnn.<name>``.
     shape, weights, view
         As in the engine's `LayerType`, with `Options` for parameters.
+    part
+        Whether it is a part of what an ncnn layer does, and no type of ncnn's.
 
     Returns
     -------
@@ -52,6 +63,8 @@ def ncnn_layer(
             internal=True,
         )
         add_type(kind, replace=True)
+        if not part:
+            OWN.add(name)
         return run
 
     return add
