@@ -82,32 +82,29 @@ def level_sums(weights: Array, scales: Array) -> NDArray[np.float64]:
 def _winograd_limits(weights: Array) -> Array:
     """The scale of the most whole levels up to a row's absmax with which int8 winograd is safe.
 
-    `weights` (rows, outputs, values). A larger scale never makes a smaller sum of |levels|.
+    `weights` (rows, outputs, values). A larger scale never makes a larger level smaller, so the
+    most levels are searched by halving, in all rows at once.
     """
     limits = np.full(len(weights), np.inf, np.float32)
     if weights.shape[2] * LEVELS <= WINOGRAD_ROW_SUM:
         return limits
-    for index, row in enumerate(weights):
-        absmax = np.abs(row).max()
-        if absmax > 0:
-            limits[index] = np.float32(_safe_levels(row[None], absmax)) / absmax
-    return limits
+    absmax = np.abs(weights).max(axis=(1, 2))
+    alive = np.flatnonzero(absmax > 0)
+    rows, largest = weights[alive], absmax[alive]
 
+    def fit(levels: NDArray[np.int64], of: slice | NDArray[np.bool_]) -> NDArray[np.bool_]:
+        scales = levels.astype(np.float32) / largest[of]
+        return level_sums(rows[of], scales) <= WINOGRAD_ROW_SUM
 
-def _safe_levels(weights: Array, absmax: np.float32) -> int:
-    """How many levels up to `absmax` one row (1, outputs, values) may have, at least one."""
-
-    def fit(levels: int) -> bool:
-        scale = np.float32(levels) / absmax
-        return bool(level_sums(weights, scale[None])[0] <= WINOGRAD_ROW_SUM)
-
-    low, high = 1, _MOST_LEVELS
-    if fit(high):
-        return high
-    while high - low > 1:
+    low, high = np.ones(len(alive), np.int64), np.full(len(alive), _MOST_LEVELS)
+    low[fit(high, slice(None))] = _MOST_LEVELS
+    while (left := high - low > 1).any():
         middle = (low + high) // 2
-        low, high = (middle, high) if fit(middle) else (low, middle)
-    return low
+        fits = fit(middle[left], left)
+        low[left] = np.where(fits, middle[left], low[left])
+        high[left] = np.where(fits, high[left], middle[left])
+    limits[alive] = low.astype(np.float32) / largest
+    return limits
 
 
 def _mse_clips(rows: Array, levels: int) -> Array:

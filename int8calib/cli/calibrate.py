@@ -70,8 +70,6 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate and write the table, its report and its options."""
     from int8calib.caffe.engine.run import Net
     from int8calib.calibration.pipeline import run_job
-    from int8calib.rounding.levels import round_weights
-    from int8calib.rounding.sampler import ColumnSampler
 
     started = time.perf_counter()
     console = Console(read_options(MessageOptions, args), stdout_taken=is_stdout(args.output))
@@ -98,7 +96,12 @@ def run(args: argparse.Namespace) -> int:
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     checkpoint = long_run.open({**fingerprint, **batches.order()})
-    sampler = ColumnSampler(job.layers, len(batches)) if second_order else None
+    sampler = None
+    if second_order:
+        from int8calib.rounding.levels import round_weights
+        from int8calib.rounding.sampler import ColumnSampler
+
+        sampler = ColumnSampler(job.layers, len(batches))
     with console.progress() as progress:
         done = run_job(
             job if sampler is None else replace(job, executor=sampler.watch(job.executor)),

@@ -243,12 +243,14 @@ class NcnnFiles:
 
         What is written of a network made of an ncnn model is that model with other weights.
         """
+        if not self.paths:
+            return
         from int8calib.caffe.engine.run import Net
         from int8calib.ncnn.translate.network import TranslatedNet
 
         if isinstance(net, TranslatedNet):
             self._model = net.model
-        elif self.paths and isinstance(net, Net):
+        elif isinstance(net, Net):
             self._convert(net)
 
     def _convert(self, net: Net) -> NcnnModel:
@@ -272,13 +274,13 @@ class NcnnFiles:
 
         `rounded`: weights that are levels already; `winograd`: whether ncnn may run by it.
         """
+        if not self.paths:
+            return {}, ()
         from int8calib.caffe.engine.run import Net
         from int8calib.ncnn.convert.deploy import NcnnPair, converted_pair, int8_model
         from int8calib.ncnn.model import encode_model
         from int8calib.ncnn.translate.back import with_weights
 
-        if not self.paths:
-            return {}, ()
         if isinstance(net, Net) and self._model is not None:
             changed = with_weights(self._model, net.graph)
             pair = NcnnPair(changed, int8_model(changed, table, rounded, winograd=winograd))
