@@ -16,7 +16,7 @@ from int8calib.caffe.network.quantized import QuantizedLayer
 from int8calib.calibration.scales import Grid
 from int8calib.ncnn.rounded import RoundedWeights
 from int8calib.rounding.sampler import ColumnSampler
-from int8calib.rounding.samples import layer_matrices
+from int8calib.rounding.samples import layer_matrices, second_moment
 from int8calib.rounding.weights import (
     best_levels,
     input_parts,
@@ -96,11 +96,12 @@ def _rounded(
     known = np.asarray(rows.weight_scales, np.float32)
     scales = np.broadcast_to(known[:, None] if group > 1 else known[None], (group, outputs))
     quantized = quantize_dequantize(columns, rows.bottom_scale)
-    parts = input_parts(weights, columns, quantized)
     levels = np.concatenate(
         [
-            best_levels(weights[:, :, part], scales, given.second, grid.qmax)
-            for part, given in parts
+            best_levels(
+                weights[:, :, part], scales, second_moment(quantized[:, part]), grid.qmax, sweeps=0
+            )
+            for part in input_parts(weights.shape[2])
         ],
         axis=2,
     )

@@ -19,8 +19,8 @@ from int8calib.calibration.statistics.collect import image_checksums
 from int8calib.rounding.samples import SampledPositions, layer_matrices
 from int8calib.workers import Batch
 
-COLUMNS = 4096
-"""Columns of a layer in all, or twice its inputs if these are more."""
+COLUMNS = (1024, 4096)
+"""Fewest columns of a layer in all, and how many four for each input may become at most."""
 IMAGES = 64
 """Images that give columns, of twice as many and more."""
 MAX_BYTES = 512 << 20
@@ -36,7 +36,10 @@ class ColumnSampler:
         self._by_blob: dict[str, list[tuple[QuantizedLayer, int]]] = {}
         self._columns: dict[str, dict[int, Array]] = {layer.name: {} for layer in layers}
         sizes = {layer.name: layer_matrices(layer).weights.shape for layer in layers}
-        wanted = {name: max(COLUMNS, 2 * shape[2]) for name, shape in sizes.items()}
+        wanted = {
+            name: max(min(max(COLUMNS[0], 4 * shape[2]), COLUMNS[1]), 2 * shape[2])
+            for name, shape in sizes.items()
+        }
         needed = sum(4 * s[0] * s[2] * wanted[name] for name, s in sizes.items())
         share = min(1.0, MAX_BYTES / needed)
         sampled = max(1, images // self._every)

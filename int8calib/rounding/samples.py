@@ -143,6 +143,15 @@ class Moments:
         return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
 
 
+def second_moment(columns: Array) -> Array:
+    """Return `Moments.second` of columns (G, K, n), without the other moments."""
+    count = columns.shape[2]
+    mean = columns.mean(axis=2)
+    products = mean[:, :, None] * mean[:, None, :]
+    covariance = np.matmul(columns, columns.transpose(0, 2, 1)) / np.float32(count) - products
+    return _shrunk(covariance, count) + products
+
+
 def moments(float_columns: Array, int8_columns: Array) -> Moments:
     """Return the moments of INT8 columns (G, K, n) and of the float ones they stand for."""
     count = int8_columns.shape[2]

@@ -42,7 +42,7 @@ def best_levels(
     """
     plain = nearest(weights, scales, qmax)
     levels = _better(plain, _gptq(weights, scales, moment, qmax), weights, scales, moment)
-    if levels.size * levels.shape[2] > MAX_DESCENT:
+    if not sweeps or levels.size * levels.shape[2] > MAX_DESCENT:
         return levels
     moved = _descend(levels, weights, scales, moment, qmax, sweeps)
     return _better(levels, moved, weights, scales, moment)
@@ -87,33 +87,43 @@ def _better(a: Array, b: Array, weights: Array, scales: Array, moment: Array) ->
 
 
 def _gptq(weights: Array, scales: Array, moment: Array, qmax: int) -> Array:
-    """Round column by column, the strongest first, and correct those that are still to come."""
-    order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1)
+    """Round column by column, the strongest first, each so that it makes good those before it.
+
+    With H = L L', the error d' H d is the sum of squares of L'd, of which entry k depends on d_k
+    and on those behind it alone: from the last column on, each entry is made as small as rounding
+    allows. That is GPTQ without an inverse (Babai's nearest plane; Chen et al. 2025,
+    arXiv:2507.18553).
+    """
+    order = np.argsort(np.diagonal(moment, axis1=1, axis2=2), axis=1)
     sorted_moment = np.take_along_axis(
         np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2
     )
-    upper = _inverse_factor(sorted_moment)
-    left = np.take_along_axis(weights, order[:, None, :], 2).copy()
-    levels = np.empty_like(left)
-    size = left.shape[2]
-    for start in range(0, size, BLOCK):
-        stop = min(start + BLOCK, size)
-        errors = np.empty((*left.shape[:2], stop - start), np.float32)
-        for k in range(start, stop):
-            column = left[:, :, k]
-            levels[:, :, k] = nearest(column[:, :, None], scales, qmax)[:, :, 0]
-            error = (column - levels[:, :, k] / scales) / upper[:, k, k][:, None]
-            left[:, :, k + 1 : stop] -= error[:, :, None] * upper[:, None, k, k + 1 : stop]
-            errors[:, :, k - start] = error
-        left[:, :, stop:] -= np.matmul(errors, upper[:, start:stop, stop:])
+    lower = _factor(_damped(sorted_moment, DAMPING))
+    steps = lower / np.diagonal(lower, axis1=1, axis2=2)[:, None, :]
+    wanted = np.take_along_axis(weights, order[:, None, :], 2)
+    levels, off = np.empty_like(wanted), np.empty_like(wanted)
+    size = wanted.shape[2]
+    for stop in range(size, 0, -BLOCK):
+        start = max(0, stop - BLOCK)
+        behind = np.matmul(off[:, :, stop:], steps[:, stop:, start:stop])
+        for k in range(stop - 1, start - 1, -1):
+            shift = behind[:, :, k - start]
+            if k + 1 < stop:
+                inner = steps[:, k + 1 : stop, k, None]
+                shift = shift + np.matmul(off[:, :, k + 1 : stop], inner)[:, :, 0]
+            target = wanted[:, :, k] - shift
+            levels[:, :, k] = np.clip(np.rint(target * scales), -qmax, qmax)
+            off[:, :, k] = levels[:, :, k] / scales - wanted[:, :, k]
     back = np.argsort(order, axis=1)
     return np.take_along_axis(levels, back[:, None, :], 2)
 
 
-def _inverse_factor(moment: Array) -> Array:
-    """The upper triangular U with U'U = (H + damping)^-1."""
-    inverse = np.linalg.inv(_damped(moment, DAMPING))
-    return np.ascontiguousarray(np.linalg.cholesky(inverse).transpose(0, 2, 1), np.float32)
+def _factor(moment: NDArray[np.float64]) -> Array:
+    """The lower triangular L with LL' = H; in float32 where that is enough."""
+    try:
+        return np.asarray(np.linalg.cholesky(moment.astype(np.float32)), np.float32)
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.cholesky(moment), np.float32)
 
 
 def _descend(
@@ -201,7 +211,7 @@ def solve_scales(
     grid
         What weights may become.
     """
-    parts = input_parts(matrices.weights, float_columns, int8_columns)
+    parts = _parts(matrices.weights, float_columns, int8_columns)
     return WeightSolution(_table_rows(_best_scales(matrices.weights, parts, grid)), None, None)
 
 
@@ -216,7 +226,7 @@ def solve_weights(
 
     Parameters as in `solve_scales`; `changes` says what may change.
     """
-    parts = input_parts(matrices.weights, float_columns, int8_columns)
+    parts = _parts(matrices.weights, float_columns, int8_columns)
     target = matrices.weights
     if changes.refit:
         target = np.concatenate(
@@ -247,9 +257,11 @@ def steady_error(
     """
     count = float_columns.shape[2]
     chunks = min(CHUNKS, count)
-    edges = np.linspace(0, count, chunks + 1).astype(int)[:-1]
-    sizes = np.diff([*edges, count])
-    x, z = (np.add.reduceat(c, edges, axis=2) / sizes for c in (float_columns, int8_columns))
+    edges = np.linspace(0, count, chunks + 1).astype(int)
+    shares = np.zeros((count, chunks), np.float32)
+    for i, (a, b) in enumerate(pairwise(edges.tolist())):
+        shares[a:b, i] = 1 / (b - a)
+    x, z = (np.matmul(c, shares) for c in (float_columns, int8_columns))
     errors = np.matmul(weights, x) - np.matmul(changed, z)
     mean = errors.mean(axis=2)
     doubt = errors.var(axis=2, ddof=1) / chunks if chunks > 1 else np.square(mean)
@@ -261,13 +273,19 @@ _Parts = list[tuple[slice, Moments]]
 """Parts of a layer's inputs, each with the moments of its columns."""
 
 
-def input_parts(weights: Array, float_columns: Array, int8_columns: Array) -> _Parts:
-    """Cut the inputs into parts of at most MAX_INPUTS."""
-    size = weights.shape[2]
+def _parts(weights: Array, float_columns: Array, int8_columns: Array) -> _Parts:
+    """The parts of a layer's inputs with the moments of their columns."""
+    return [
+        (part, moments(float_columns[:, part], int8_columns[:, part]))
+        for part in input_parts(weights.shape[2])
+    ]
+
+
+def input_parts(size: int) -> list[slice]:
+    """Cut so many inputs into parts of at most MAX_INPUTS."""
     count = -(-size // MAX_INPUTS)
     edges = np.linspace(0, size, count + 1).astype(int).tolist()
-    parts = [slice(a, b) for a, b in pairwise(edges)]
-    return [(part, moments(float_columns[:, part], int8_columns[:, part])) for part in parts]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _best_scales(weights: Array, parts: _Parts, grid: Grid) -> Array:
