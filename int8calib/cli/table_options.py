@@ -28,8 +28,8 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
     "tensorrt": ("--method=kl-tensorrt", "--winograd=off", "--no-fold-bn", "--format=tensorrt"),
 }
 """What `--like TOOL` means, besides what all of these tools have in common."""
-ALL_PRESETS = ("--input-method=same", "--grouped=int8")
-"""Input blobs are treated as any other, and every layer with weights is quantized."""
+ALL_PRESETS = ("--input-method=same", "--grouped=int8", "--exact")
+"""Input blobs are treated as any other, every layer with weights is quantized, images run twice."""
 
 
 def add_table_arguments(group: Any) -> None:

@@ -93,7 +93,7 @@ def test_a_preset_is_what_is_not_given_otherwise(tmp_path: Path, name: str) -> N
     words = ("--proto=p", "--model=m", "--images=y", "--output=o", "--like", name)
     plain, given = parsed(*words[:-2]), parsed(*words)
     changed = {key for key in plain if plain[key] != given[key]}
-    always = {"like", "method", "input_method", "grouped", "winograd"}
+    always = {"like", "method", "input_method", "grouped", "winograd", "exact"}
     more = {"ncnn2table": set(), "tool": {"fold_bn", "format"}}
     assert changed == always | more.get(name, {"fold_bn", "format"})
     config = tmp_path / "c.toml"
