@@ -32,7 +32,7 @@ def two(tmp_path: Path) -> list[str]:
         (["--param", "two.param", "--bin", "two.param"], "ends within"),
         (
             ["--param", "two.param", "--bin", "two.bin", "--input-shape", "c=1,3,2,2"],
-            "for 'c', but the inputs are 'a', 'b'",
+            "'c' is no input; the inputs are a, b",
         ),
         (["--param", "two.param", "--bin", "two.bin", "--ignore-field", "x"], "--ignore-field"),
         (["--param", "two.param", "--bin", "two.bin", "--images", "a=a.npy"], "input 'b'"),

@@ -102,24 +102,25 @@ def load_ncnn(
     _refuse_no_numbers(model, os.fspath(weights))
     model = optimized(model) if optimize else model
     if engine != "runtime":
-        net = _translated(model, input_shapes, required=engine == "numpy")
-        if net is not None:
+        try:
+            net = translate_model(model, input_shapes)
+            reason = next(iter(obstacles(net)), "")
+        except ShapeError as error:
+            if engine == "numpy":
+                raise
+            reason = str(error)
+        if engine == "numpy" or not reason:
             return net
-        import_ncnn()
+        _need_runtime(reason)
     return NcnnNet(model, input_shapes=input_shapes, threads=threads)
 
 
-def _translated(
-    model: NcnnModel, input_shapes: Mapping[str, Shape] | None, *, required: bool
-) -> TranslatedNet | None:
-    """The network in numpy; None where not all of it runs there and it is not `required`."""
+def _need_runtime(reason: str) -> None:
+    """Raise `OptionError` that says why the model needs the package `ncnn`, where it is missing."""
     try:
-        net = translate_model(model, input_shapes)
-    except ShapeError:
-        if required:
-            raise
-        return None
-    return None if obstacles(net) and not required else net
+        import_ncnn()
+    except OptionError as error:
+        raise OptionError(f"{reason}; so the model would run in ncnn itself, but {error}") from None
 
 
 def _refuse_no_numbers(model: NcnnModel, source: str) -> None:

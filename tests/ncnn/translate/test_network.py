@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import int8calib
 from int8calib.caffe.engine.run import load_caffe
 from int8calib.caffe.network.shapes import reach
 from int8calib.errors import ModelFileError, OptionError, ShapeError
 from int8calib.ncnn.convert.network import convert_network
-from int8calib.ncnn.model import NcnnModel, load_model
+from int8calib.ncnn.model import NcnnModel, load_model, save_model
 from int8calib.ncnn.optimize import optimize_model
 from int8calib.ncnn.param import parse_param
-from int8calib.ncnn.translate.network import obstacles, translate_model
+from int8calib.ncnn.translate.network import TranslatedNet, obstacles, translate_model
 from tests.conftest import SHARED
 from tests.ncnn.runtime import run_blobs
 
@@ -168,3 +170,26 @@ def test_a_constant_takes_part_for_each_image(tmp_path: Path) -> None:
     for image, own in zip(images, found, strict=True):
         (expected,) = run_blobs(model.layers, {"in": image}, ["out"], folder=tmp_path)
         assert deviation(own, expected) < TOLERANCE
+
+
+def test_the_engine_is_numpy_where_every_layer_has_an_equivalent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tmp_path / "net.param", tmp_path / "net.bin"
+
+    def written(*lines: str) -> tuple[Path, Path]:
+        save_model(parsed("Input in 0 1 in 0=13 1=11 2=7", *lines).layers, *files)
+        return files
+
+    relu, warp = "ReLU relu 1 1 in a", "CumulativeSum sum 1 1 a out 0=1"
+    assert isinstance(int8calib.load_ncnn(*written(relu)), TranslatedNet)
+    partly = int8calib.load_ncnn(*written(relu, warp), engine="numpy")
+    assert len(obstacles(partly)) == 1
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    with pytest.raises(
+        OptionError, match=r"CumulativeSum: .* in ncnn itself, but the package ncnn"
+    ):
+        int8calib.load_ncnn(*files)
+    monkeypatch.undo()
+    pytest.importorskip("ncnn")
+    assert isinstance(int8calib.load_ncnn(*files), int8calib.NcnnNet)
