@@ -258,7 +258,7 @@ def _run_warnings(
     statistics: Statistics, evidence: Mapping[str, BottomEvidence], bottoms: Iterable[str]
 ) -> list[str]:
     warnings = []
-    if statistics.images < FEW_IMAGES:
+    if statistics.images < FEW_IMAGES and evidence:
         warnings.append(
             f"few images: {statistics.images}; thresholds settle from about {FEW_IMAGES} on"
         )

@@ -36,6 +36,7 @@ from int8calib.cli.outputs import (
     TableFiles,
     add_ncnn_argument,
     calibration_texts,
+    counted,
     is_stdout,
     show_calibration,
 )
@@ -134,9 +135,9 @@ def run(args: argparse.Namespace) -> int:
     if checkpoint is not None:
         checkpoint.remove()
     show_calibration(console, done)
-    images, seconds = done.statistics.images, time.perf_counter() - started
+    seconds = time.perf_counter() - started
     console.say(
-        f"{args.output}: {len(done.table.layers)} layers from {images} images in {seconds:.1f} s"
+        f"{args.output}: {counted(done)} in {seconds:.1f} s"
         f"{files.told({'.json': 'report', '.toml': 'options'})}"
     )
     models.tell(console, notes)

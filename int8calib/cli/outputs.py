@@ -192,6 +192,19 @@ def report_text(table: CalibrationTable, notes: Sequence[str] = ()) -> str:
     return get_format("json").write(replace(table, meta=meta))
 
 
+def counted(done: Calibration) -> str:
+    """Say how many layers a table makes INT8, and from how many images."""
+    from int8calib.calibration.selection import row_owner
+
+    table = done.table
+    alone = len({row_owner(key) for key in table.weight_rows})
+    rows = f"{alone} with weight rows only" if alone else ""
+    if not table.layers and rows:
+        return f"layers: {rows}, which depend on no images"
+    more = f", and {rows}," if rows else ""
+    return f"{len(table.layers)} layers{more} from {done.statistics.images} images"
+
+
 def show_calibration(console: Console, done: Calibration) -> None:
     """Show the scale of each layer and the warnings."""
     rows = []
@@ -212,7 +225,8 @@ def show_calibration(console: Console, done: Calibration) -> None:
             )
         )
     columns = ("layer", "absmax", "threshold", "± %", "scale", "clipped %", "bottom", "method")
-    console.table("Bottom scales", columns, rows)
+    if rows:
+        console.table("Bottom scales", columns, rows)
     stability = done.table.meta["stability"]
     if stability is not None:
         console.say(

@@ -10,7 +10,13 @@ import argparse
 
 from int8calib.cli.console import Console
 from int8calib.cli.options import MessageOptions, read_options
-from int8calib.cli.outputs import TableFiles, calibration_texts, is_stdout, show_calibration
+from int8calib.cli.outputs import (
+    TableFiles,
+    calibration_texts,
+    counted,
+    is_stdout,
+    show_calibration,
+)
 from int8calib.cli.table_options import BY_BLOB, TableOptions, add_choice_arguments
 from int8calib.errors import StatisticsError
 
@@ -60,8 +66,5 @@ def run(args: argparse.Namespace) -> int:
     table, report = calibration_texts(args.format, done, stored.layers, options)
     files.write(table, {".json": report})
     show_calibration(console, done)
-    console.say(
-        f"{args.output}: {len(done.table.layers)} layers from {statistics.images} images"
-        f"{files.told({'.json': 'report'})}"
-    )
+    console.say(f"{args.output}: {counted(done)}{files.told({'.json': 'report'})}")
     return 0

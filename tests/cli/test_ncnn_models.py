@@ -116,6 +116,22 @@ def test_statistics_keep_the_weight_rows(tmp_path: Path) -> None:
     ]
 
 
+def test_a_model_of_weight_rows_alone_needs_no_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = sequence_model("MultiHeadAttention").layers[:2]
+    save_model(layers, tmp_path / "m.param", tmp_path / "m.bin")
+    np.save(tmp_path / "x.npy", np.ones((7, 16), np.float32))
+    words = [*files(tmp_path / "m.param", tmp_path / "m.bin"), "--output", str(tmp_path / "t")]
+    words += ["--engine", "runtime", "--images", str(tmp_path / "x.npy")]
+    assert main(["calibrate", *words]) == 0
+    shown = capsys.readouterr()
+    assert "t: layers: 1 with weight rows only, which depend on no images" in shown.err
+    assert shown.out == ""
+    assert "warning" not in shown.err
+    assert len((tmp_path / "t").read_text().splitlines()) == 4
+
+
 def test_figures_are_those_of_the_two_models_in_ncnn(
     two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
