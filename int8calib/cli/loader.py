@@ -74,10 +74,15 @@ class ImageLoader:
     ) -> tuple[ImageSource, Preprocess | tuple[int, ...]]:
         from int8calib.images import open_source
 
-        source = open_source(
-            where, limit=options.limit, shuffle=options.shuffle, seed=options.seed, blob=name
-        )
         shape = tuple(net.input_shapes[name][1:])
+        source = open_source(
+            where,
+            limit=options.limit,
+            shuffle=options.shuffle,
+            seed=options.seed,
+            blob=name,
+            axes=2 if len(shape) == 2 else None,
+        )
         if source.preprocessed:
             return source, _array_shape(shape, source)
         if 0 in shape or not shape:

@@ -120,6 +120,7 @@ def open_source(
     seed: int = 0,
     recursive: bool = True,
     blob: str | None = None,
+    axes: int | None = None,
 ) -> ImageSource:
     """Open the calibration inputs that `where` means.
 
@@ -134,7 +135,8 @@ def open_source(
         - arrays that are preprocessed already: a .npy file (read row by row), an .npz file (held
           in memory; of several arrays the one named `blob`), a folder of .npy files, or an array.
           One of 4 axes is a stack (N, C, H, W), one of 3 a single (C, H, W); one of 2 axes is a
-          stack of vectors (for inputs such as im_info), one of 1 a single vector
+          stack of vectors (for inputs such as im_info), one of 1 a single vector; `axes` says it
+          otherwise
     limit
         Keep the first so many.
     shuffle, seed
@@ -143,6 +145,8 @@ def open_source(
         Whether folders are searched with their subfolders.
     blob
         The input blob's name, for .npz files.
+    axes
+        How many axes one input has, where arrays are of another kind, such as 2 for sequences.
 
     Raises
     ------
@@ -155,12 +159,12 @@ def open_source(
         raise OptionError(f"the limit on the number of images is {limit}; it must be at least 1")
     if isinstance(where, np.ndarray):
         check_dtype("array", where.dtype)
-        return _Arrays(_pick(_rows("array", where, where.shape), limit, shuffle, seed))
+        return _Arrays(_pick(_rows("array", where, where.shape, axes), limit, shuffle, seed))
     files = find_inputs(where, recursive=recursive)
     if not files.arrays:
         entries = _pick(files.entries, limit, shuffle, seed)
         return _ImageFiles(entries, files.skipped, files.problems)
-    items = [item for entry in files.entries for item in _stored_rows(entry, blob)]
+    items = [item for entry in files.entries for item in _stored_rows(entry, blob, axes)]
     return _Arrays(_pick(items, limit, shuffle, seed), files.skipped, files.problems)
 
 
@@ -172,11 +176,11 @@ def _pick(items: list[Any], limit: int | None, shuffle: bool, seed: int) -> list
     return items[:limit]
 
 
-def _stored_rows(entry: Entry, blob: str | None) -> list[_Item]:
+def _stored_rows(entry: Entry, blob: str | None, axes: int | None) -> list[_Item]:
     """The blobs of one .npy or .npz file."""
     if entry.path.suffix.lower() == ".npz":
         array = read_npz(entry.path, blob)
-        return _rows(entry.name, array, array.shape)
+        return _rows(entry.name, array, array.shape, axes)
     if entry.missing:
         return [_Item(entry.name, entry.missing, None)]
     try:
@@ -184,16 +188,20 @@ def _stored_rows(entry: Entry, blob: str | None) -> list[_Item]:
     except UnreadableImageError as error:
         # Reported and skipped in its turn, as a damaged image is.
         return [_Item(entry.name, str(error), None)]
-    return _rows(entry.name, stored, stored.header.shape)
+    return _rows(entry.name, stored, stored.header.shape, axes)
 
 
-def _rows(name: str, array: NDArray[Any] | NpyFile, shape: tuple[int, ...]) -> list[_Item]:
-    if len(shape) in (1, 3):
+def _rows(
+    name: str, array: NDArray[Any] | NpyFile, shape: tuple[int, ...], axes: int | None
+) -> list[_Item]:
+    single, stack = ((1, 3), (2, 4)) if axes is None else ((axes,), (axes + 1,))
+    if len(shape) in single:
         return [_Item(name, array, None)]
-    if len(shape) not in (2, 4):
-        raise ImageError(
-            f"{name}: has the shape {shape}; expected (N, C, H, W), (C, H, W), (N, K) or (K,)"
-        )
+    if len(shape) not in stack:
+        expected = "(N, C, H, W), (C, H, W), (N, K) or (K,)"
+        if axes is not None:
+            expected = f"{axes} axes, or {axes + 1} for a stack"
+        raise ImageError(f"{name}: has the shape {shape}; expected {expected}")
     if shape[0] > MAX_INPUTS:
         raise ImageError(f"{name}: holds {shape[0]} inputs; at most {MAX_INPUTS} are taken")
     return [_Item(f"{name}[{row}]", array, row) for row in range(shape[0])]

@@ -99,11 +99,10 @@ def test_pictures_fill_the_input(shared: Path, tmp_path: Path) -> None:
 
 
 def test_statistics_keep_the_weight_rows(tmp_path: Path) -> None:
+    """Sequences of two lengths, in a folder; the widths of fc's blob tell that they arrived whole."""
     save_model(sequence_model("GRU").layers, tmp_path / "g.param", tmp_path / "g.bin")
-    arrays = write_arrays(tmp_path / "x", [batch["in0"][0] for batch in sequences("GRU", 9, 3)])
-    np.save(tmp_path / "x.npy", np.zeros(1))
-    stacked = [batch["in0"] for batch in sequences("GRU", 9, 3)]
-    assert stacked[0].shape == (1, 7, 16)
+    given = [batch["in0"][0] for batch in sequences("GRU", 9, 3)]
+    arrays = write_arrays(tmp_path / "x", [*given[:5], *(array[:4] for array in given[5:])])
     words = [*files(tmp_path / "g.param", tmp_path / "g.bin"), "--images", arrays, "--quiet"]
     assert main(["calibrate", *words, "--output", str(tmp_path / "a.table")]) == 0
     assert main(["collect", *words, "--output", str(tmp_path / "s.npz")]) == 0
@@ -114,6 +113,14 @@ def test_statistics_keep_the_weight_rows(tmp_path: Path) -> None:
     assert [line.split()[0] for line in text.splitlines()] == [
         *("fc_param_0", "fc", "first_param_0", "first_param_1")
     ]
+    report = json.loads((tmp_path / "a.table.json").read_text())
+    assert report["meta"]["images"] == 9
+    hidden = [
+        run_blobs(sequence_model("GRU").layers, {"in0": array}, ["hidden"], folder=tmp_path)[0]
+        for array in [*given[:5], *(array[:4] for array in given[5:])]
+    ]
+    absmax = max(float(np.abs(top).max()) for top in hidden)
+    assert report["layers"][0]["evidence"]["absmax"] == pytest.approx(absmax, rel=1e-6)
 
 
 def test_a_model_of_weight_rows_alone_needs_no_images(
@@ -121,7 +128,7 @@ def test_a_model_of_weight_rows_alone_needs_no_images(
 ) -> None:
     layers = sequence_model("MultiHeadAttention").layers[:2]
     save_model(layers, tmp_path / "m.param", tmp_path / "m.bin")
-    np.save(tmp_path / "x.npy", np.ones((7, 16), np.float32))
+    np.save(tmp_path / "x.npy", np.ones((3, 7, 16), np.float32))
     words = [*files(tmp_path / "m.param", tmp_path / "m.bin"), "--output", str(tmp_path / "t")]
     words += ["--engine", "runtime", "--images", str(tmp_path / "x.npy")]
     assert main(["calibrate", *words]) == 0

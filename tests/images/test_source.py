@@ -265,3 +265,16 @@ def test_real_folder(shared: Path) -> None:
     expected = cv2.imread(str(shared / "images" / "imagenet_300" / source.names[7]))
     np.testing.assert_array_equal(source.load(7), expected)
     assert len(open_source(shared / "images", limit=11)) == 11
+
+
+def test_the_axes_of_one_input_can_be_told(tmp_path: Path) -> None:
+    array = np.arange(2 * 5 * 3, dtype=np.float32).reshape(2, 5, 3)
+    np.save(tmp_path / "stack.npy", array)
+    np.save(tmp_path / "single.npy", array[0])
+    stack, single = (open_source(tmp_path / f"{name}.npy", axes=2) for name in ("stack", "single"))
+    assert (len(stack), len(single)) == (2, 1)
+    np.testing.assert_array_equal(stack.load(1), array[1])
+    np.testing.assert_array_equal(single.load(0), array[0])
+    assert len(open_source(tmp_path / "single.npy")) == 5
+    with pytest.raises(ImageError, match=r"has the shape \(2, 5, 3\); expected 1 axes, or 2"):
+        open_source(tmp_path / "stack.npy", axes=1)

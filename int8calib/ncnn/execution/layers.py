@@ -76,7 +76,19 @@ def _shape_read(layers: Sequence[NcnnLayer], origins: Mapping[str, str], blob: s
             return (1, channels, 0, 0)
         if layer.type in ("BatchNorm", "Scale", "PReLU") and layer.integer(0) > 1:
             return (1, layer.integer(0), 0, 0)
+        if layer.type == "Embed":
+            return (1, 0)
+        if row_counts(layer):
+            return (1, 0, _width(layer))
     return ()
+
+
+def _width(layer: NcnnLayer) -> int:
+    """How long the vectors of a sequence are that RNN, LSTM, GRU or MultiHeadAttention reads."""
+    if layer.type == "MultiHeadAttention":
+        return layer.integer(2) // max(layer.integer(0), 1)
+    rows = row_counts(layer)[0]
+    return layer.integer(1) // max(rows, 1)
 
 
 def _size(layer: NcnnLayer, key: int) -> int:

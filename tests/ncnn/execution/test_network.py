@@ -218,6 +218,9 @@ def test_input_shapes_come_from_the_file_or_from_what_reads_them(shared: Path) -
         "realesr-animevideov3-x2": {"data": (1, 3, 0, 0)},
         "waifu2x_cunet_noise0": {"Input1": (1, 3, 312, 312)},
     }
+    sequence = {kind: NcnnNet(sequence_model(kind)).input_shapes["in0"] for kind in SEQUENCE}
+    assert sequence.pop("Embed") == (1, 0)
+    assert set(sequence.values()) == {(1, 0, 16)}
     net = NcnnNet(two_inputs(), input_shapes={"b": (1, 3, 5, 7)})
     assert net.input_shapes == {"a": (1, 3, 11, 13), "b": (1, 3, 5, 7)}
     with pytest.raises(OptionError, match=r"two.param: 'c' is no input; the inputs are a, b"):
