@@ -107,9 +107,9 @@ class Translation:
         if chosen is None or len(values) < chosen[1]:
             raise UnsupportedLayerError(f"activation {kind} with {list(values)} is not supported")
         blobs: dict[str, Any] = {"suffix": FUSED_ACTIVATION, "bottoms": (before,)}
-        if kind == _HARD_SWISH:
-            own = NcnnLayer("HardSwish", "", (), (), {0: values[0], 1: values[1]})
-            self.add_ncnn(layer=own, **blobs)
+        if kind in (_SIGMOID, _HARD_SWISH):
+            own = dict(enumerate(values)) if kind == _HARD_SWISH else {}
+            self.add_ncnn(layer=NcnnLayer(chosen[0], "", (), (), own), **blobs)
         else:
             self.add(chosen[0], **blobs, **chosen[2](values))
 
@@ -136,13 +136,13 @@ class Translation:
 
 Translator: TypeAlias = Callable[[Translation], None]
 
-_HARD_SWISH = 6
+_SIGMOID, _HARD_SWISH = 4, 6
 _ACTIVATIONS: Mapping[int, tuple[str, int, Callable[[Sequence[float]], dict[str, Any]]]] = {
     1: ("ReLU", 0, lambda values: {}),
     2: ("ReLU", 1, lambda values: {"relu_param": {"negative_slope": values[0]}}),
     3: ("Clip", 2, lambda values: {"clip_param": {"min": values[0], "max": values[1]}}),
-    4: ("Sigmoid", 0, lambda values: {}),
+    _SIGMOID: ("Sigmoid", 0, lambda values: {}),
     5: ("Mish", 0, lambda values: {}),
     _HARD_SWISH: ("HardSwish", 2, lambda values: {}),
 }
-"""For each activation type: Caffe's type, how many values it takes, and Caffe's parameters."""
+"""For each activation type: the layer's type, how many values it takes, and Caffe's parameters."""

@@ -39,9 +39,7 @@ def _hard_swish(t: Translation) -> None:
 POINTWISE: Mapping[str, Translator] = {
     "ReLU": _as("ReLU", _message("relu_param", negative_slope="slope")),
     "Clip": _as("Clip", _message("clip_param", min="min", max="max")),
-    "Sigmoid": _as("Sigmoid"),
     "TanH": _as("TanH"),
-    "Swish": _as("Swish"),
     "Mish": _as("Mish"),
     "HardSwish": _hard_swish,
     "ELU": _as("ELU", _message("elu_param", alpha="alpha")),

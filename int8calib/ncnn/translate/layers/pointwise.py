@@ -119,6 +119,16 @@ def unary_op(options: Options, weights: Sequence[Array], bottoms: Sequence[Array
     return [_quietly(_UNARY[_operation(options, _UNARY)], bottoms[0])]
 
 
+def sigmoid(options: Options, x: Array) -> Array:
+    """1 / (1 + exp(-x)), far below 0 too, where Caffe's is 0. Source: ncnn's sigmoid.cpp."""
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def swish(options: Options, x: Array) -> Array:
+    """x / (1 + exp(-x)). Source: ncnn's swish.cpp."""
+    return np.asarray(x / (1 + np.exp(-x)))
+
+
 def hard_sigmoid(options: Options, x: Array) -> Array:
     """alpha * x + beta, kept within 0 and 1. Source: ncnn's hardsigmoid.cpp."""
     alpha, beta = (np.float32(options.number(name)) for name in ("alpha", "beta"))
@@ -180,6 +190,8 @@ def erf(options: Options, x: Array) -> Array:
 
 
 FUNCTIONS: Mapping[str, Callable[[Options, Array], Array]] = {
+    "Sigmoid": sigmoid,
+    "Swish": swish,
     "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish,
     "GELU": gelu,
