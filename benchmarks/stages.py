@@ -40,7 +40,7 @@ class Stage:
 KL = Stage(
     "ncnn2table's kl",
     "calibrate",
-    ("--method", "kl", "--input-method", "same", "--weights", "31"),
+    ("--like", "ncnn2table"),
     alone=True,
 )
 MSE = Stage("`calibrate`, table alone", "calibrate", alone=True)

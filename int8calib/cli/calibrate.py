@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = long_run.open({**fingerprint, **batches.order()})
     sampler = None
     if second_order:
+        from int8calib.rounding.bias import depthwise_before_relu
         from int8calib.rounding.levels import round_weights
         from int8calib.rounding.sampler import ColumnSampler
 
@@ -117,7 +118,13 @@ def run(args: argparse.Namespace) -> int:
         if sampler is not None:
             grids = {layer.name: options.weights.grid(layer) for layer in job.layers}
             rounded = round_weights(
-                job.layers, done.table, sampler, grids, workers=options.workers, progress=progress
+                job.layers,
+                done.table,
+                sampler,
+                grids,
+                before_relu=depthwise_before_relu(job.executor.graph),
+                workers=options.workers,
+                progress=progress,
             )
     batches.print_skipped(console)
     contents, notes = models.contents(

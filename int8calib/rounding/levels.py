@@ -7,7 +7,7 @@ errors of rounding and clipping have in common.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from int8calib.arrays import Array
 from int8calib.caffe.network.quantized import QuantizedLayer
 from int8calib.calibration.scales import Grid
 from int8calib.ncnn.rounded import RoundedWeights
+from int8calib.rounding.bias import useful_correction
 from int8calib.rounding.sampler import ColumnSampler
 from int8calib.rounding.samples import layer_matrices, second_moment
 from int8calib.rounding.weights import (
@@ -35,6 +36,7 @@ def round_weights(
     sampler: ColumnSampler,
     grids: Mapping[str, Grid],
     *,
+    before_relu: Collection[str] = (),
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, RoundedWeights]:
@@ -50,6 +52,8 @@ def round_weights(
         Has listened to the calibration that made the table.
     grids : mapping of str to Grid
         What the weights of each layer may become.
+    before_relu : collection of str
+        Depthwise layers whose tops only a ReLU reads (`depthwise_before_relu`).
     workers : int, optional
         Layers at a time; the result does not depend on it.
     progress : callable, optional
@@ -67,7 +71,10 @@ def round_weights(
     def work(state: None, layer: QuantizedLayer) -> int:
         columns = sampler.columns(layer.name)
         if columns is not None:
-            result[layer.name] = _rounded(layer, table[layer.name], columns, grids[layer.name])
+            name = layer.name
+            result[name] = _rounded(
+                layer, table[name], columns, grids[name], before_relu=name in before_relu
+            )
         return 1
 
     with single_threaded_blas():
@@ -88,7 +95,7 @@ def _work(layer: QuantizedLayer) -> int:
 
 
 def _rounded(
-    layer: QuantizedLayer, rows: LayerScales, columns: Array, grid: Grid
+    layer: QuantizedLayer, rows: LayerScales, columns: Array, grid: Grid, *, before_relu: bool
 ) -> RoundedWeights:
     matrices = layer_matrices(layer)
     weights = matrices.weights
@@ -107,7 +114,12 @@ def _rounded(
     )
     levels = within_row_sum(levels, nearest(weights, scales, grid.qmax), grid)
     changed = np.asarray(levels / scales[:, :, None], np.float32)
-    bias = matrices.bias + steady_error(weights, changed, columns, quantized)
+    correction = steady_error(weights, changed, columns, quantized)
+    if before_relu:
+        correction = useful_correction(
+            weights, matrices.bias, changed, columns, quantized, correction
+        )
+    bias = matrices.bias + correction
     return RoundedWeights(
         levels.astype(np.int8).reshape(-1), np.asarray(bias, np.float32).reshape(-1), weights
     )

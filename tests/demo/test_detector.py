@@ -81,12 +81,13 @@ def test_the_demo_compares_float_and_int8(
     pytest.importorskip("ncnn")
     assert main(["demo", "--detection", "--output", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    in_float, in_int8 = (float(x) for x in re.findall(r"at IoU 0\.5 ([\d.]+) %", shown))
+    in_float, calibrated, tuned = (float(x) for x in re.findall(r"at IoU 0\.5 ([\d.]+) %", shown))
     assert in_float > 80
-    assert in_float - 15 < in_int8 < in_float + 3
+    assert in_float - 15 < calibrated < in_float + 3
+    assert in_float - 2 < tuned < in_float + 3
     picture = cv2.imread(str(tmp_path / "float-and-int8.png"))
     half = picture.shape[1] // 2
     assert picture.shape[0] > picture.shape[1]
     assert half > scenes.SIZE
-    for name in ("detector.param", "detector-int8.bin", "detector.table"):
+    for name in ("detector.param", "detector-int8.bin", "tuned-int8.bin", "tuned.table"):
         assert (tmp_path / name).stat().st_size > 0
