@@ -130,6 +130,8 @@ class RuntimeNet:
             For an input or blob that the model does not have, or that could not be computed.
         """
         kept, wanted = self._prepared(inputs, blobs)
+        if self._key(kept, wanted) not in self._checked:
+            self._walk(kept, wanted, None)
         extractor = self._extractor(kept)
         started = time.perf_counter()
         found = {blob: extractor.extract(blob) for blob in wanted}
@@ -158,6 +160,9 @@ class RuntimeNet:
             As `run`.
         """
         kept, wanted = self._prepared(inputs, blobs)
+        if self._key(kept, wanted) not in self._checked:
+            self._walk(kept, wanted, listener)
+            return
         extractor = self._extractor(kept)
         for blob in wanted:
             listener(blob, self._array(blob, *extractor.extract(blob)))
@@ -165,7 +170,7 @@ class RuntimeNet:
     def _prepared(
         self, inputs: Mapping[str, Array], blobs: Sequence[str]
     ) -> tuple[dict[str, Array], tuple[str, ...]]:
-        """Checked inputs, and the blobs in the order in which they are made.
+        """The inputs as ncnn takes them, and the blobs in the order in which they are made.
 
         ncnn drops a blob once its reader ran, so an earlier one must not be asked for later.
         """
@@ -173,9 +178,12 @@ class RuntimeNet:
         for blob in blobs:
             if blob not in self._place:
                 raise ModelError(f"{self._source}: blob {blob!r} is not in the model")
-        wanted = tuple(sorted(dict.fromkeys(blobs), key=self._place.__getitem__))
-        self._check_sizes(kept, wanted)
-        return kept, wanted
+        return kept, tuple(sorted(dict.fromkeys(blobs), key=self._place.__getitem__))
+
+    @staticmethod
+    def _key(inputs: Mapping[str, Array], wanted: Sequence[str]) -> tuple[object, ...]:
+        """What decides whether sizes fit: the shapes of the inputs, and how far they run."""
+        return (tuple(wanted), *((name, array.shape) for name, array in inputs.items()))
 
     def _array(self, blob: str, code: int, mat: Any) -> Array:
         """A blob that was extracted; raises `ModelError` where it could not be."""
@@ -196,13 +204,15 @@ class RuntimeNet:
                 raise ModelError(f"{self._source}: the model has no input {name!r}")
         return extractor
 
-    def _check_sizes(self, inputs: Mapping[str, Array], blobs: Sequence[str]) -> None:
-        """Compute layer by layer for the first inputs of a shape, each when its bottoms fit it."""
-        key = (blobs, *((name, array.shape) for name, array in inputs.items()))
-        if key in self._checked:
-            return
+    def _walk(
+        self,
+        inputs: Mapping[str, Array],
+        wanted: Sequence[str],
+        listener: Callable[[str, Array], None] | None,
+    ) -> None:
+        """Run layer by layer, each when its bottoms fit it: for the first inputs of a shape."""
         extractor = self._extractor(inputs)
-        needed = set(blobs)
+        needed = set(wanted)
         for layer in reversed(self._layers):
             if needed & set(layer.tops):
                 needed.update(layer.bottoms)
@@ -218,7 +228,10 @@ class RuntimeNet:
                     raise ModelError(f"{self._source}: blob {bottom!r} could not be computed")
                 bottoms.append(_extents(mat))
             check_bottoms(layer, bottoms, self._source)
-        self._checked.add(key)
+            if listener is not None:
+                for top in (top for top in layer.tops if top in wanted):
+                    listener(top, self._array(top, *extractor.extract(top)))
+        self._checked.add(self._key(inputs, wanted))
 
 
 def read_as_ids(layers: Sequence[NcnnLayer]) -> set[str]:

@@ -100,8 +100,11 @@ def test_blobs_are_those_of_ncnn_for_each_image_and_in_any_order(tmp_path: Path)
         for name in names:
             (expected,) = run_blobs(model.layers, image, [name], folder=tmp_path)
             np.testing.assert_array_equal(tops[name][index], expected)
+    runner = NcnnNet(model).runner(names)  # the first time sizes are checked, layer by layer
+    for index, each in ((0, first), (0, first), (1, second)):
         heard: dict[str, np.ndarray] = {}
-        net.runner(names)(each, lambda blob, top, heard=heard: heard.__setitem__(blob, top.copy()))
+        runner(each, lambda blob, top, heard=heard: heard.__setitem__(blob, top.copy()))
+        assert list(heard) == ["a", "x", "y", "u", "v", "w"]
         assert all(np.array_equal(heard[name][0], tops[name][index]) for name in names)
 
 
