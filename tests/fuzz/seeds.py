@@ -23,7 +23,8 @@ from int8calib.ncnn.weights import write_weights
 from int8calib.table import CalibrationTable, read_table, write_table
 from tests.fuzz.mutate import PAIR
 from tests.generated import generate_weights, make_model
-from tests.ncnn.translate.cases import CASES, IMAGE, model_of
+from tests.ncnn.translate.cases import CASES, IMAGE
+from tests.ncnn.translate.models import model_of
 from tests.network_styles import conv, conv_bn, data, layer, pool
 from tests.table_helpers import layer as table_layer
 

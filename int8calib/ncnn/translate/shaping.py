@@ -169,6 +169,8 @@ def lrn(t: Translation) -> None:
 
 def mvn(t: Translation) -> None:
     """MVN: the mean taken off, and the deviation divided by."""
+    if len(t.shape()) != 4:
+        raise UnsupportedLayerError(f"bottom has shape {t.shape()}; images are supported")
     names = ("normalize_variance", "across_channels")
     fields: dict[str, Any] = {name: bool(t.options.integer(name)) for name in names}
     t.add("MVN", mvn_param={**fields, "eps": t.options.number("eps")})

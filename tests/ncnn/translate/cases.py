@@ -5,14 +5,7 @@ A bottom's shape is ncnn's, without a batch; sizes are distinct primes where the
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
-
-import numpy as np
-
-from int8calib.ncnn.layout import blob_layout
-from int8calib.ncnn.model import NcnnModel
-from int8calib.ncnn.param import parse_param
 
 IMAGE = (7, 11, 13)
 
@@ -240,7 +233,7 @@ NORMALIZATION = [
         for spatial, channel in ((0, 1), (1, 1), (1, 0))
         for mode in range(3)
     ),
-    Case("Normalize 0=0 1=1 2=0.01 3=1"),
+    *(Case("Normalize 0=0 1=1 2=0.01 3=1", shapes) for shapes in ((IMAGE,), MATRIX, VECTOR)),
     Case("LayerNorm 0=13 1=0.01"),
     Case("LayerNorm 0=13 1=0.01 2=0"),
     Case("LayerNorm 0=143 1=0.01"),
@@ -273,6 +266,7 @@ RESIZING = [
         )
     ),
     Case("Interp 0=2 3=5 4=3", VECTOR),
+    *(Case(f"Interp 0={kind} 1=1.0 2=1.7", MATRIX) for kind in (1, 2, 3)),
     Case("Interp 0=2 5=1", (IMAGE, (3, 17, 19))),
 ]
 
@@ -328,22 +322,3 @@ CASES = [
     *MATRICES,
     *DETECTION,
 ]
-
-
-def model_of(case: Case) -> NcnnModel:
-    """The case as a model of one layer with random weights; inputs are called in0, in1, ..."""
-    rng = np.random.default_rng(len(case.line))
-    kind, *options = case.line.split(" ", 1)
-    names = [f"in{i}" for i in range(len(case.bottoms))]
-    tops = [f"out{i}" for i in range(case.tops)]
-    lines = [f"Input {name} 0 1 {name}" for name in names]
-    words = (kind, "op", str(len(names)), str(len(tops)), *names, *tops, *options)
-    text = "\n".join(["7767517", f"{len(lines) + 1} 99", *lines, " ".join(words)])
-    *inputs, layer = parse_param(text, "case")
-    weights = []
-    for blob in blob_layout(layer):
-        values = rng.standard_normal(blob.size)
-        if blob.name == "variance":
-            values = np.abs(values) + 0.5
-        weights.append((0.3 * values if blob.size > 40 else values).astype(np.float32))
-    return NcnnModel((*inputs, replace(layer, weights=tuple(weights))), "case")

@@ -105,16 +105,22 @@ def instance_norm(
     return [_by_channel(_normalized(x, tuple(range(2, x.ndim)), options.number("eps")), weights)]
 
 
+def _as_images(shape: Shape) -> Shape:
+    """A vector or a matrix as images of one channel, as ncnn takes them."""
+    if len(shape) > 4:
+        raise UnsupportedLayerError(f"bottom has shape {shape}; images are supported")
+    return shape if len(shape) == 4 else (shape[0], *(1,) * (4 - len(shape)), *shape[1:])
+
+
 def _normalize_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
-    if len(bottoms[0]) != 4:
-        raise UnsupportedLayerError(f"bottom has shape {bottoms[0]}; channels of images expected")
+    _as_images(bottoms[0])
     if options.integer("eps_mode") not in (0, 1, 2):
         raise UnsupportedLayerError(f"eps_mode {options.integer('eps_mode')} is not supported")
     return same_shape(options, bottoms)
 
 
 def _normalize_weights(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
-    return [(1 if options.integer("channel_shared") else bottoms[0][1],)]
+    return [(1 if options.integer("channel_shared") else _as_images(bottoms[0])[1],)]
 
 
 @ncnn_layer("Normalize", shape=_normalize_shape, weights=_normalize_weights)
@@ -124,14 +130,15 @@ def normalize(options: Options, weights: Sequence[Array], bottoms: Sequence[Arra
     `eps_mode`: eps is added to the sum of squares (0), or is the least norm (1), or the least sum
     (2). Source: ncnn's normalize.cpp.
     """
-    x, eps, mode = bottoms[0], np.float32(options.number("eps")), options.integer("eps_mode")
+    x = bottoms[0].reshape(_as_images(bottoms[0].shape))
+    eps, mode = np.float32(options.number("eps")), options.integer("eps_mode")
     axes = (1,) if options.integer("across_channel") else ()
     axes = (*axes, 2, 3) if options.integer("across_spatial") else axes
     if not axes:
-        return [x.copy()]
+        return [bottoms[0].copy()]
     squares = np.square(x).sum(axis=axes, keepdims=True)
     if mode == 1:
         norm = np.maximum(np.sqrt(squares), eps)
     else:
         norm = np.sqrt(squares + eps if mode == 0 else np.maximum(squares, eps))
-    return [x / norm * weights[0].reshape(-1, 1, 1)]
+    return [(x / norm * weights[0].reshape(-1, 1, 1)).reshape(bottoms[0].shape)]

@@ -78,7 +78,7 @@ def _crop_ranges(options: Options, bottoms: Sequence[Shape]) -> list[tuple[int, 
     for name, start, length in zip(order, offsets, shape[1:], strict=True):
         size, left = options.integer(f"out{name}"), length - start
         left -= options.integer(f"{name}offset2")
-        ranges.append((start, start + (left if size in (0, _REST) else min(size, left))))
+        ranges.append((start, start + (left if size == _REST else min(size, left))))
     return ranges
 
 

@@ -35,7 +35,7 @@ def _size(options: Options, bottoms: Sequence[Shape]) -> tuple[int, int]:
     given = _given_size(options, bottoms)
     if given is not None:
         return given
-    height, width = bottoms[0][-2:] if len(bottoms[0]) > 2 else (1, 1)
+    height, width = _plane(bottoms[0])
     scales = (options.number("height_scale"), options.number("width_scale"))
     rows, columns = (
         int(np.float32(size) * np.float32(scale))
@@ -44,12 +44,19 @@ def _size(options: Options, bottoms: Sequence[Shape]) -> tuple[int, int]:
     return rows, columns
 
 
+def _plane(shape: Shape) -> tuple[int, int]:
+    """Height and width of what is resized; a matrix is resized along its rows alone."""
+    return {2: (1, 1), 3: (1, shape[-1])}.get(len(shape), (shape[-2], shape[-1]))
+
+
 def _interp_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
     if options.integer("resize_type") not in (NEAREST, BILINEAR, BICUBIC):
         raise UnsupportedLayerError(f"resize_type {options.integer('resize_type')} is not known")
-    if len(bottoms[0]) not in (2, 4):
+    if len(bottoms[0]) not in (2, 3, 4):
         raise UnsupportedLayerError(f"bottom has shape {bottoms[0]}; images are supported")
     size = _size(options, bottoms)
+    if len(bottoms[0]) == 3:
+        return [(*bottoms[0][:2], size[1])]
     if min(size) < 1:
         raise ShapeError(f"a bottom {bottoms[0]} to {size[0]}x{size[1]} leaves no pixel")
     if options.integer("resize_type") == BICUBIC and min(bottoms[0][2:], default=4) < 4:
@@ -68,9 +75,16 @@ def interp(options: Options, weights: Sequence[Array], bottoms: Sequence[Array])
     x, size = bottoms[0], _size(options, shapes)
     if x.ndim == 2:
         return [np.ascontiguousarray(np.broadcast_to(x[:, :, None, None], (*x.shape, *size)))]
-    kind, corners = options.integer("resize_type"), bool(options.integer("align_corner"))
+    if x.ndim == 3:
+        x, size = x[:, :, None], (1, size[1])
     if x.shape[2:] == size:
-        return [x.copy()]
+        return [bottoms[0].copy()]
+    return [_resized(options, shapes, x, size).reshape(_interp_shape(options, shapes)[0])]
+
+
+def _resized(options: Options, shapes: Sequence[Shape], x: Array, size: tuple[int, int]) -> Array:
+    """Images (N, C, H, W) resized to `size`."""
+    kind, corners = options.integer("resize_type"), bool(options.integer("align_corner"))
     given = _given_size(options, shapes) is not None
     scales = (options.number("height_scale"), options.number("width_scale"))
     steps = [
@@ -82,14 +96,15 @@ def interp(options: Options, weights: Sequence[Array], bottoms: Sequence[Array])
             _nearest(length, count, step)
             for length, count, step in zip(x.shape[2:], size, steps, strict=True)
         )
-        return [np.ascontiguousarray(x[:, :, rows[:, None], columns])]
+        return np.ascontiguousarray(x[:, :, rows[:, None], columns])
     weigh = _linear if kind == BILINEAR else _cubic
     top = x
     for axis, count, step in ((3, size[1], steps[1]), (2, size[0], steps[0])):
         length = x.shape[axis]
         step = (length - 1) / max(count - 1, 1) if corners else step
-        top = _blended(top, axis, *weigh(length, count, step, corners))
-    return [top]
+        if (length, step) != (1, 1):
+            top = _blended(top, axis, *weigh(length, count, step, corners))
+    return top
 
 
 def _nearest(length: int, count: int, step: float) -> Indices:

@@ -10,7 +10,8 @@ import pytest
 from int8calib.ncnn.schema import parameter_names
 from int8calib.ncnn.translate.network import obstacles, translate_model, translated_types
 from tests.ncnn.runtime import run_blobs
-from tests.ncnn.translate.cases import CASES, Case, model_of
+from tests.ncnn.translate.cases import CASES, Case
+from tests.ncnn.translate.models import model_of
 
 BATCH = 2
 ELSEWHERE = {
