@@ -1,7 +1,8 @@
 """Plan how a graph runs on inputs of given shapes: its steps, and the buffers that blobs share.
 
 A blob lives from the step that makes it to the last step that reads it; then its memory serves
-another blob. Views (Flatten, Split, ...) and in-place layers share the memory of their bottom.
+another blob. Views (Flatten, Split, ...) and in-place layers share the memory of their bottom. The
+bottoms of a Concat are made where they stand in its top, so that it has nothing to copy.
 """
 
 from __future__ import annotations
@@ -129,8 +130,9 @@ def make_plan(
     shapes = infer_shapes(graph, inputs, layers)
     require_weights(graph, layers, shapes)
     owners = _memory_owners(layers, kept)
+    places = _joined_places(layers, shapes, owners, kept)
     dead = _deaths(layers, kept, owners)
-    arrays = _allocate(layers, shapes, owners, dead)
+    arrays = _allocate(layers, shapes, owners, places, dead)
     measure = _ScratchBuffers()
     _fast_paths(layers, shapes, measure)
     fast_paths = _fast_paths(layers, shapes, _ScratchBuffers(measure.size))
@@ -140,6 +142,8 @@ def make_plan(
     steps = []
     for layer, fast_path, owners_died in zip(layers, fast_paths, dead, strict=True):
         died = tuple(blob for owner in owners_died for blob in sharing[owner])
+        if layer.bottoms and places.get(owners[layer.bottoms[0]], (None,))[0] in layer.tops:
+            fast_path = _nothing_to_do
         steps.append(Step(layer, _kind(layer), fast_path, died))
     needed = {top.name for step in steps if step.kind is None for top in step.layer.tops}
     read = {name: shape for name, shape in inputs.items() if name in needed}
@@ -215,30 +219,83 @@ def _deaths(
     return [tuple(blobs) for blobs in dead]
 
 
+def _joined_places(
+    layers: Sequence[Layer],
+    shapes: Mapping[Blob, Shape],
+    owners: Mapping[Blob, Blob],
+    kept: Sequence[Blob],
+) -> dict[Blob, tuple[Blob, int]]:
+    """Where the bottoms of Concats are made: for each owner that of the top, and its first float.
+
+    All bottoms of a Concat, or none: each has memory of its own that a fast path writes, and that
+    nobody reads after the Concat.
+    """
+    made_by = {top: _kind(layer) for layer in layers for top in layer.tops}
+    last_read = {owners[blob]: i for i, layer in enumerate(layers) for blob in layer.bottoms}
+    kept_owners = {owners[blob] for blob in kept}
+    places: dict[Blob, tuple[Blob, int]] = {}
+    for i, layer in enumerate(layers):
+        kind = _kind(layer)
+        if kind is None or kind.joins is None:
+            continue
+        bottoms = [shapes[bottom] for bottom in layer.bottoms]
+        parts = [owners[bottom] for bottom in layer.bottoms]
+        apart = len(set(parts)) == len(parts) and not kept_owners.intersection(parts)
+        if not apart or not kind.joins(layer.params, bottoms):
+            continue
+        if all(last_read[part] == i and _is_written(made_by[part]) for part in parts):
+            first = 0
+            for part, shape in zip(parts, bottoms, strict=True):
+                places[part] = layer.tops[0], first
+                first += prod(shape)
+    return places
+
+
+def _is_written(kind: LayerType | None) -> bool:
+    """Whether a type's fast path writes its tops."""
+    return kind is not None and kind.plan is not None
+
+
+def _nothing_to_do(bottoms: Sequence[Array], tops: Sequence[Array]) -> None:
+    """The fast path of a Concat whose bottoms were made in its top."""
+
+
 def _allocate(
     layers: Sequence[Layer],
     shapes: Mapping[Blob, Shape],
     owners: Mapping[Blob, Blob],
+    places: Mapping[Blob, tuple[Blob, int]],
     dead: Sequence[Sequence[Blob]],
 ) -> dict[Blob, Array]:
     """An array for every blob that a fast path writes, memory reused once its blob is dead."""
     sizes: list[int] = []
     free: list[int] = []
     block_of: dict[Blob, int] = {}
+
+    def place(owner: Blob) -> tuple[Blob, int]:
+        """The blob in whose memory an owner stands, and where."""
+        first = 0
+        while owner in places:
+            owner, more = places[owner]
+            first += more
+        return owner, first
+
     for layer, died in zip(layers, dead, strict=True):
-        kind = _kind(layer)
-        if kind is not None and kind.plan is not None:
+        if _is_written(_kind(layer)):
             for top in layer.tops:
-                if owners[top] == top:
-                    block_of[top] = _take_block(prod(shapes[top]), sizes, free)
+                whole = place(top)[0]
+                if owners[top] == top and whole not in block_of:
+                    block_of[whole] = _take_block(prod(shapes[whole]), sizes, free)
         free.extend(block_of[blob] for blob in died if blob in block_of)
     check_memory(sum(sizes), "the blobs of one batch")
     blocks = [np.empty(size, np.float32) for size in sizes]
-    return {
-        blob: blocks[block_of[owner]][: prod(shapes[blob])].reshape(shapes[blob])
-        for blob, owner in owners.items()
-        if owner in block_of
-    }
+    arrays = {}
+    for blob, owner in owners.items():
+        whole, first = place(owner)
+        if whole in block_of:
+            memory = blocks[block_of[whole]][first : first + prod(shapes[blob])]
+            arrays[blob] = memory.reshape(shapes[blob])
+    return arrays
 
 
 def _take_block(size: int, sizes: list[int], free: list[int]) -> int:

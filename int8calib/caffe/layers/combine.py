@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,11 @@ def _plan_concat(
     return run
 
 
-@layer("Concat", shape=_concat_shape, plan=_plan_concat)
+def _joins(params: LayerParameter, bottoms: Sequence[Shape]) -> bool:
+    return prod(bottoms[0][: concat_axis(params, len(bottoms[0]))]) == 1
+
+
+@layer("Concat", shape=_concat_shape, plan=_plan_concat, joins=_joins)
 def concat(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:

@@ -31,6 +31,7 @@ ShapeRule: TypeAlias = Callable[[LayerParameter, Sequence[Shape]], Sequence[Shap
 FastPath: TypeAlias = Callable[[Sequence[Array], Sequence[Array]], None]
 Scratch: TypeAlias = Callable[[Shape], Array]
 Planner: TypeAlias = Callable[[LayerParameter, Sequence[Array], Sequence[Shape], Scratch], FastPath]
+Joins: TypeAlias = Callable[[LayerParameter, Sequence[Shape]], bool]
 Macs: TypeAlias = Callable[[LayerParameter, Sequence[Shape], Sequence[Shape]], int]
 
 
@@ -56,6 +57,9 @@ class LayerType:
         the fast path may get the same array as bottom and top.
     view
         each top is its one bottom's memory in another shape; nothing is computed.
+    joins
+        `(params, bottom shapes) -> bool`: whether the top's memory is that of its bottoms, one
+        after another, so that these may be made in it and nothing is left to copy.
     macs
         `(params, bottom shapes, top shapes) -> multiply-adds`, None for none worth counting.
     internal
@@ -71,6 +75,7 @@ class LayerType:
     plan: Planner | None = None
     inplace: bool = False
     view: bool = False
+    joins: Joins | None = None
     macs: Macs | None = None
     internal: bool = False
     outside: bool = False
@@ -86,6 +91,7 @@ def layer(
     plan: Planner | None = None,
     inplace: bool = False,
     view: bool = False,
+    joins: Joins | None = None,
     macs: Macs | None = None,
 ) -> Callable[[Run], Run]:
     """Register a function as one or several layer types of this package.
@@ -94,7 +100,7 @@ def layer(
     ----------
     names
         The Caffe types.
-    shape, weights, plan, inplace, view, macs
+    shape, weights, plan, inplace, view, joins, macs
         See `LayerType`.
 
     Returns
@@ -105,7 +111,7 @@ def layer(
 
     def add(run: Run) -> Run:
         for name in names:
-            add_type(LayerType(name, run, shape, weights, plan, inplace, view, macs))
+            add_type(LayerType(name, run, shape, weights, plan, inplace, view, joins, macs))
         return run
 
     return add

@@ -168,6 +168,37 @@ def test_blobs_share_memory(rows: list[Row], blocks: float) -> None:
     assert memory(plan) == blocks * BLOCK
 
 
+BRANCHES = [
+    conv("data", "a", num_output=6),
+    Row("ReLU", ("a",), ("a",)),
+    conv("data", "b"),
+    Row("Concat", ("a", "b"), ("all",)),
+    conv("all", "c", 8),
+    Row("Concat", ("all", "c"), ("end",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "channels"),
+    [
+        # One image: what is joined is made in place, all the way.
+        (BRANCHES, 1, 10),
+        # Several images of a bottom are not neighbors in the top. Blocks of 6, 2 and 8 channels are
+        # there when the first Concat is done; `end` makes 10 of the first.
+        (BRANCHES, 7, 10 + 2 + 8),
+        # The second Concat reads `a` too, so the first one copies: `a` and `all` are in `end`.
+        ([*BRANCHES[:4], Row("ReLU", ("all",), ("all",)), Row("Concat", ("a", "all"), ("end",))],
+         1, 2 + 14),
+        # One bottom twice has one memory.
+        ([*BRANCHES[:2], Row("Concat", ("a", "a"), ("end",))], 1, 6 + 12),
+    ],
+)  # fmt: skip
+def test_what_is_joined_is_made_in_place(rows: list[Row], batch: int, channels: int) -> None:
+    graph = Network(rows, (IMAGE[:batch],)).graph()
+    plan = make_plan(graph, {"data": IMAGE[:batch].shape}, graph.outputs)
+    assert memory(plan) == channels * BLOCK // 7 * batch // 2
+
+
 def test_what_is_only_listened_to_shares_memory_too() -> None:
     rows = chain(7)
     tops = tuple(row.tops[0] for row in rows)
