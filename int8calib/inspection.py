@@ -24,8 +24,8 @@ class InspectedLayer:
     parameters
         How many numbers it learns, None where shapes are unknown.
     macs
-        Multiply-adds for one image (convolutions, deconvolutions and inner products; 0 for
-        others), None where shapes are unknown.
+        Multiply-adds for one image (convolutions, deconvolutions and inner products, in ncnn models
+        recurrent layers, attention and Gemm too; 0 for others), None where shapes are unknown.
     supported
         Whether the engine runs it as it is written, if its bottoms are there.
     quantized

@@ -302,3 +302,26 @@ def test_an_optimized_model_is_calibrated_and_written(tmp_path: Path) -> None:
             (top,) = run_blobs(int8, {"in0": image}, [int8[-1].tops[0]], folder=tmp_path)
             (wanted,) = run_blobs(model.layers, {"in0": image}, [out], folder=tmp_path)
             assert np.abs(top - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("kind", "multiplied"),
+    [
+        # Steps, times gates, times inputs and what comes back from the last step, both directions.
+        ("LSTM", 7 * 2 * 4 * 12 * (16 + 12)),
+        ("GRU", 7 * 2 * 3 * 12 * (16 + 12)),
+        ("MultiHeadAttention", 4 * 7 * 16 * 16 + 2 * 7 * 7 * 16),
+        ("Embed", 0),
+    ],
+)
+def test_multiplications_over_sequences(
+    kind: str, multiplied: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(sequence_model(kind).layers, tmp_path / "m.param", tmp_path / "m.bin")
+    shape = "1,7" if kind == "Embed" else "1,7,16"
+    words = [*files(tmp_path / "m.param", tmp_path / "m.bin"), "--input-shape", f"in0={shape}"]
+    assert main(["inspect", *words, "--json"]) == 0
+    layers = {layer["name"]: layer for layer in json.loads(capsys.readouterr().out)["layers"]}
+    assert layers["first"]["macs"] == multiplied
+    out = 24 if kind in ("LSTM", "GRU") else 16
+    assert (layers["fc"]["shapes"], layers["fc"]["macs"]) == ([[1, 7, 11]], 7 * 11 * out)

@@ -16,6 +16,7 @@ from int8calib.ncnn.execution.network import with_given_shapes
 from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.model import NcnnModel, load_model, read_text
 from int8calib.ncnn.param import NcnnLayer, blob_readers, parse_param
+from int8calib.ncnn.quantize import RECURRENT
 from int8calib.ncnn.runtime import RuntimeNet
 from int8calib.table.rules import grouped_problem, name_problem
 from int8calib.words import listed
@@ -130,7 +131,7 @@ def _layer(
 
 
 def _macs(layer: NcnnLayer, shapes: Mapping[str, Shape]) -> int:
-    """Multiply-adds for one image of convolutions, deconvolutions and inner products."""
+    """Multiply-adds for one image of layers with weights, and of attention."""
     if layer.type == "InnerProduct":
         bottom = shapes[layer.bottoms[0]]
         # A bottom of two axes may be many rows, each taken by itself.
@@ -140,7 +141,21 @@ def _macs(layer: NcnnLayer, shapes: Mapping[str, Shape]) -> int:
         return layer.integer(6) * prod(shapes[layer.bottoms[0]][2:])
     if layer.type.startswith("Convolution"):
         return layer.integer(6) * prod(shapes[layer.tops[0]][2:])
-    return 0
+    if layer.type in RECURRENT:
+        inputs, _, *rest = (blob.size for blob in blob_layout(layer) if blob.tagged)
+        return (inputs + sum(rest)) * prod(shapes[layer.bottoms[0]][1:-1])
+    if layer.type == "Gemm" and layer.integer(9):
+        return layer.integer(9) * prod(shapes[layer.tops[0]][1:])
+    return _attention_macs(layer, shapes) if layer.type == "MultiHeadAttention" else 0
+
+
+def _attention_macs(layer: NcnnLayer, shapes: Mapping[str, Shape]) -> int:
+    """Those of the four products with weights, and of queries with keys and with values."""
+    query, _, key, _, value, _, out, _ = (blob.size for blob in blob_layout(layer)[:8])
+    others = layer.bottoms[1 : len(layer.bottoms) - layer.integer(5)]
+    asked = prod(shapes[layer.bottoms[0]][1:-1])
+    looked = prod(shapes[others[0]][1:-1]) if others else asked
+    return asked * (query + out) + looked * (key + value) + 2 * asked * looked * layer.integer(0)
 
 
 def _parts_in_int8(model: NcnnModel) -> dict[str, tuple[bool, str]]:
