@@ -92,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
     net = model.load(machine.worker_count)
     models.check(net)
     second_order = bool(models.paths) and args.rounding == "second-order" and isinstance(net, Net)
+    if models.paths and args.rounding == "second-order" and not second_order:
+        console.say("note: it runs in ncnn, so weights are rounded to nearest (--engine numpy)")
     if isinstance(net, Net) and net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)

@@ -259,18 +259,13 @@ def test_scales_of_other_weights_are_found(
 def test_one_image_at_a_time(
     two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "calibrate",
-        *two,
-        "--output",
-        str(tmp_path / "t"),
-        "--batch",
-        "4",
-        "--engine",
-        "runtime",
-    ]
-    assert main(words) == 0
-    assert "ncnn takes one image at a time; --batch 4 is not used" in capsys.readouterr().err
+    words = ["calibrate", *two, "--output", str(tmp_path / "t"), "--ncnn", str(tmp_path / "n")]
+    assert main([*words, "--batch", "4", "--engine", "runtime"]) == 0
+    said = capsys.readouterr().err
+    assert "ncnn takes one image at a time; --batch 4 is not used" in said
+    assert "weights are rounded to nearest" in said
+    assert main([*words, "--engine", "runtime", "--rounding", "nearest"]) == 0
+    assert "weights are rounded" not in capsys.readouterr().err
 
 
 def test_an_optimized_model_is_calibrated_and_written(tmp_path: Path) -> None:
