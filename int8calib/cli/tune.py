@@ -175,7 +175,13 @@ def run(args: argparse.Namespace) -> int:
         found = tune(net, batches, calibration, tuning, progress=progress)
     images.print_skipped(console)
     fold = options.fold_bn or found.changed
-    contents, notes = models.contents(found.net, found.table, fold_bn=fold)
+    contents, notes = models.contents(
+        found.net,
+        found.table,
+        fold_bn=fold,
+        rounded=found.rounded,
+        winograd=options.winograd == "safe",
+    )
     texts = {
         ".json": _report(found, [*console.notes, *notes]),
         ".toml": config_text("tune", vars(args), add_arguments),

@@ -16,6 +16,7 @@ from int8calib.evaluation.measures import format_decibels
 from int8calib.evaluation.outputs import ComparedBlobs
 from int8calib.evaluation.results import Evaluation
 from int8calib.levels import LEVELS
+from int8calib.ncnn.rounded import RoundedWeights
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.tuning.channel_splitting import split_channels
 from int8calib.tuning.channels import center_scores
@@ -110,6 +111,15 @@ class Candidate:
     solutions: Mapping[str, LayerSolution] = field(default_factory=dict)
     float_layers: tuple[str, ...] = ()
     target_met: bool | None = None
+
+    @property
+    def rounded(self) -> dict[str, RoundedWeights]:
+        """The levels of the weights that changed, by layer in INT8."""
+        return {
+            name: solution.rounded
+            for name, solution in self.solutions.items()
+            if solution.rounded is not None and self.changed and name in self.table
+        }
 
     def without(self, layers: Sequence[str], name: str) -> Candidate:
         """Leave `layers` in float; `name` is what this is called."""

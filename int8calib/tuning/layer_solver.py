@@ -17,6 +17,7 @@ from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.calibration.scales import Grid
 from int8calib.levels import LEVELS
+from int8calib.ncnn.rounded import RoundedWeights
 from int8calib.rounding.samples import (
     LayerMatrices,
     SampledPositions,
@@ -61,11 +62,14 @@ class LayerSolution:
         Its rows of the table.
     error
         The energy of the error of its outputs over the energy of its outputs.
+    rounded
+        The levels of its weights, where these may change.
     """
 
     layer: Layer
     rows: LayerScales
     error: float
+    rounded: RoundedWeights | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,17 +266,27 @@ def _solution(
         solved = solve_weights(columns.matrices, columns.float_columns, rounded, grid, changes)
     else:
         solved = solve_scales(columns.matrices, columns.float_columns, rounded, grid)
-    changed = layer.layer
+    changed, levels = layer.layer, None
     if solved.weights is not None and solved.bias is not None:
         bias = np.ascontiguousarray(solved.bias.reshape(-1), np.float32)
         changed = changed.with_bias(weight_blob(layer, solved.weights), bias)
+        levels = _rounded(solved.weights, bias, solved.scales, grid.qmax)
     rows = replace(
         start,
         weight_scales=solved.scales,
         bottom_scale=scale,
         evidence=_evidence(start.evidence, LEVELS / scale, columns.int8_columns),
     )
-    return LayerSolution(changed, rows, _relative_error(solved, columns, rounded, grid.qmax))
+    error = _relative_error(solved, columns, rounded, grid.qmax)
+    return LayerSolution(changed, rows, error, levels)
+
+
+def _rounded(weights: Array, bias: Array, scales: Array, qmax: int) -> RoundedWeights:
+    """Weights (G, M, K) that lie on levels, as these levels."""
+    group, outputs, _ = weights.shape
+    per_group = scales.reshape(group, -1) if group > 1 else scales
+    levels = nearest(weights, np.broadcast_to(per_group, (group, outputs)), qmax)
+    return RoundedWeights(levels.astype(np.int8).reshape(-1), bias, weights)
 
 
 def _relative_error(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from int8calib.caffe.engine.run import Net
 from int8calib.errors import OptionError
 from int8calib.evaluation.results import Evaluation
+from int8calib.ncnn.rounded import RoundedWeights
 from int8calib.table.model import CalibrationTable
 
 TECHNIQUES = ("equalize", "copies", "rounding", "refit", "bias")
@@ -132,6 +134,8 @@ class Tuning:
         Whether the targets hold on the validation images; None without a target.
     notes : tuple of str
         What else there is to say.
+    rounded : mapping of str to RoundedWeights
+        By layer, where weights changed: the INT8 levels that its weights in `net` lie on.
     """
 
     table: CalibrationTable
@@ -144,6 +148,7 @@ class Tuning:
     stopped: str | None
     target_met: bool | None
     notes: tuple[str, ...] = field(default=())
+    rounded: Mapping[str, RoundedWeights] = field(default_factory=lambda: MappingProxyType({}))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the decisions and their evidence as JSON values.

@@ -135,6 +135,7 @@ def tune(
         stopped,
         best.target_met,
         (*validator.compared.notes, *_notes(best, stopped)),
+        best.rounded,
     )
 
 

@@ -134,6 +134,11 @@ def test_tune_writes_models_with_corrected_weights(folder: Path, tmp_path: Path)
     words += ["--norm", str(NORM), "--output", str(tmp_path / "t"), "--ncnn", str(tmp_path / "n")]
     assert main(["tune", *words, "--more-work", "0", "--tune-images", "16"]) == 0
     loaded = load_model(tmp_path / "n-int8.param", tmp_path / "n-int8.bin")
+    # The written float weights lie on these levels: ncnn2int8 would find the same ones.
+    words = ["--param", str(tmp_path / "n.param"), "--bin", str(tmp_path / "n.bin"), "--table"]
+    again = [str(tmp_path / "again.param"), str(tmp_path / "again.bin")]
+    assert main(["quantize", *words, str(tmp_path / "t"), "--output", *again, "--quiet"]) == 0
+    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "n-int8.bin").read_bytes()
     old = load_model(folder / "i.param", folder / "i.bin")
     assert [layer.name for layer in loaded.layers] == [layer.name for layer in old.layers]
     image = next(iter(demo_loader(1, seed=31))).batch
