@@ -24,17 +24,19 @@ from int8calib.rounding.samples import layer_matrices
 from int8calib.table.model import CalibrationTable
 from int8calib.tuning.channels import (
     FIXED,
+    LIMITED,
     Channels,
     Float64Array,
     Ids,
     can_scale_weights,
     channel_sensitivity,
-    scalable_channels,
+    copyable_channels,
+    is_depthwise,
 )
 from int8calib.tuning.execution import Layerwise, ReferenceOutputs, SuffixNetwork
 from int8calib.workers import Batch, Progress
 
-TREATS_ALIKE = frozenset(("ReLU", "Pooling", "Dropout", "Split", "Concat", "Flatten"))
+TREATS_ALIKE = LIMITED | {"Pooling", "Dropout", "Split", "Concat", "Flatten"}
 """Types without weights that do the same to every channel."""
 MAX_COPIES = 4
 PACKS = (8, 4)
@@ -66,23 +68,28 @@ class SplitNetwork:
 
 @dataclass(frozen=True, eq=False)
 class _Product:
-    """A layer whose weights can be split: its multiply-adds, and its channels' ids."""
+    """A layer whose weights can be split: its multiply-adds, and its channels' ids.
+
+    `depthwise`: it makes each channel, and each copy, of one channel of its bottom.
+    """
 
     work: int
     bottom: Ids
     top: Ids
+    depthwise: bool
 
     def split_work(self, copies: Ids) -> float:
         """The multiply-adds with so many copies of each id."""
-        return float(self.work * copies[self.bottom].mean() * copies[self.top].mean())
+        below = 1.0 if self.depthwise else copies[self.bottom].mean()
+        return float(self.work * below * copies[self.top].mean())
 
 
 @dataclass(frozen=True, eq=False)
 class _RoundingCost:
-    """What rounding the channel of each id costs the outputs, and how large its step is."""
+    """What rounding the channel of each id costs the outputs, and the steps of each blob."""
 
     noise: Float64Array
-    steps: Float64Array
+    steps: Mapping[Blob, Float64Array]
 
 
 def split_channels(
@@ -118,18 +125,20 @@ def split_channels(
         Called as ``progress("channels", layers done, total)``.
     """
     shapes = infer_shapes(graph, inputs)
-    channels = scalable_channels(graph, shapes)
+    channels = copyable_channels(graph, shapes)
     products = {
         layer.name: _Product(
             layer_multiply_adds(layer, shapes),
             channels.of[layer.bottoms[0]],
             channels.of[layer.tops[0]],
+            is_depthwise(layer),
         )
         for layer in graph.layers
-        if can_read_copies(layer) and layer.tops[0] in shapes
+        if (can_read_copies(layer) or is_depthwise(layer)) and layer.tops[0] in shapes
     }
     free = splittable(graph, channels)
-    makers = {name: each.top for name, each in products.items() if free[each.top].all()}
+    can_grow = {name: each.top for name, each in products.items() if free[each.top].all()}
+    makers = {name: own for name, own in can_grow.items() if not products[name].depthwise}
     if not makers or more_work <= 0:
         return SplitNetwork(graph, {}, 0.0)
     whole_work = multiply_adds(graph, inputs)
@@ -138,19 +147,30 @@ def split_channels(
     cost = _rounding_cost(graph, shapes, channels, scales, losses)
     min_gain = WORTH * sum(losses.values()) / whole_work
     copies = _choose_copies(products, makers, cost.noise, more_work * whole_work, min_gain)
-    layers = tuple(
-        with_copies(layer, copies[each.bottom], copies[each.top], cost.steps[each.top])
-        if (each := products.get(layer.name)) is not None
-        else layer
-        for layer in graph.layers
-    )
+    of = {blob: copies[ids] for blob, ids in channels.of.items()}
+    layers = tuple(split_layer(layer, of, cost.steps) for layer in graph.layers)
     grown = {
         name: (len(top), int(copies[top].sum()))
-        for name, top in makers.items()
+        for name, top in can_grow.items()
         if copies[top].max() > 1
     }
     added = sum(each.split_work(copies) - each.work for each in products.values())
     return SplitNetwork(replace(graph, layers=layers), grown, added / whole_work)
+
+
+def split_layer(
+    layer: Layer, copies: Mapping[Blob, Ids], steps: Mapping[Blob, Float64Array]
+) -> Layer:
+    """Return a layer with so many copies of the channels that it reads and makes."""
+    if is_depthwise(layer):
+        (bottom,), (top,) = layer.bottoms, layer.tops
+        return depthwise_with_copies(layer, copies[top], steps[bottom], steps[top])
+    if can_read_copies(layer):
+        (bottom,), (top,) = layer.bottoms, layer.tops
+        return with_copies(layer, copies[bottom], copies[top], steps[top])
+    if layer.type == "PReLU" and layer.weights[0].size > 1:
+        return replace(layer, weights=(np.repeat(layer.weights[0], copies[layer.tops[0]]),))
+    return layer
 
 
 def can_read_copies(layer: Layer) -> bool:
@@ -163,7 +183,12 @@ def splittable(graph: Graph, channels: Channels) -> NDArray[np.bool_]:
     result = np.ones(channels.count, bool)
     result[FIXED] = False
     for layer in graph.layers:
-        known = can_read_copies(layer) or layer.type in TREATS_ALIKE
+        known = (
+            can_read_copies(layer)
+            or is_depthwise(layer)
+            or layer.type in TREATS_ALIKE
+            or layer.type == "PReLU"
+        )
         for blob in (*layer.bottoms, *layer.tops):
             ids, times = np.unique(channels.of[blob], return_counts=True)
             result[ids[times > 1] if known else ids] = False
@@ -181,12 +206,40 @@ def with_copies(layer: Layer, bottom: Ids, top: Ids, steps: Float64Array) -> Lay
     matrix = weight.reshape(len(top), len(bottom), -1) / bottom[:, None].astype(np.float32)
     matrix = np.repeat(np.repeat(matrix, bottom, axis=1), top, axis=0)
     bias = layer.weights[1].reshape(-1) if len(layer.weights) > 1 else np.zeros(len(top))
-    offsets = np.concatenate([(np.arange(k) - (k - 1) / 2) / k for k in top])
-    bias = np.repeat(bias, top) + offsets * np.repeat(steps, top)
+    bias = np.repeat(bias, top) + _offsets(top, steps)
     return layer.with_bias(
         np.ascontiguousarray(matrix.reshape(len(matrix), -1, *weight.shape[2:]), np.float32),
         np.asarray(bias, np.float32),
     )
+
+
+def depthwise_with_copies(
+    layer: Layer, copies: Ids, bottom_steps: Float64Array, top_steps: Float64Array
+) -> Layer:
+    """Return a depthwise layer for `copies` (C,) of its channels.
+
+    What offsets of the copies that it reads add to its top is taken back, and its top's copies
+    are offset by parts of their own steps.
+    """
+    if (copies == 1).all():
+        return layer
+    weight = np.repeat(layer.weights[0], copies, axis=0)
+    count = len(layer.weights[0])
+    bias = layer.weights[1].reshape(-1) if len(layer.weights) > 1 else np.zeros(count)
+    gain = weight.reshape(len(weight), -1).sum(axis=1, dtype=np.float64)
+    bias = np.repeat(bias, copies) + _offsets(copies, top_steps)
+    bias -= gain * _offsets(copies, bottom_steps)
+    split = layer.with_bias(np.ascontiguousarray(weight), np.asarray(bias, np.float32))
+    params = split.copy_params()
+    if params.convolution_param.group == count:
+        params.convolution_param.group = len(weight)
+    return replace(split, params=params)
+
+
+def _offsets(copies: Ids, steps: Float64Array) -> Float64Array:
+    """What is added to each copy: parts of a step, evenly spread about 0."""
+    parts = np.concatenate([(np.arange(k) - (k - 1) / 2) / k for k in copies])
+    return np.asarray(parts * np.repeat(steps, copies), np.float64)
 
 
 def _rounding_losses(
@@ -227,17 +280,21 @@ def _rounding_cost(
     losses: Mapping[str, float],
 ) -> _RoundingCost:
     """A layer's loss, shared out to the channels it reads by what its weights make of them."""
-    noise, steps = np.zeros(channels.count), np.zeros(channels.count)
+    rounded = copyable_channels(graph, shapes, depthwise=False)
+    noise, steps = np.zeros(channels.count), np.zeros(rounded.count)
     sensitivity = channel_sensitivity(graph, shapes)
     for layer in quantized_layers(graph):
-        if layer.name not in losses or not can_read_copies(layer.layer):
+        depthwise = is_depthwise(layer.layer)
+        if layer.name not in losses or not (depthwise or can_read_copies(layer.layer)):
             continue
         ids = channels.of[layer.bottom]
-        squares = np.square(layer_matrices(layer).weights[0], dtype=np.float64)
-        parts = (sensitivity[layer.layer.tops[0]] @ squares).reshape(len(ids), -1).sum(axis=1)
+        squares = np.square(layer_matrices(layer).weights, dtype=np.float64)
+        top = sensitivity[layer.layer.tops[0]]
+        of_inputs = top[:, None] * squares[:, 0] if depthwise else top @ squares[0]
+        parts = of_inputs.reshape(len(ids), -1).sum(axis=1)
         np.add.at(noise, ids, losses[layer.name] * parts / max(float(parts.sum()), 1e-300))
-        np.maximum.at(steps, ids, 1 / scales[layer.name])
-    return _RoundingCost(noise, steps)
+        np.maximum.at(steps, rounded.of[layer.bottom], 1 / scales[layer.name])
+    return _RoundingCost(noise, {blob: steps[ids] for blob, ids in rounded.of.items()})
 
 
 def _choose_copies(

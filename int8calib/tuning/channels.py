@@ -9,7 +9,7 @@ channels and layers comparable, whatever factors their values carry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +36,9 @@ SAME_CHANNELS = frozenset(("ReLU", "PReLU", "Pooling", "Dropout", "Split", "Flat
 
 A ReLU does so if it has no limits, a Flatten if each channel is one value.
 """
+
+LIMITED = frozenset(("ReLU", "ReLU6", "Clip"))
+"""Types that do the same to every value, whether or not they scale along."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,24 +72,58 @@ class Channels:
 
 def scalable_channels(graph: Graph, shapes: Mapping[Blob, Shape]) -> Channels:
     """Find which channels of `graph` may be scaled; `shapes` are those of its blobs."""
+    return _found(graph, shapes, _equal)
+
+
+def copyable_channels(
+    graph: Graph, shapes: Mapping[Blob, Shape], *, depthwise: bool = True
+) -> Channels:
+    """Find which channels must have as many copies as each other.
+
+    Parameters
+    ----------
+    graph
+        The network.
+    shapes
+        Those of its blobs.
+    depthwise
+        Whether the channels that a depthwise layer reads and makes are the same ones; False tells
+        apart what is rounded before it and behind it.
+    """
+
+    def equal(layer: Layer, bottoms: list[Ids], tops: list[Ids]) -> list[tuple[Ids, Ids]] | None:
+        if layer.type in LIMITED or (depthwise and is_depthwise(layer)):
+            return [(bottoms[0], tops[0])]
+        return _equal(layer, bottoms, tops)
+
+    return _found(graph, shapes, equal)
+
+
+_Equal = Callable[[Layer, list[Ids], list[Ids]], "list[tuple[Ids, Ids]] | None"]
+
+
+def _found(graph: Graph, shapes: Mapping[Blob, Shape], equal: _Equal) -> Channels:
+    """The channels of a graph, with those joined that `equal` pairs."""
     same = _DisjointSets()
     of: dict[Blob, Ids] = {}
     for layer in graph.layers:
         for top in layer.tops:
             shape = shapes.get(top, ())
             of[top] = same.new(shape[1]) if len(shape) > 1 else np.zeros(0, np.intp)
-        _join(layer, of, same)
+        _join(layer, of, same, equal)
     for blob in graph.outputs:
         same.fix(of[blob])
     return Channels({blob: same.roots(ids) for blob, ids in of.items()})
 
 
-def _join(layer: Layer, of: Mapping[Blob, Ids], same: _DisjointSets) -> None:
+def _join(layer: Layer, of: Mapping[Blob, Ids], same: _DisjointSets, equal: _Equal) -> None:
     """Say which factors of a layer's bottoms and tops must be equal, or 1."""
     bottoms, tops = [of[b] for b in layer.bottoms], [of[t] for t in layer.tops]
     if can_scale_weights(layer) and _one_to_one(layer, bottoms):
+        for a, b in equal(layer, bottoms, tops) or ():
+            same.join(a, b)
         return
-    pairs = _equal(layer, bottoms, tops)
+    pairs = equal(layer, bottoms, tops)
     if pairs is None:
         for ids in (*bottoms, *tops):
             same.fix(ids)
@@ -108,6 +145,14 @@ def _equal(layer: Layer, bottoms: list[Ids], tops: list[Ids]) -> list[tuple[Ids,
         pairs = [(bottom, tops[0]) for bottom in bottoms]
     fits = pairs and all(len(a) == len(b) for a, b in pairs)
     return pairs if fits else None
+
+
+def is_depthwise(layer: Layer) -> bool:
+    """Whether a layer makes each channel of one channel of its bottom."""
+    if layer.type not in CONVOLUTIONS or len(layer.bottoms) != 1 or not layer.weights:
+        return False
+    outputs, inputs = layer.weights[0].shape[:2]
+    return inputs == 1 and outputs > 1 and groups(layer.params) == outputs
 
 
 def can_scale_weights(layer: Layer) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.network.graph import QUANTIZED_TYPES, Graph, Layer
 from int8calib.errors import ModelError
 from int8calib.ncnn.model import NcnnModel
@@ -29,7 +30,7 @@ def with_weights(model: NcnnModel, graph: Graph) -> NcnnModel:
         What was translated.
     graph
         The translation, in which weights and biases of convolutions and inner products may have
-        changed, and the number of their outputs.
+        changed, and the number of their outputs, with the slopes of PReLU behind them.
 
     Returns
     -------
@@ -42,10 +43,13 @@ def with_weights(model: NcnnModel, graph: Graph) -> NcnnModel:
     ModelError
         Where `graph` has another layer of that name, or none.
     """
-    made = {layer.name: layer for layer in graph.layers if layer.type in QUANTIZED_TYPES}
+    changing = QUANTIZED_TYPES | {"PReLU"}
+    made = {layer.name: layer for layer in graph.layers if layer.type in changing}
     layers = tuple(
         _with_weights(layer, made.get(layer.name), graph.source)
         if layer.type in _SIZE_AND_BIAS
+        else _with_slopes(layer, made[layer.name])
+        if layer.type == "PReLU" and layer.name in made
         else layer
         for layer in model.layers
     )
@@ -74,4 +78,14 @@ def _with_weights(layer: NcnnLayer, made: Layer | None, source: str) -> NcnnLaye
     params: dict[str, int] = {"p0": int(param.num_output), f"p{size}": flat[0].size}
     if len(flat) > 1:
         params[f"p{bias}"] = 1
+    if layer.type == "ConvolutionDepthWise":
+        params["p7"] = groups(made.params)
     return replace(layer.with_params(**params), weights=tuple(flat))
+
+
+def _with_slopes(layer: NcnnLayer, made: Layer) -> NcnnLayer:
+    """A PReLU with a slope for each channel that there is now."""
+    slopes = np.asarray(made.weights[0], np.float32).reshape(-1)
+    if slopes.size == layer.weights[0].size:
+        return layer
+    return replace(layer.with_params(p0=slopes.size), weights=(slopes,))
