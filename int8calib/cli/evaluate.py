@@ -135,6 +135,7 @@ def _show(console: Console, found: Evaluation) -> None:
     box_columns, boxes = box_figures(found)
     columns = ["", *(f"top-{k} %" for k in ks), *["same top-1 %"] * agreed, *box_columns]
     rows = [["float", *_topk(float_accuracy, ks), *[""] * agreed, *boxes[0]]]
+    rows = rows if any(rows[0][1:]) else []
     for table, cells in zip(found.tables, boxes[1:], strict=True):
         row = [table.name, *_topk(table.accuracy, ks)]
         rows.append([*row, *[format_share(table.agreement)] * agreed, *cells])

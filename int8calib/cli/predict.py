@@ -50,6 +50,7 @@ class _PredictOptions:
     bin: tuple[str, ...]
     input_shape: tuple[str, ...] = ()
     names: str | None = None
+    scores: str | None = None
     output: str | None = None
     topk: int = 5
     min_score: float = 0.3
@@ -80,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_arguments(parser)
     group = parser.add_argument_group("result")
     group.add_argument("--names", metavar="FILE", help="names of the classes, one a line")
+    group.add_argument(
+        "--scores",
+        metavar="BLOB",
+        help="the blob of class scores (default: the only output, or the only one of a Softmax)",
+    )
     group.add_argument(
         "--topk",
         type=whole(1),
@@ -112,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
     nets = [RuntimeNet(model, threads=options.threads) for model in models]
     source, how = _open(images, models[0], nets[0], options)
     detectors = [_detections(model) for model in models]
+    scores = "" if detectors[0] else _scores(models[0], nets[0], options.scores)
     if options.output is not None and not detectors[0]:
         raise OptionError("--output: the model gives no boxes to draw; leave it out")
     folder = None if options.output is None else make_folder(options.output)
@@ -123,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         shown += 1
         results = []
         for net, detector in zip(nets, detectors, strict=True):
-            out = detector or net.outputs[-1]
+            out = detector or scores
             results.append(net.run({net.inputs[0]: blob}, [out])[out])
         if detectors[0]:
             boxes = [_boxes(found, options.min_score) for found in results]
@@ -173,6 +180,20 @@ def _detections(model: NcnnModel) -> str | None:
     """The blob of detections, None where there is none."""
     tops = [layer.tops[0] for layer in model.layers if layer.type in DETECTORS]
     return tops[-1] if tops else None
+
+
+def _scores(model: NcnnModel, net: RuntimeNet, named: str | None) -> str:
+    """The blob of class scores; raises `OptionError` where it is not clear which that is."""
+    if named is not None or len(net.outputs) == 1:
+        return named or net.outputs[0]
+    softmax = [top for layer in model.layers if layer.type == "Softmax" for top in layer.tops]
+    found = [name for name in net.outputs if name in softmax]
+    if len(found) != 1:
+        raise OptionError(
+            f"{model.source}: has the outputs {', '.join(net.outputs)}; name the one that holds "
+            "class scores (--scores)"
+        )
+    return found[0]
 
 
 def _loaded(
