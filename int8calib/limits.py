@@ -42,6 +42,9 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_INPUTS = 10_000_000
 """Inputs in one array file."""
 
+MAX_WORKERS = 1024
+"""Threads of a run: more than machines have cores."""
+
 MAX_AHEAD_BYTES = 1 << 28
 """Bytes of inputs that wait, decoded, for the network: 256 MiB, or one input if it is larger."""
 

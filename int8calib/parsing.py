@@ -6,10 +6,13 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from typing import Any
 
 __all__ = ["parse_json", "parse_toml"]
 
+MOST_DOTS = 100
+"""Dots in a key of a TOML document."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -55,6 +58,9 @@ def parse_toml(text: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
 
+    # Its reader takes a time that grows with the square of the parts of a dotted key.
+    if any(line.partition("=")[0].count(".") > MOST_DOTS for line in text.splitlines()):
+        raise ValueError("it is nested too deep")
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -65,8 +71,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys are all different."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
     return result
 

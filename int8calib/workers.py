@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from int8calib.arrays import Array
 from int8calib.errors import ImageError, OptionError, ShapeError
-from int8calib.limits import check_memory, check_shape
+from int8calib.limits import MAX_WORKERS, check_memory, check_shape
 
 Batch: TypeAlias = Mapping[str, Array]
 """One batch: each input blob's array, float32 (N, ...)."""
@@ -35,6 +35,12 @@ def usable_cores() -> int:
     """Return how many cores this process may use."""
     usable = getattr(os, "sched_getaffinity", None)
     return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def check_workers(workers: object) -> None:
+    """Raise `OptionError` for a number of threads that no run can have."""
+    if type(workers) is not int or not 1 <= workers <= MAX_WORKERS:
+        raise OptionError(f"workers {workers}; expected a whole number from 1 to {MAX_WORKERS}")
 
 
 def work_through(
@@ -70,11 +76,10 @@ def work_through(
     Raises
     ------
     OptionError
-        For fewer than one worker.
+        For fewer than one worker, or more than `MAX_WORKERS`.
     """
     workers = usable_cores() if workers is None else workers
-    if type(workers) is not int or workers < 1:
-        raise OptionError(f"workers {workers}; expected a whole number of at least 1")
+    check_workers(workers)
     source, done, count = iter(items), 0, 0
     taking, reporting = threading.Lock(), threading.Lock()
     stop = threading.Event()

@@ -88,6 +88,7 @@ def _below(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
+@cache
 def _stage(module: str) -> str | None:
     found = [name for name in STAGES if _below(module, name)]
     return max(found, key=len) if found else None
@@ -255,7 +256,7 @@ def test_parsed_arguments_stay_in_the_command() -> None:
 
 # British spelling, and words of an earlier text that say less than the field's own.
 BRITISH = re.compile(
-    r"\w*(quantis|normalis|optimis|initialis|serialis|organis|recognis|summaris|minimis|maximis"
+    r"(quantis|normalis|optimis|initialis|serialis|organis|recognis|summaris|minimis|maximis"
     r"|colour|behaviour|neighbour|favour|honour|artefact|catalogue)\w*"
     r"|\b(centres?|grey|analysed?|cancelled|modelling|labell\w*|licence)\b",
     re.IGNORECASE,

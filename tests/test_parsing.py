@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -62,11 +63,28 @@ def test_what_is_refused(text: str | bytes, message: str) -> None:
         parse_json(text)
 
 
+def test_a_key_that_stands_twice_is_named_in_a_time_that_grows_with_the_text() -> None:
+    keys = ", ".join(f'"{i}": 1' for i in range(100_000))
+    started = time.process_time()
+    with pytest.raises(ValueError, match="the key '99999' stands twice"):
+        parse_json(f'{{{keys}, "99999": 1}}')
+    assert time.process_time() - started < 5
+
+
 def test_a_whole_pair_is_a_character() -> None:
     assert parse_json(r'["\ud83d\ude00"]') == ["\U0001f600"]
 
 
-@pytest.mark.parametrize("text", [f"a = {'[' * 3000}{']' * 3000}", f"a = {'{a=' * 3000}", "a = "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a = {'[' * 3000}{']' * 3000}",
+        f"a = {'{a=' * 3000}",
+        "a = ",
+        f"{'a.' * 200_000}b = 1",
+        f"[{'a.' * 200_000}b]",
+    ],
+)
 def test_toml_that_is_refused(text: str) -> None:
     limit = sys.getrecursionlimit()
     with pytest.raises(ValueError, match=r"."):

@@ -111,7 +111,7 @@ def test_overlapping_limits_end_with_the_last() -> None:
     assert set(blas()) == {2}
 
 
-@pytest.mark.parametrize("workers", [0, -1, 1.5, True])
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, 1025, 10**20])
 def test_no_workers_are_refused_by_name(workers: Any) -> None:
     with pytest.raises(OptionError, match=rf"workers {workers}; expected a whole number"):
         work_through(range(3), lambda: None, lambda a, b: 1, workers=workers, progress=print)

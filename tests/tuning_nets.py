@@ -109,13 +109,14 @@ def labeled(net: Net, given: list[dict[str, np.ndarray]]) -> list[Labeled]:
     return [Labeled(batch, net.forward(batch)[out].argmax(axis=1).tolist()) for batch in given]
 
 
-def demo_net() -> Net:
-    return load_caffe(PROTOTXT, CAFFEMODEL)
+def demo_net(size: int = 64) -> Net:
+    shapes = {"data": (1, 3, size, size)}
+    return load_caffe(PROTOTXT, CAFFEMODEL, input_shapes=shapes)
 
 
-def demo_loader(count: int, seed: int = 7) -> list[Labeled]:
+def demo_loader(count: int, seed: int = 7, size: int = 64) -> list[Labeled]:
     """Drawn pictures as the demo net wants them, each with its class."""
-    net = demo_net()
+    net = demo_net(size)
     ((name, shape),) = net.input_shapes.items()
     preprocess = Preprocess((shape[1], shape[2], shape[3]), mean=MEAN, norm=NORM)
     return [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from int8calib.calibration.scales import WeightOptions
 from int8calib.calibration.thresholds import DEFAULT_METHOD, MethodOptions, method_names
 from int8calib.errors import OptionError
-from int8calib.workers import usable_cores
+from int8calib.workers import check_workers, usable_cores
 
 AUTO = "auto"
 SAME = "same"
@@ -98,12 +98,10 @@ class Options:
         if not isinstance(self.weights, WeightOptions):
             raise OptionError(f"weights {self.weights!r}; expected WeightOptions")
         MethodOptions(percentile=self.percentile)
-        limits = [("workers", self.workers, 1)]
-        if self.cache_bytes is not None:
-            limits.append(("cache", self.cache_bytes, 0))
-        for name, count, minimum in limits:
-            if type(count) is not int or count < minimum:
-                raise OptionError(f"{name} {count}; expected a whole number of at least {minimum}")
+        check_workers(self.workers)
+        cache = self.cache_bytes
+        if cache is not None and (type(cache) is not int or cache < 0):
+            raise OptionError(f"cache {cache}; expected a whole number of at least 0")
 
     @property
     def two_passes(self) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from int8calib.errors import OptionError
+from int8calib.limits import MAX_WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -204,8 +205,8 @@ class RunOptions:
             from int8calib.workers import usable_cores
 
             return usable_cores()
-        if self.workers < 1:
-            raise OptionError(f"--workers {self.workers}: expected at least 1")
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise OptionError(f"--workers {self.workers}: expected 1 to {MAX_WORKERS}")
         return self.workers
 
     @property

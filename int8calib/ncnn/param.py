@@ -29,7 +29,7 @@ MOST_BLOBS = 4 * MOST_LAYERS
 _FIELD = re.compile(r'[^\s"]*"[^"]*"|\S+')
 _PARAMETER = re.compile(r"(-?\d{1,6})=(.+)", re.ASCII | re.DOTALL)
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
-_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+_FLOAT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 Scalar: TypeAlias = "int | float | str"
 Value: TypeAlias = "int | float | str | tuple[int | float | str, ...]"

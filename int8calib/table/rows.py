@@ -29,7 +29,7 @@ from int8calib.table.rules import (
     scale_problem,
 )
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(?:inf|nan|infinity)", re.IGNORECASE)
 # Six decimals, at most three digits of them used: what printf's %f leaves of a small scale.
 _FLUSHED = re.compile(r"0\.000\d{3}")

@@ -50,7 +50,7 @@ def test_every_error_is_one_line() -> None:
 
 
 def test_a_long_text_takes_no_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(100):
         one_line("\x00" * 10_000_000)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

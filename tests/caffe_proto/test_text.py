@@ -197,11 +197,11 @@ def test_deep_nesting_is_an_error_not_a_crash() -> None:
     ids=lambda text: text[:20],
 )
 def test_hostile_texts_end_in_one_short_line_in_a_short_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CaffeFormatError) as caught:
         parse_prototxt(text, "net", warn=False)
     # The slowest takes half a second on an idle machine; a square would take minutes.
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert len(str(caught.value)) < 200
     assert str(caught.value).isprintable()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,11 @@ def test_unreadable_structure_files(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(b"\xff\xfe\0")
     with pytest.raises(ModelFileError, match=r"m\.bin: no text, name the \.param file"):
         read_param(tmp_path / "m.bin")
+
+
+def test_digits_without_an_end_take_a_time_that_grows_with_them() -> None:
+    text = f"7767517\n1 1\nInput data 0 1 data 0={'1' * 400_000}x\n"
+    started = time.process_time()
+    with pytest.raises(ModelFileError):
+        parse_param(text, "net.param")
+    assert time.process_time() - started < 5

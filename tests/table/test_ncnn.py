@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 
+from int8calib.errors import TableError
 from int8calib.table import FORMATS, CalibrationTable, read_table, read_table_lenient, write_table
 from tests.table_helpers import bits, layer, naive_ncnn_read, same_rows, table, tables
 
@@ -95,3 +97,12 @@ def test_dead_channels_of_ncnn2table_are_warned_about(shared: Path) -> None:
     assert {finding.severity for finding in scan.findings} == {"warning"}
     dead = sum(len(x.dead_channels) for x in scan.table.layers)
     assert dead == text.split().count("inf")
+
+
+def test_digits_without_an_end_take_a_time_that_grows_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "t.table"
+    path.write_text("conv1 " + "1" * 400_000 + "}\n")
+    started = time.process_time()
+    with pytest.raises(TableError, match="is no number"):
+        read_table(path)
+    assert time.process_time() - started < 5

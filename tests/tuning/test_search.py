@@ -22,13 +22,16 @@ from int8calib.simulation.build import simulate
 from int8calib.table import CalibrationTable, check_table
 from int8calib.tuning.candidates import Candidate
 from int8calib.tuning.channels import channel_sensitivity
-from int8calib.tuning.execution import MIN_IMAGES
 from int8calib.tuning.search import PLAIN, leave_float
 from int8calib.tuning.validation import Validator
 from tests.tuning_nets import batches, chain, demo_loader, demo_net, labeled, sqnr
 
-IMAGES = 90
-"""Pictures for the demo net: the share that is tuned on is enough for all techniques."""
+IMAGES, FRESH = 60, 40
+"""Pictures for the demo net, and others that nothing is fitted to."""
+SIZE = 48
+"""Their height and width: enough for its layers, and faster than its own."""
+ENOUGH = 45
+"""Images from which on the outputs decide on thresholds here: the share of `IMAGES` tuned on."""
 LAYERS = 7
 """Of the chain net, in INT8."""
 
@@ -48,24 +51,31 @@ def plain_table(net: Net, given: list, method: str) -> CalibrationTable:
     return run_job(prepare(net, options), lambda: given, options).table
 
 
+@pytest.fixture
+def enough_images(monkeypatch) -> None:
+    monkeypatch.setattr("int8calib.tuning.execution.MIN_IMAGES", ENOUGH)
+
+
 @pytest.fixture(scope="module")
 def plain() -> float:
     """The best SQNR of plain tables of the demo net, on pictures that nothing was fitted to."""
-    net, fresh = demo_net(), demo_loader(60, seed=71)
-    given = [each.batch for each in demo_loader(IMAGES)]
+    net, fresh = demo_net(SIZE), demo_loader(FRESH, seed=71, size=SIZE)
+    given = [each.batch for each in demo_loader(IMAGES, size=SIZE)]
     return max(
         sqnr(net, simulate(net, plain_table(net, given, method)), fresh)
         for method in ("kl", "aciq", "mse")
     )
 
 
+@pytest.mark.usefixtures("enough_images")
 def test_a_changed_model_loses_far_less_and_its_files_say_the_same(plain, tmp_path) -> None:
-    net, given, fresh = demo_net(), demo_loader(IMAGES), demo_loader(60, seed=71)
+    net = demo_net(SIZE)
+    given, fresh = demo_loader(IMAGES, size=SIZE), demo_loader(FRESH, seed=71, size=SIZE)
     found = tune(net, lambda: given, tuning=TuneOptions(change_model=True))
     assert found.changed
     assert found.chosen == "tuned"
     assert found.stopped is None
-    assert found.images >= MIN_IMAGES
+    assert found.images >= ENOUGH
     int8 = simulate(found.net, found.table)
     assert sqnr(net, int8, fresh) > plain + 4
     write_model(found.net, tmp_path / "n.prototxt", tmp_path / "n.caffemodel")
@@ -79,8 +89,10 @@ def test_a_changed_model_loses_far_less_and_its_files_say_the_same(plain, tmp_pa
     assert [each for each in findings if each.severity == "error"] == []
 
 
+@pytest.mark.usefixtures("enough_images")
 def test_a_table_alone_is_better_than_plain_ones(plain, monkeypatch) -> None:
-    net, given, fresh = demo_net(), demo_loader(IMAGES), demo_loader(60, seed=71)
+    net = demo_net(SIZE)
+    given, fresh = demo_loader(IMAGES, size=SIZE), demo_loader(FRESH, seed=71, size=SIZE)
     found = tune(net, lambda: given)
     assert found.net is net
     assert not found.changed

@@ -179,11 +179,11 @@ def test_sizes_beyond_the_limits_take_neither_memory_nor_time(name: str, tmp_pat
     int8calib.inspect(proto)  # imports what it needs
     tracemalloc.start()
     try:
-        started = time.perf_counter()
+        started = time.process_time()
         found = int8calib.inspect(proto)
         with pytest.raises(Int8CalibError) as caught:
             load_and_plan(proto)
-        assert time.perf_counter() - started < 2
+        assert time.process_time() - started < 2
         assert tracemalloc.get_traced_memory()[1] < 20 << 20
     finally:
         tracemalloc.stop()
