@@ -175,7 +175,8 @@ def _shrunk(covariance: Array, count: int) -> Array:
     squares = np.square(covariance).sum(axis=(1, 2), dtype=np.float64)
     squares -= np.square(diagonal).sum(axis=1)
     products = np.square(diagonal.sum(axis=1)) - np.square(diagonal).sum(axis=1)
-    share = np.minimum(1, (products + squares) / (count * np.maximum(squares, 1e-300)))
+    # Where nothing stands beside the diagonal, rounding may leave a little less than 0.
+    share = np.clip((products + squares) / (count * np.maximum(squares, 1e-300)), 0, 1)
     result = covariance * np.asarray(1 - share, np.float32)[:, None, None]
     indices = np.arange(covariance.shape[1])
     result[:, indices, indices] = diagonal

@@ -107,6 +107,17 @@ def test_few_columns_are_drawn_to_the_diagonal_and_err_less() -> None:
     assert np.linalg.matrix_rank(plain) < 31 == np.linalg.matrix_rank(shrunk)
 
 
+def test_inputs_without_anything_in_common_have_sound_moments() -> None:
+    columns = np.zeros((3, 2, 7), np.float32)
+    columns[:, 0] = np.random.default_rng(3).normal(0, 1e3, (3, 7))
+    found = moments(columns, columns).covariance
+    expected = columns[:, 0].astype(np.float64).var(axis=1)
+    np.testing.assert_allclose(found[:, 0, 0], expected, rtol=1e-5)
+    assert not found[:, 0, 1].any()
+    assert not found[:, 1].any()
+
+
+
 def test_refit_is_ridge_regression() -> None:
     weights, columns = layer(8, size=7, count=400)
     rng = np.random.default_rng(1)
