@@ -117,7 +117,6 @@ def test_inputs_without_anything_in_common_have_sound_moments() -> None:
     assert not found[:, 1].any()
 
 
-
 def test_refit_is_ridge_regression() -> None:
     weights, columns = layer(8, size=7, count=400)
     rng = np.random.default_rng(1)
