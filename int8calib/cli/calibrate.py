@@ -101,11 +101,13 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = long_run.open({**fingerprint, **batches.order()})
     sampler = None
     if second_order:
+        from int8calib.caffe.network.quantized import QuantizedLayer
         from int8calib.rounding.bias import depthwise_before_relu
         from int8calib.rounding.levels import round_weights
         from int8calib.rounding.sampler import ColumnSampler
 
-        sampler = ColumnSampler(job.layers, len(batches))
+        layers = [layer for layer in job.layers if isinstance(layer, QuantizedLayer)]
+        sampler = ColumnSampler(layers, len(batches))
     with console.progress() as progress:
         done = run_job(
             job if sampler is None else replace(job, executor=sampler.watch(job.executor)),
@@ -118,9 +120,9 @@ def run(args: argparse.Namespace) -> int:
         )
         rounded = {}
         if sampler is not None:
-            grids = {layer.name: options.weights.grid(layer) for layer in job.layers}
+            grids = {layer.name: options.weights.grid(layer) for layer in layers}
             rounded = round_weights(
-                job.layers,
+                layers,
                 done.table,
                 sampler,
                 grids,

@@ -91,7 +91,7 @@ def round_weights(
 def _work(layer: QuantizedLayer) -> int:
     """What rounding a layer costs: large ones go first, so that no worker waits at the end."""
     group, outputs, size = layer_matrices(layer).weights.shape
-    return group * size * size * (outputs + size)
+    return int(group * size * size * (outputs + size))
 
 
 def _rounded(

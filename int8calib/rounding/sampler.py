@@ -15,7 +15,7 @@ from int8calib.arrays import Array
 from int8calib.caffe.engine.executor import CaffeExecutor
 from int8calib.caffe.network.quantized import QuantizedLayer
 from int8calib.calibration.executor import Listener, Runner
-from int8calib.calibration.statistics.collect import image_checksums
+from int8calib.calibration.statistics.counters import image_checksums
 from int8calib.rounding.samples import SampledPositions, layer_matrices
 from int8calib.workers import Batch
 

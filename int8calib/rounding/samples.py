@@ -149,7 +149,8 @@ def second_moment(columns: Array) -> Array:
     mean = columns.mean(axis=2)
     products = mean[:, :, None] * mean[:, None, :]
     covariance = np.matmul(columns, columns.transpose(0, 2, 1)) / np.float32(count) - products
-    return _shrunk(covariance, count) + products
+    second: Array = _shrunk(covariance, count) + products
+    return second
 
 
 def moments(float_columns: Array, int8_columns: Array) -> Moments:

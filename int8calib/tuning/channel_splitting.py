@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.arrays import Shape
+from int8calib.arrays import Array, Shape
 from int8calib.caffe.layers.convolution import groups
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.quantized import quantized_layers
@@ -205,11 +205,11 @@ def with_copies(layer: Layer, bottom: Ids, top: Ids, steps: Float64Array) -> Lay
     weight = layer.weights[0]
     matrix = weight.reshape(len(top), len(bottom), -1) / bottom[:, None].astype(np.float32)
     matrix = np.repeat(np.repeat(matrix, bottom, axis=1), top, axis=0)
-    bias = layer.weights[1].reshape(-1) if len(layer.weights) > 1 else np.zeros(len(top))
-    bias = np.repeat(bias, top) + _offsets(top, steps)
+    bias: Array = layer.weights[1] if len(layer.weights) > 1 else np.zeros(len(top), np.float32)
+    biases = np.repeat(bias.reshape(-1), top) + _offsets(top, steps)
     return layer.with_bias(
         np.ascontiguousarray(matrix.reshape(len(matrix), -1, *weight.shape[2:]), np.float32),
-        np.asarray(bias, np.float32),
+        np.asarray(biases, np.float32),
     )
 
 
@@ -225,11 +225,11 @@ def depthwise_with_copies(
         return layer
     weight = np.repeat(layer.weights[0], copies, axis=0)
     count = len(layer.weights[0])
-    bias = layer.weights[1].reshape(-1) if len(layer.weights) > 1 else np.zeros(count)
+    bias: Array = layer.weights[1] if len(layer.weights) > 1 else np.zeros(count, np.float32)
     gain = weight.reshape(len(weight), -1).sum(axis=1, dtype=np.float64)
-    bias = np.repeat(bias, copies) + _offsets(copies, top_steps)
-    bias -= gain * _offsets(copies, bottom_steps)
-    split = layer.with_bias(np.ascontiguousarray(weight), np.asarray(bias, np.float32))
+    biases = np.repeat(bias.reshape(-1), copies) + _offsets(copies, top_steps)
+    biases -= gain * _offsets(copies, bottom_steps)
+    split = layer.with_bias(np.ascontiguousarray(weight), np.asarray(biases, np.float32))
     params = split.copy_params()
     if params.convolution_param.group == count:
         params.convolution_param.group = len(weight)

@@ -152,7 +152,7 @@ def is_depthwise(layer: Layer) -> bool:
     if layer.type not in CONVOLUTIONS or len(layer.bottoms) != 1 or not layer.weights:
         return False
     outputs, inputs = layer.weights[0].shape[:2]
-    return inputs == 1 and outputs > 1 and groups(layer.params) == outputs
+    return bool(inputs == 1 and outputs > 1 and groups(layer.params) == outputs)
 
 
 def can_scale_weights(layer: Layer) -> bool:

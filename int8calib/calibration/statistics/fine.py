@@ -90,8 +90,10 @@ class FineHistogram:
         """Return the same counts over a range of 2**exponent, at least as large as this one."""
         if exponent == self.exponent:
             return self
+        halvings = exponent - self.exponent
         return FineHistogram(
-            *(_halved(side, exponent - self.exponent) for side in (self.positive, self.negative)),
+            _halved(self.positive, halvings),
+            _halved(self.negative, halvings),
             exponent,
             self.zeros,
             self.images,
