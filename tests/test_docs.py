@@ -17,19 +17,22 @@ from int8calib.caffe.layers import registry
 from int8calib.calibration.thresholds import method_names
 from int8calib.cli import convert_tool
 from int8calib.cli.main import main
-from int8calib.demo import (
-    CAFFEMODEL,
-    DETECTOR_CAFFEMODEL,
-    DETECTOR_PROTOTXT,
-    PROTOTXT,
-    draw,
-    scenes,
-)
+from int8calib.demo import DETECTOR_CAFFEMODEL, DETECTOR_PROTOTXT, draw, scenes
+from tests.generated import make_model
+from tests.network_styles import conv, conv_bn, data, head
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = {"int8calib": main, "caffe-int8-convert-tool": convert_tool.main}
 PHOTOS, HELD_OUT = 16, 8
+# Of each kind that the examples need, one layer or two: most of the time is theirs.
+SMALL = (
+    data(1, 3, 64, 64)
+    + conv_bn("conv1", "data", "num_output: 8 kernel_size: 3 stride: 2")
+    + conv("dw", "conv1", "num_output: 8 kernel_size: 3 group: 8 stride: 2")
+    + conv("conv2", "dw", "num_output: 12 kernel_size: 3 pad: 1")
+    + head("conv2", len(draw.LABELS))
+)
 
 
 def test_the_readme_is_short() -> None:
@@ -100,8 +103,9 @@ RUN = [
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the examples name."""
     folder = tmp_path_factory.mktemp("material")
-    (folder / "deploy.prototxt").write_bytes(PROTOTXT.read_bytes())
-    (folder / "net.caffemodel").write_bytes(CAFFEMODEL.read_bytes())
+    proto, model = make_model(folder, SMALL, name="small")
+    proto.rename(folder / "deploy.prototxt")
+    model.rename(folder / "net.caffemodel")
     draw.write_images(folder / "photos", PHOTOS, 1)
     written = draw.write_images(folder / "held-out", HELD_OUT, 2)
     lines = (
