@@ -15,13 +15,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks import busy, costs, growth, guard, onnx_calibrator, ratios, reference, report, start
+from benchmarks import (
+    busy,
+    costs,
+    growth,
+    guard,
+    ncnn2table,
+    onnx_calibrator,
+    ratios,
+    reference,
+    report,
+    start,
+)
 from benchmarks.networks import DEMO, NETWORKS, ROOT, Material, Say, gather
 from benchmarks.settings import FULL, QUICK, Settings
 
 Part: TypeAlias = Callable[[Material, Settings, Say], dict[str, Any]]
 PARTS: Mapping[str, Part] = {
     "ratios": ratios.measure,
+    "ncnn2table": ncnn2table.measure,
     "stages": costs.stages,
     "memory": costs.memory,
     "start": start.measure,
@@ -43,7 +55,8 @@ def parser() -> argparse.ArgumentParser:
         "results.json and results.md. Parts that are not run keep their stored results.",
         epilog="Networks and photos come from the folder INT8CALIB_SHARED, or ../shared; without "
         "it the built-in demo network and drawn pictures are measured. onnxruntime may live in "
-        "another environment: name its interpreter in INT8CALIB_ONNX_PYTHON.",
+        "another environment: name its interpreter in INT8CALIB_ONNX_PYTHON. ncnn2table itself is "
+        "measured where INT8CALIB_NCNN_TOOLS names the folder it is in.",
     )
     made.add_argument(
         "--parts",

@@ -32,7 +32,7 @@ def stages(material: Material, settings: Settings, say: Say) -> dict[str, Any]:
 
 
 def memory(material: Material, settings: Settings, say: Say) -> dict[str, Any]:
-    """Peak memory with the cache off: few images, many images, and the largest network."""
+    """Peak memory: few images, many images, and the largest network."""
     few, many = settings.images, settings.many_images
     network = material.one("squeezenet_v1.1")
     large = material.one("resnet50")
@@ -43,10 +43,10 @@ def memory(material: Material, settings: Settings, say: Say) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for name, (which, images) in runs.items():
-        seen = probed(material, which, images, "--cache", "0")
+        seen = probed(material, which, images)
         peak = seen["peak_bytes"]
         found[name] = {"network": which.name, "images": images, "peak_bytes": peak}
-        say(f"{which.name}, {images} images, no cache: {(peak or 0) / 1e6:.0f} MB")
+        say(f"{which.name}, {images} images: {(peak or 0) / 1e6:.0f} MB")
     low, high = found["few"]["peak_bytes"], found["many"]["peak_bytes"]
     found["growth"] = high / low - 1 if low and high else None
     return found

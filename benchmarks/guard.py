@@ -1,4 +1,4 @@
-"""Fresh ratios and stage shares against stored ones: what has become clearly worse.
+"""Fresh ratios, stage shares and memory against stored ones: what has become clearly worse.
 
 Ratios hold on any machine to some degree, times do not. A ratio counts as worse only where both
 the clock and the processor time say so: on a busy machine one of them alone may lie.
@@ -44,6 +44,11 @@ def regressions(stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str
                     f"{name}: {stage} takes {100 * share:.0f} % of the time, "
                     f"{100 * old:.0f} % is stored"
                 )
+        peak, old_peak = found.get("peak_bytes"), before.get("peak_bytes")
+        if peak and old_peak and peak > WORSE * old_peak:
+            lines.append(
+                f"{name}: {peak / 1e6:.0f} MB of memory at most, {old_peak / 1e6:.0f} MB is stored"
+            )
     return lines
 
 

@@ -74,9 +74,7 @@ def _network(material: Material, network: Network, settings: Settings, say: Say)
     with ExitStack() as stack:
         try:
             folder = material.folder / "ncnn" / network.name
-            ncnn = stack.enter_context(NcnnForward(network, inputs, settings, folder))
-            contenders["ncnn"] = ncnn
-            notes += [ncnn.note] if ncnn.note else []
+            contenders["ncnn"] = stack.enter_context(NcnnForward(network, inputs, settings, folder))
         except NcnnMissingError as error:
             notes.append(str(error))
         found = interleave(baseline, contenders, settings.rounds)

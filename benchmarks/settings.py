@@ -22,6 +22,8 @@ class Settings:
         images and blobs of the slow Python contenders, whose times are then extrapolated.
     starts
         repetitions of each start-up time.
+    tool_images
+        beside ncnn2table: the number of images, and of rounds with it.
     """
 
     images: int = 100
@@ -36,6 +38,7 @@ class Settings:
     slow_images: int = 10
     slow_blobs: int = 4
     starts: int = 5
+    tool_images: tuple[tuple[int, int], ...] = ((100, 3), (300, 2), (1000, 1))
 
 
 FULL = Settings()
@@ -52,4 +55,5 @@ QUICK = Settings(
     slow_images=2,
     slow_blobs=1,
     starts=1,
+    tool_images=((4, 1),),
 )

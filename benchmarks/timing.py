@@ -23,10 +23,14 @@ COMMAND = "import sys; from int8calib.cli.main import main; sys.exit(main())"
 
 
 class Cost(NamedTuple):
-    """Seconds of one unit of work: on the clock, and of all processors together."""
+    """Seconds of one unit of work: on the clock, and of all processors together.
+
+    `peak` is the memory of a whole process in bytes, 0 where it is not known.
+    """
 
     wall: float
     cpu: float
+    peak: int = 0
 
 
 Contender = Callable[[], Cost]
@@ -100,7 +104,7 @@ def run_process(command: Sequence[str], env: Mapping[str, str] | None = None) ->
             messages.seek(0)
             text = messages.read().decode(errors="replace").strip()[-2000:]
             raise RuntimeError(f"{' '.join(command)} failed with {child.returncode}: {text}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss)
 
 
 def python(*arguments: str) -> list[str]:

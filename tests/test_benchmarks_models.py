@@ -13,46 +13,16 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import ncnn_forward, reference  # noqa: E402
-from benchmarks.ncnn_forward import NcnnNet, save  # noqa: E402
-from benchmarks.ncnn_model import NcnnModel  # noqa: E402
-from benchmarks.networks import Material, Network, gather  # noqa: E402
+from benchmarks import ncnn2table, ncnn_forward, reference, report  # noqa: E402
+from benchmarks.engines import noise  # noqa: E402
+from benchmarks.ncnn_forward import NcnnForward, save  # noqa: E402
+from benchmarks.networks import Material, gather  # noqa: E402
 from benchmarks.settings import QUICK  # noqa: E402
 from int8calib.caffe.network.fold import fold_batch_norm  # noqa: E402
 from int8calib.caffe.network.shapes import multiply_adds  # noqa: E402
-from tests.generated import make_model  # noqa: E402
+from int8calib.ncnn.model import load_model  # noqa: E402
+from int8calib.ncnn.runtime import RuntimeNet  # noqa: E402
 from tests.histogram_cases import golden_histograms  # noqa: E402
-
-EVERYTHING = """
-layer { name: "data" type: "Input" top: "data"
-  input_param { shape { dim: 1 dim: 3 dim: 23 dim: 29 } } }
-layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
-  convolution_param { num_output: 6 kernel_h: 3 kernel_w: 5 pad_h: 1 pad_w: 2 stride: 1 } }
-layer { name: "norm" type: "LRN" bottom: "conv" top: "norm"
-  lrn_param { local_size: 5 alpha: 0.01 beta: 0.75 } }
-layer { name: "bn" type: "BatchNorm" bottom: "norm" top: "bn" }
-layer { name: "scale" type: "Scale" bottom: "bn" top: "scale" scale_param { bias_term: true } }
-layer { name: "leak" type: "ReLU" bottom: "scale" top: "scale" relu_param { negative_slope: 0.1 } }
-layer { name: "pool" type: "Pooling" bottom: "scale" top: "pool"
-  pooling_param { pool: MAX kernel_size: 3 stride: 2 } }
-layer { name: "ave" type: "Pooling" bottom: "scale" top: "ave"
-  pooling_param { pool: AVE kernel_size: 3 stride: 2 } }
-layer { name: "depthwise" type: "Convolution" bottom: "pool" top: "depthwise"
-  convolution_param { num_output: 6 kernel_size: 3 pad: 1 group: 6 bias_term: false } }
-layer { name: "relu" type: "ReLU" bottom: "depthwise" top: "depthwise" }
-layer { name: "sum" type: "Eltwise" bottom: "depthwise" bottom: "ave" top: "sum"
-  eltwise_param { operation: SUM coeff: 0.5 coeff: -2 } }
-layer { name: "cat" type: "Concat" bottom: "sum" bottom: "pool" bottom: "depthwise" top: "cat" }
-layer { name: "drop" type: "Dropout" bottom: "cat" top: "cat" }
-layer { name: "fc" type: "InnerProduct" bottom: "cat" top: "fc"
-  inner_product_param { num_output: 7 } }
-layer { name: "fc_relu" type: "ReLU" bottom: "fc" top: "fc" }
-layer { name: "global" type: "Pooling" bottom: "cat" top: "global"
-  pooling_param { pool: AVE global_pooling: true } }
-layer { name: "last" type: "Convolution" bottom: "global" top: "last"
-  convolution_param { num_output: 5 kernel_size: 1 } }
-layer { name: "prob" type: "Softmax" bottom: "last" top: "prob" }
-"""
 
 
 @pytest.fixture(scope="module")
@@ -89,37 +59,51 @@ def test_multiply_adds_are_taps_times_pixels(material: Material) -> None:
     assert multiply_adds(net.graph, {name: (1, *shape[1:])}) == expected
 
 
-@pytest.mark.parametrize("name", ["demo", "everything"])
-def test_ncnn_model_computes_the_same(material: Material, tmp_path: Path, name: str) -> None:
+def test_ncnn_runs_the_demo_network(material: Material, tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
     network = material.networks[0]
-    if name == "everything":
-        proto, model = make_model(tmp_path, EVERYTHING)
-        network = Network(name, proto, model, (0.0,), 1.0)
-    net = network.load()
-    (data, shape), *_ = net.input_shapes.items()
-    images = np.random.default_rng(3).normal(0, 30, (1, *shape[1:])).astype(np.float32)
-    made = save(network, {data: images}, tmp_path)
-    assert not made.left_out
-    found = NcnnNet(tmp_path).forward({data: images})
-    expected = net.forward({data: images})
-    assert {blob.name for blob in made.outputs} == set(expected)
-    for blob, key in made.outputs.items():
-        top = expected[blob.name].reshape(-1)
-        np.testing.assert_allclose(
-            found[key].reshape(-1), top, rtol=1e-4, atol=2e-5 * np.abs(top).max()
-        )
+    with NcnnForward(network, noise(network), QUICK, tmp_path, processes=1) as forward:
+        cost = forward()
+    assert cost.cpu > 0
+    assert cost.wall > 0
+    model = load_model(*save(network, tmp_path))
+    images = noise(network)
+    found = RuntimeNet(model, float32=True).run({n: x[0] for n, x in images.items()}, ["prob"])
+    (expected,) = network.load().forward(images).values()
+    np.testing.assert_allclose(found["prob"].reshape(-1), expected.reshape(-1), atol=1e-5)
 
 
 def test_a_model_that_ncnn_refuses_is_no_crash(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ncnn")
-    monkeypatch.setattr(
-        ncnn_forward, "convert", lambda *args: NcnnModel("nonsense\n", b"", {}, {}, ())
-    )
+    monkeypatch.setattr(ncnn_forward, "save", lambda network, folder: None)
+    (tmp_path / "net.param").write_text("nonsense")
+    (tmp_path / "net.bin").write_bytes(b"")
     with pytest.raises(ncnn_forward.NcnnMissingError):
         ncnn_forward.NcnnForward(material.networks[0], {}, QUICK, tmp_path)
+
+
+def test_ncnn2table_runs_in_turn_where_it_is_at_hand(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of that name, which takes its options and a known time."""
+    tool = tmp_path / "ncnn2table"
+    tool.write_text(
+        "#!/bin/sh\nsleep 0.5\ntest -s $1 && test -s $2 && test -s $3 || exit 1\n"
+        'test "$8" = pixel=BGR && test "$9" = thread=2 || exit 2\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("INT8CALIB_NCNN_TOOLS", str(tmp_path))
+    found = ncnn2table.measure(material, QUICK, lambda text: None)
+    assert found["measured"]
+    run = found["networks"]["demo"]["4"]
+    assert 0.5 <= run["tool_seconds"]["median"] < 5
+    assert run["ratio"]["median"] == pytest.approx(
+        run["seconds"]["median"] / run["tool_seconds"]["median"], rel=0.5
+    )
+    assert run["peak_bytes"] > 1e7
+    assert "ran in turn" in report.beside_table({"ncnn2table": found})
 
 
 def test_onnx_model_computes_the_same(material: Material) -> None:
