@@ -130,6 +130,7 @@ ARGUMENTS = {
         *(ramp(7, np.float32), 2.0),
         *(np.zeros(5, np.uint16), np.zeros((4, 4112), np.int32), np.zeros(4112, np.int64)),
     ],
+    "extremes": [ramp(7, np.float32).view(np.int32), np.zeros(2, np.int32)],
     "kl_costs": [*SUMS, np.zeros(129), np.zeros(256), np.zeros(256), np.zeros(12)],
     "kl_tensorrt_costs": [*SUMS, np.zeros(12)],
     "kl_tool_costs": [*SUMS, np.zeros(12)],

@@ -185,7 +185,7 @@ class _Collector:
         if not count:
             raise ImageError("there are no images to calibrate with")
         _check_all(before, range(count), "the run it goes on from")
-        self._finish(counters.add_to(self.state))
+        self._finish(counters.add_to(self.state, last=True))
 
     def _finish(self, state: CollectionState) -> None:
         """Keep what was counted in the end."""

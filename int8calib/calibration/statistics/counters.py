@@ -37,10 +37,11 @@ class OnePassCounters:
         for checksum, values in by_image(checksums, top):
             self._builders[blob][checksum & 1].add(values)
 
-    def add_to(self, state: CollectionState) -> CollectionState:
-        """Return a copy of `state` with what was counted here."""
+    def add_to(self, state: CollectionState, *, last: bool = False) -> CollectionState:
+        """Return a copy of `state` with what was counted here; for the `last` time if so."""
         total = state.snapshot()
-        for blob, (first, second) in self._builders.items():
+        for blob in list(self._builders):
+            first, second = self._builders.pop(blob) if last else self._builders[blob]
             (a, half), (b, rest) = first.result(), second.result()
             known = [limits for limits in (total.ranges.get(blob), a, b) if limits is not None]
             if not known:

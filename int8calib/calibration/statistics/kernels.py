@@ -104,6 +104,33 @@ def count_slots(values: Any, absmax: Any, slots: Any, partial: Any, counts: Any)
     return bad
 
 
+@kernel("int32[:], out int32[:] ->")
+def extremes(bits: Any, result: Any) -> None:
+    """Find the smallest and the largest of some float32 values, by their bits.
+
+    Floats are in order like sign and magnitude; flipping the magnitude of negative ones makes that
+    the order of whole numbers. NaN then lies beyond infinity, on either side.
+
+    Parameters
+    ----------
+    bits : int32 (n,)
+        The values, as they lie in memory; one at least.
+    result : int32 (2,)
+        The bits of the smallest and of the largest.
+
+    Notes
+    -----
+    numpy's own min and max read the values twice.
+    """
+    smallest = largest = np.int32(bits[0] ^ np.int32(np.int32(bits[0] >> 31) & 0x7FFFFFFF))
+    for i in range(bits.shape[0]):
+        key = np.int32(bits[i] ^ np.int32(np.int32(bits[i] >> 31) & 0x7FFFFFFF))
+        smallest = min(smallest, key)
+        largest = max(largest, key)
+    result[0] = np.int32(smallest ^ np.int32(np.int32(smallest >> 31) & 0x7FFFFFFF))
+    result[1] = np.int32(largest ^ np.int32(np.int32(largest >> 31) & 0x7FFFFFFF))
+
+
 @kernel("float32[:], float32, out uint32[:], out uint32[:] ->")
 def count_fine(values: Any, scale: Any, slots: Any, counts: Any) -> None:
     """Count the values in each slot of a fine histogram.

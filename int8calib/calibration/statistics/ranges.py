@@ -10,6 +10,9 @@ import numpy as np
 from int8calib.arrays import Array
 from int8calib.errors import StatisticsError
 
+_FEW = 1 << 14
+"""Values that numpy looks through twice in less time than it takes to call a compiled loop."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -64,13 +67,25 @@ def measure_range(x: Array, name: str = "") -> Range:
 
 def range_of_values(values: Array, *, zeros: int, images: int, name: str = "") -> Range:
     """`measure_range` for the values of some images in any order, `zeros` of them left out."""
-    smallest, largest = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    smallest, largest = _extremes(values) if values.size else (0.0, 0.0)
     if not (math.isfinite(smallest) and math.isfinite(largest)):
         raise not_finite(values, name)
     if zeros:
         smallest, largest = min(smallest, 0.0), max(largest, 0.0)
     # Adding 0.0 turns -0.0, which ReLU can leave behind, into 0.0.
     return Range(smallest + 0.0, largest + 0.0, images)
+
+
+def _extremes(values: Array) -> tuple[float, float]:
+    """The smallest and the largest value; one of them NaN where there is any."""
+    if values.size < _FEW:
+        return float(values.min()), float(values.max())
+    from int8calib.calibration.statistics import kernels
+
+    result = np.empty(2, np.int32)
+    kernels.extremes(values.view(np.int32), result)
+    smallest, largest = result.view(np.float32).tolist()
+    return smallest, largest
 
 
 def checked_values(x: Array, name: str) -> Array:
