@@ -287,7 +287,7 @@ def box_figures(found: Evaluation) -> tuple[list[str], list[list[str]]]:
 def result_rows(found: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Return columns, and a row for float where it has figures and for each table.
 
-    They hold top-1, equal classes, boxes, and the lowest SQNR.
+    They hold top-1, equal classes, boxes, the lowest SQNR, and of images the lowest PSNR.
     """
     from int8calib.evaluation.measures import format_decibels
 
@@ -295,16 +295,20 @@ def result_rows(found: Evaluation) -> tuple[list[str], list[list[str]]]:
     agreed = any(table.agreement for table in found.tables)
     box_columns, boxes = box_figures(found)
     columns = ["", *["top-1 %"] * (before is not None), *["same top-1 %"] * agreed, *box_columns]
+    images = any(blob.psnr is not None for table in found.tables for blob in table.blobs)
+    columns += ["output SQNR dB", *["PSNR dB"] * images]
     rows = []
     if before is not None or found.float_boxes is not None:
         tops = [] if before is None else [format_share(before.topk[1])]
-        rows.append(["float", *tops, *[""] * agreed, *boxes[0], ""])
+        rows.append(["float", *tops, *[""] * agreed, *boxes[0], "", *[""] * images])
     for table, cells in zip(found.tables, boxes[1:], strict=True):
         tops = [format_share(table.accuracy.topk[1])] if before and table.accuracy else []
         same = [format_share(table.agreement)] * agreed
         nearest = min((blob.sqnr for blob in table.blobs), default=None)
+        psnr = min((blob.psnr for blob in table.blobs if blob.psnr is not None), default=None)
         rows.append([table.name, *tops, *same, *cells, format_decibels(nearest)])
-    return [*columns, "output SQNR dB"], rows
+        rows[-1] += [format_decibels(psnr)] * images
+    return columns, rows
 
 
 def _box_cells(found: BoxAccuracy | None) -> list[str]:
