@@ -61,7 +61,7 @@ def _accuracy(content: Content) -> Iterator[Advice]:
         yield Advice("note", text)
         return
     for table in evaluation.tables:
-        said = [*_drop(evaluation, table), *_agreement(table)]
+        said = [*_drop(evaluation, table), *_agreement(table), *_boxes(table)]
         if said:
             level = max((level for level, _ in said), key=LEVELS.index)
             name = content.short.get(table.name, table.name)
@@ -86,6 +86,21 @@ def _agreement(table: TableResult) -> Iterator[tuple[str, str]]:
     how = "far too few" if share.value < AGREES_BADLY else "fewer than usual"
     reach = f"since good tables reach {100 * AGREES:.0f} %"
     yield "warn", f"{text}: {how}, {reach}. Try int8calib tune with --write-model."
+
+
+def _boxes(table: TableResult) -> Iterator[tuple[str, str]]:
+    found = table.against_float
+    if found is None or not found.recall.total:
+        return
+    text = (
+        f"Of the float net's {found.recall.total} boxes {100 * found.recall.value:.1f} % are found "
+        f"(mean average precision {100 * found.mean_precision:.1f} %)"
+    )
+    if found.recall.value >= AGREES:
+        yield "good", f"{text}."
+        return
+    cause = "where layers are depthwise, channels of very different ranges are the usual cause"
+    yield "warn", f"{text}: {cause}. Try int8calib tune with --ncnn or --write-model."
 
 
 def _drop(evaluation: Evaluation, table: TableResult) -> Iterator[tuple[str, str]]:

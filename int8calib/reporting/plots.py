@@ -91,6 +91,13 @@ def accuracy_plot(content: Content) -> Plot | None:
             for table in evaluation.tables
             if table.accuracy is not None
         ]
+    elif any(table.against_float is not None for table in evaluation.tables):
+        what = "boxes of the float net that are found, in %"
+        shares += [
+            (table.name, table.against_float.recall, colors[table.name])
+            for table in evaluation.tables
+            if table.against_float is not None and table.against_float.recall.total
+        ]
     else:
         what = "images with the float net's best class, in %"
         shares += [

@@ -8,9 +8,11 @@ import pytest
 
 import int8calib
 from int8calib.analysis.results import Analysis, LayerError
+from int8calib.evaluation.average_precision import BoxAccuracy
 from int8calib.evaluation.measures import Share
 from int8calib.evaluation.results import Accuracy, Evaluation, TableResult
 from int8calib.reporting.advice import Advice
+from int8calib.reporting.plots import accuracy_plot
 from tests.reporting_cases import TABLES, case
 
 
@@ -27,6 +29,21 @@ def evaluated(before: int, after: int, agreed: int, total: int) -> Evaluation:
 
     table = TableResult(TABLES[0], accuracy(after), Share(agreed, total), (), None)
     return Evaluation(total, accuracy(before), (table,))
+
+
+@pytest.mark.parametrize(("hits", "level"), [(46, "good"), (45, "warn")])
+def test_boxes_in_words(hits: int, level: str) -> None:
+    boxes = BoxAccuracy(0.97, Share(hits, 50))
+    table = TableResult(TABLES[0], None, None, (), None, against_float=boxes)
+    made = case().report(evaluation=Evaluation(7, None, (table,)))
+    found = said("float net's 50 boxes", made.advice)
+    assert found.level == level
+    assert f"{2 * hits:.1f} % are found (mean average precision 97.0 %)" in found.text
+    assert ("tune" in found.text) == (level == "warn")
+    plot = accuracy_plot(made.content)
+    assert plot is not None
+    assert plot.series[0].value == 2 * hits
+    assert "boxes" in plot.x_label
 
 
 def analyzed(**changes: float) -> Analysis:
