@@ -19,7 +19,7 @@ from int8calib.levels import LEVELS
 from int8calib.ncnn.rounded import RoundedWeights
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.tuning.channel_splitting import split_channels
-from int8calib.tuning.channels import center_scores
+from int8calib.tuning.class_scores import center_scores
 from int8calib.tuning.equalization import equalize
 from int8calib.tuning.execution import ReferenceOutputs, reference_outputs
 from int8calib.tuning.layer_solver import LayerSolution

@@ -2,28 +2,26 @@
 
 A factor on a channel of a layer's top can be taken back in the weights that read it, if all that
 lies between scales along: ReLU, pooling, Concat, sums. What does not (a softmax, an output of the
-network, the input) fixes its channels. What all class scores have in common can be taken out
-before a softmax, which does not see it. The sensitivity of a channel makes errors of different
+network, the input) fixes its channels. The sensitivity of a channel makes errors of different
 channels and layers comparable, whatever factors their values carry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffe_proto import caffe_pb2
 from int8calib.arrays import Shape
-from int8calib.caffe.layers.activation import relu_limits
+from int8calib.caffe.layers.activation import homogeneous_limit
 from int8calib.caffe.layers.convolution import groups
-from int8calib.caffe.layers.pooling import pooling_windows
 from int8calib.caffe.layers.windows import pair
 from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
 from int8calib.caffe.network.quantized import sole_layer
-from int8calib.rounding.samples import layer_matrices, weight_blob
+from int8calib.rounding.samples import layer_matrices
 
 Ids = NDArray[np.intp]
 Float64Array = NDArray[np.float64]
@@ -34,7 +32,7 @@ KEEPS_FACTORS = (caffe_pb2.EltwiseParameter.SUM, caffe_pb2.EltwiseParameter.MAX)
 SAME_CHANNELS = frozenset(("ReLU", "PReLU", "Pooling", "Dropout", "Split", "Flatten"))
 """Types that give f(s x) = s f(x) for each channel and s > 0, and keep the channels' order.
 
-A ReLU does so if it has no limits, a Flatten if each channel is one value.
+A ReLU does so below its limits, a Flatten if each channel is one value.
 """
 
 LIMITED = frozenset(("ReLU", "ReLU6", "Clip"))
@@ -45,10 +43,12 @@ LIMITED = frozenset(("ReLU", "ReLU6", "Clip"))
 class Channels:
     """For each blob the id of each channel's factor, (C,); the factor of FIXED stays 1.
 
-    Channels with one id get one factor.
+    Channels with one id get one factor. `limits` tells of some ids the magnitude that some blob's
+    values must stay below, times their factor, since they do not scale along beyond.
     """
 
     of: Mapping[Blob, Ids]
+    limits: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -71,8 +71,36 @@ class Channels:
 
 
 def scalable_channels(graph: Graph, shapes: Mapping[Blob, Shape]) -> Channels:
-    """Find which channels of `graph` may be scaled; `shapes` are those of its blobs."""
-    return _found(graph, shapes, _equal)
+    """Find which channels of `graph` may be scaled; `shapes` are those of its blobs.
+
+    What a Clip cuts off fixes its channels, unless a layer with weights reads its top: then its
+    values can be told.
+    """
+    readers = graph.readers()
+
+    def equal(layer: Layer, bottoms: list[Ids], tops: list[Ids]) -> list[tuple[Ids, Ids]] | None:
+        if layer.type not in LIMITED:
+            return _equal(layer, bottoms, tops)
+        limit = homogeneous_limit(layer.type, layer.params)
+        seen = any(can_scale_weights(reader) for reader in readers[layer.tops[0]])
+        return [(bottoms[0], tops[0])] if limit == np.inf or (limit > 0 and seen) else None
+
+    found = _found(graph, shapes, equal)
+    limits: dict[int, float] = {}
+    for blob, limit in limited_tops(graph).items():
+        for number in found.of[blob].tolist():
+            limits[number] = min(limit, limits.get(number, np.inf))
+    return replace(found, limits=limits)
+
+
+def limited_tops(graph: Graph) -> dict[Blob, float]:
+    """The tops of layers that scale along up to some magnitude only, with that magnitude."""
+    limits = {
+        layer.tops[0]: homogeneous_limit(layer.type, layer.params)
+        for layer in graph.layers
+        if layer.type in LIMITED
+    }
+    return {blob: limit for blob, limit in limits.items() if limit < np.inf}
 
 
 def copyable_channels(
@@ -135,8 +163,6 @@ def _join(layer: Layer, of: Mapping[Blob, Ids], same: _DisjointSets, equal: _Equ
 def _equal(layer: Layer, bottoms: list[Ids], tops: list[Ids]) -> list[tuple[Ids, Ids]] | None:
     """Which factors a layer hands on as they are; None where it does not hand on any."""
     pairs: list[tuple[Ids, Ids]] = []
-    if layer.type == "ReLU" and relu_limits(layer.params) != (None, None):
-        return None
     if layer.type in SAME_CHANNELS:
         pairs = [(bottoms[0], top) for top in tops]
     elif layer.type == "Concat" and layer.params.concat_param.axis == 1:
@@ -243,59 +269,6 @@ def _pooling_share(layer: Layer, shapes: Mapping[Blob, Shape]) -> float:
         return 1 / bottom**2
     kernel = pair("kernel_size", [param.kernel_size], param.kernel_h, param.kernel_w, 1)
     return top / bottom / (kernel[0] * kernel[1])
-
-
-def center_scores(graph: Graph) -> Graph:
-    """Take what all class scores have in common out of the layer that makes them.
-
-    Weights that carry that part need coarse steps. So each input's mean over the outputs is
-    subtracted from the weights: the probabilities stay what they are. It is done where nothing
-    but a Softmax over axis 1 sees the scores.
-    """
-    readers = graph.readers()
-    return replace(
-        graph,
-        layers=tuple(
-            _centered(layer) if _only_softmax_sees(layer, readers) else layer
-            for layer in graph.layers
-        ),
-    )
-
-
-def _only_softmax_sees(layer: Layer, readers: dict[Blob, list[Layer]]) -> bool:
-    """Whether a Softmax over axis 1 is all that sees the layer's outputs."""
-    if not can_scale_weights(layer):
-        return False
-    if layer.type != "InnerProduct" and sole_layer(layer).rows == 1:
-        return False
-    following = readers[layer.tops[0]]
-    while len(following) == 1 and _keeps_common_part(following[0]):
-        following = readers[following[0].tops[0]]
-    if len(following) != 1 or following[0].type != "Softmax":
-        return False
-    return bool(following[0].params.softmax_param.axis == 1)
-
-
-def _keeps_common_part(layer: Layer) -> bool:
-    """Whether what all channels have in common stays common: means over positions do that."""
-    if layer.type != "Pooling":
-        return layer.type == "Dropout"
-    pool = layer.params.pooling_param.pool
-    padded = pooling_windows(layer.params, 1, 1).padded
-    return pool == PoolingParameter.AVE_EXC_PAD or (pool == PoolingParameter.AVE and not padded)
-
-
-def _centered(layer: Layer) -> Layer:
-    quantized = sole_layer(layer)
-    matrix = layer_matrices(quantized).weights
-    if matrix.shape[0] != 1:
-        return layer
-    weights = matrix - matrix.mean(axis=1, keepdims=True, dtype=np.float64)
-    blobs = [weight_blob(quantized, np.asarray(weights, np.float32))]
-    if len(layer.weights) > 1:
-        bias = layer.weights[1].reshape(-1)
-        blobs.append(np.asarray(bias - bias.mean(dtype=np.float64), np.float32))
-    return replace(layer, weights=tuple(blobs))
 
 
 class _DisjointSets:

@@ -36,6 +36,7 @@ from int8calib.tuning.channels import (
     Ids,
     can_scale_weights,
     channel_sensitivity,
+    limited_tops,
     scalable_channels,
 )
 from int8calib.tuning.thresholds import sample_with_headroom, weighted_error
@@ -47,6 +48,8 @@ WORK = 4e7
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 CLIPS = (1.5, 1.25, 1.05, 0.85, 0.65, 0.48, 0.35, 0.25)
 MAX_FACTOR = 1000.0
+LIMIT_ROOM = 1.25
+"""How far below the limit of a Clip the largest value of a scaled channel stays."""
 WORTH = 0.97
 """A family of layers is equalized where that leaves at most this share of its error."""
 
@@ -130,8 +133,11 @@ def equalize(
             sensitivity[layer.layer.tops[0]],
             grids[layer.name].qmax,
         )
+    bounds = _bounds(graph, channels, members, statistics)
     with ThreadPoolExecutor(workers) as pool:
-        chosen = list(pool.map(lambda names: _best_factors([readers[n] for n in names]), families))
+        chosen = list(
+            pool.map(lambda names: _best_factors([readers[n] for n in names], bounds), families)
+        )
     factors = np.ones(channels.count)
     for part, _ in chosen:
         for number, factor in part.items():
@@ -203,8 +209,35 @@ def _joined(parts: Sequence[_BottomStatistics]) -> _BottomStatistics:
     )
 
 
-def _best_factors(readers: Sequence[_Reader]) -> tuple[dict[int, float], float]:
-    """The factors of one family by id, and what share of its error they leave."""
+def _bounds(
+    graph: Graph,
+    channels: Channels,
+    members: Sequence[QuantizedLayer],
+    statistics: Mapping[str, _BottomStatistics],
+) -> Float64Array:
+    """The smallest and the largest factor of each id, (2, ids): 0 and infinity where all will do.
+
+    A channel that comes near the limit of a Clip keeps its factor. Others must stay below it.
+    """
+    bounds = np.zeros((2, channels.count))
+    bounds[1] = np.inf
+    room = dict.fromkeys(channels.limits, 0.0)
+    tops = limited_tops(graph)
+    for layer in members:
+        if layer.bottom in tops:
+            known = tops[layer.bottom] / np.maximum(statistics[layer.name].absmax, 1e-30)
+            for number, share in zip(channels.of[layer.bottom].tolist(), known, strict=True):
+                room[number] = min(float(share), room[number] or np.inf)
+    for number, share in room.items():
+        fixed = share <= LIMIT_ROOM
+        bounds[:, number] = (1, 1) if fixed else (0, share / LIMIT_ROOM)
+    return bounds
+
+
+def _best_factors(
+    readers: Sequence[_Reader], bounds: Float64Array
+) -> tuple[dict[int, float], float]:
+    """The factors of one family by id, within `bounds`, and what share of its error they leave."""
     ids = np.unique(np.concatenate([reader.ids for reader in readers]))
     ids = ids[ids != FIXED]
     before = _error(readers, ids, np.ones(len(ids)))
@@ -213,7 +246,7 @@ def _best_factors(readers: Sequence[_Reader]) -> tuple[dict[int, float], float]:
     for measure in ("absmax", "rms"):
         sizes = _relative_sizes(readers, ids, measure)
         for strength in STRENGTHS:
-            factors = sizes**-strength
+            factors = np.clip(sizes**-strength, *bounds[:, ids])
             error = _error(readers, ids, factors)
             if error < best_error:
                 best, best_error = factors, error

@@ -29,7 +29,8 @@ from int8calib.rounding.weights import Changes, WeightSolution, nearest, solve_s
 from int8calib.simulation.arithmetic import quantize_dequantize
 from int8calib.simulation.build import int8_layers
 from int8calib.table.model import BottomEvidence, CalibrationTable, LayerScales
-from int8calib.tuning.channels import center_scores, channel_sensitivity
+from int8calib.tuning.channels import channel_sensitivity
+from int8calib.tuning.class_scores import center_scores
 from int8calib.tuning.execution import Layerwise, ReferenceOutputs, SuffixNetwork, Values
 from int8calib.tuning.thresholds import (
     MAX_SHARE,

@@ -20,9 +20,11 @@ from int8calib.calibration.scales import Grid, WeightOptions
 from int8calib.rounding.samples import SampledPositions, layer_matrices, weight_blob
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table
-from int8calib.tuning.channels import FIXED, center_scores, scalable_channels
+from int8calib.tuning.channels import FIXED, scalable_channels
+from int8calib.tuning.class_scores import center_scores
 from int8calib.tuning.equalization import equalize
 from int8calib.tuning.execution import Layerwise
+from tests.generated import make_model
 from tests.opencv import deviation, opencv_tops
 from tests.tuning_nets import batches, chain
 
@@ -164,3 +166,59 @@ def test_weights_times_all_columns_are_the_layers_outputs(folded, name) -> None:
     outputs = matrices.weights @ columns + matrices.bias[:, :, None]
     assert deviation(outputs.reshape(-1), tops[name].reshape(-1)) < 1e-5
     assert np.array_equal(weight_blob(found, matrices.weights), found.layer.weights[0])
+
+
+LIMITED = """
+name: "limited"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 23 dim: 29 } } }
+layer { name: "c1" type: "Convolution" bottom: "data" top: "c1"
+  convolution_param { num_output: 11 kernel_size: 3 stride: 2 } }
+layer { name: "r1" type: "ReLU6" bottom: "c1" top: "c1" }
+layer { name: "dw" type: "Convolution" bottom: "c1" top: "dw"
+  convolution_param { num_output: 11 kernel_size: 3 group: 11 } }
+layer { name: "rdw" type: "Clip" bottom: "dw" top: "dw" clip_param { min: -2 max: 3 } }
+layer { name: "b" type: "Convolution" bottom: "dw" top: "b"
+  convolution_param { num_output: 7 kernel_size: 1 } }
+layer { name: "rb" type: "Clip" bottom: "b" top: "b" clip_param { min: 0.5 max: 3 } }
+layer { name: "e" type: "Convolution" bottom: "b" top: "e"
+  convolution_param { num_output: 5 kernel_size: 1 } }
+layer { name: "re" type: "ReLU6" bottom: "e" top: "e" }
+layer { name: "gap" type: "Pooling" bottom: "e" top: "gap"
+  pooling_param { pool: AVE global_pooling: true } }
+layer { name: "fc" type: "InnerProduct" bottom: "gap" top: "fc"
+  inner_product_param { num_output: 6 } }
+"""
+
+
+def test_channels_far_below_a_limit_are_equalized_through_it(tmp_path) -> None:
+    plain = load_caffe(*make_model(tmp_path, LIMITED))
+    layers = []
+    for layer in plain.graph.layers:
+        if layer.name == "c1":  # some channels reach 6, the others stay far below
+            size = np.where(np.arange(11) % 3, 0.02, 4).astype(np.float32)
+            weight, bias = layer.weights
+            layer = replace(layer, weights=(weight * size.reshape(-1, 1, 1, 1), bias * size))
+        layers.append(layer)
+    net = Net(replace(plain.graph, layers=tuple(layers)), plain.input_shapes)
+    shapes = infer_shapes(net.graph, net.input_shapes)
+    channels = scalable_channels(net.graph, shapes)
+    free = {blob.name: bool((ids != FIXED).all()) for blob, ids in channels.of.items()}
+    # A Clip from 0.5 on never scales along; behind the last one only a mean is read by weights.
+    assert free == {"data": False, "c1": True, "dw": True, "b": False, "e": False, "gap": False,
+                    "fc": False}  # fmt: skip
+    given = batches(9)
+    found = equalize(net.graph, shapes, given, grids_of(net), workers=1)
+    assert found.left[("dw",)] < 0.9
+    wider = Net(found.graph, net.input_shapes)
+    changed = {a.name: a.weights[0] / b.weights[0] for a, b in
+               zip(found.graph.layers, net.graph.layers, strict=True) if a.weights}  # fmt: skip
+    factors = changed["c1"].reshape(11, -1).mean(axis=1)
+    largest = np.max([net.forward(b, outputs=["c1"])["c1"].max(axis=(0, 2, 3)) for b in given], 0)
+    near = largest > 6 / 1.25
+    assert 0 < near.sum() < 11
+    np.testing.assert_allclose(factors[near], 1, rtol=1e-5)
+    assert (factors * largest)[~near].max() <= 6 / 1.25 * 1.001
+    assert factors[~near].max() > 1.5
+    for batch in batches(9) + batches(5, seed=41):
+        expected, top = (n.forward(batch, outputs=["fc"])["fc"] for n in (net, wider))
+        assert deviation(top, expected) < 1e-4

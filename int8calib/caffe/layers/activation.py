@@ -42,6 +42,34 @@ def relu_limits(params: LayerParameter) -> tuple[float | None, float | None]:
     return (param.minimum if param.minimum else None), min(upper, default=None)
 
 
+def homogeneous_limit(kind: str, params: LayerParameter) -> float:
+    """Return up to which magnitude of its top an activation scales along with its bottom.
+
+    Parameters
+    ----------
+    kind
+        ``ReLU``, ``ReLU6`` or ``Clip``.
+    params
+        The layer.
+
+    Returns
+    -------
+    float
+        Infinite where it always does, 0 where it never does.
+    """
+    lower: float | None
+    upper: float | None
+    if kind == "ReLU":
+        lower, upper = relu_limits(params)
+    else:
+        clip = params.clip_param
+        lower, upper = (0.0, 6.0) if kind == "ReLU6" else (clip.min, clip.max)
+    limits = [np.inf if upper is None else float(upper)]
+    if lower:
+        limits.append(-float(lower))
+    return max(0.0, min(limits))
+
+
 @elementwise("ReLU")
 def relu(params: LayerParameter, x: Array, out: Array) -> None:
     """x if x > 0, else negative_slope * x; then kept within `relu_limits`.
