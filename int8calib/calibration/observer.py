@@ -127,6 +127,11 @@ class Observer:
         elif state.ranges_known:
             self._counters = ExactCounters(state.ranges)
 
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """The blobs that `observe` needs: those that layers read which become INT8."""
+        return tuple(self._blobs)
+
     def observe(self, activations: Mapping[str, Any]) -> None:
         """Count one batch.
 

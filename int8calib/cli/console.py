@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from caffe_proto.errors import one_line
@@ -134,7 +135,7 @@ class Console:
         if self._tables:
             self._write("")
         self._tables += 1
-        if len(rows) > MOST_LAID_OUT:
+        if len(rows) > MOST_LAID_OUT or find_spec("rich") is None:
             self._write(plain_table(title, columns, rows))
             return
         from rich.table import Table
@@ -155,7 +156,7 @@ class Console:
         """A function `(stage, done, total)` that shows how far the work is."""
         if self.quiet:
             yield lambda stage, done, total: None
-        elif sys.stderr.isatty():
+        elif sys.stderr.isatty() and find_spec("rich") is not None:
             with _bar(what) as show:
                 yield show
         else:

@@ -29,6 +29,15 @@ from int8calib.errors import Int8CalibError
 
 FAILED = 2
 SIGPIPE = 13
+PACKAGES = {
+    "google": "protobuf",
+    "llvmlite": "numba",
+    "numba": "numba",
+    "numpy": "numpy",
+    "threadpoolctl": "threadpoolctl",
+    "tomli": "tomli",
+}
+"""Packages of the default install by the module that a command may miss."""
 
 
 class SignalReceived(BaseException):
@@ -140,6 +149,11 @@ def describe(error: Exception, command: str) -> str:
             f"{command}: there is not enough memory{detail}; --workers 1, --batch 1 and --cache 0 "
             "need the least"
         )
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        package = PACKAGES.get(error.name.split(".")[0])
+        if package is not None:
+            what = f"{command} needs the package {package}, which is not installed"
+            return f"{what}; pip install {package}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror or type(error).__name__}"
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

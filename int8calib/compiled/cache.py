@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from int8calib.compiled.machine import ObjectCode, processor
-from int8calib.errors import OutputError
+from int8calib.errors import OptionError, OutputError
 from int8calib.files import open_regular, write_private
 
 SUFFIX = ".kernel"
@@ -134,7 +134,12 @@ def _installed(name: str) -> str:
     importlib.metadata says the same, and takes 20 times as long to load.
     """
     spec = find_spec(name)
-    if spec is not None and spec.origin is not None:
+    if spec is None:
+        raise OptionError(
+            f"the package {name} is not installed, which compiles the loops that count activations "
+            "and weights; pip install numba"
+        )
+    if spec.origin is not None:
         folders = Path(spec.origin).parents[1].glob(f"{name}-*.dist-info")
         if found := sorted(folder.name for folder in folders):
             return " ".join(found)
