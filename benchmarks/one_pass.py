@@ -56,14 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for method in METHODS:
             total[method] += bins[method]
     for method, gaps in total.items():
-        worst = max(gaps)
-        print(f"{method}: {share(gaps)} of {len(gaps)} blobs within 1 bin, worst {worst:.2f} bins")
+        print(
+            f"{method}: of {len(gaps)} blobs {share(gaps)} within 1 bin, {share(gaps, 4)} within 4 "
+            f"(0.2 % of the absmax), worst {max(gaps):.2f} bins"
+        )
     return 0
 
 
-def share(gaps: Sequence[float]) -> str:
-    """How many are at most one bin apart."""
-    return f"{100 * sum(gap <= 1 for gap in gaps) / len(gaps):.1f} %"
+def share(gaps: Sequence[float], most: float = 1) -> str:
+    """How many are at most so many bins apart."""
+    return f"{100 * sum(gap <= most for gap in gaps) / len(gaps):.1f} %"
 
 
 def photos(shared: Path, count: int) -> list[Path]:

@@ -77,6 +77,11 @@ class FineHistogram:
             )
 
     @property
+    def counts(self) -> NDArray[np.int64]:
+        """Counts of the non-zero values by |x|, as a new array of shape (FINE_BINS,)."""
+        return self.positive.astype(np.int64) + self.negative.astype(np.int64)
+
+    @property
     def nonzero(self) -> int:
         """How many values are in the bins."""
         return int(self.positive.sum(dtype=np.uint64)) + int(self.negative.sum(dtype=np.uint64))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.arrays import Array
-from int8calib.calibration.statistics.fine import FINE_BINS, FineHistogram
+from int8calib.calibration.statistics.fine import FineHistogram
 from int8calib.calibration.statistics.ranges import blob_label, checked_values, not_finite
 from int8calib.errors import StatisticsError
 
@@ -96,30 +96,6 @@ class Histogram:
     def counts(self) -> NDArray[np.int64]:
         """Counts of the non-zero values by |x|, as a new array of shape (BINS,)."""
         return self.positive + self.negative
-
-    def fine_bins(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the counts of one pass, and which of its bins end the bins of this histogram.
-
-        Returns
-        -------
-        counts : int64 (fine bins,)
-            Counts of the non-zero values by |x|, up to the fine bin that holds the absmax.
-        ends : int64 (BINS,)
-            The fine bins up to the end of each bin, rounded to a whole number.
-
-        Raises
-        ------
-        StatisticsError
-            Where all was counted in two passes.
-        """
-        if self.fine is None:
-            raise StatisticsError("counted in two passes: there are no finer bins")
-        end = self.absmax / self.fine.bin_width
-        size = min(int(end) + 1, FINE_BINS)
-        ends = np.rint(np.arange(1, BINS + 1) * (end / BINS)).astype(np.int64).clip(1, size)
-        ends[-1] = size
-        counts = self.fine.positive[:size].astype(np.int64)
-        return counts + self.fine.negative[:size].astype(np.int64), ends
 
     @property
     def nonzero(self) -> int:

@@ -10,14 +10,13 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from int8calib.calibration.thresholds.kernels import Doubles, running
 from int8calib.compiled import kernel
 
 
-def mse_curve(counts: Doubles, levels: int, kept: NDArray[np.int64] | None = None) -> Doubles:
-    """Sum the squared error for each threshold.
+def mse_curve(counts: Doubles, levels: int) -> Doubles:
+    """Sum the squared error for each threshold t = 1 .. bins.
 
     Parameters
     ----------
@@ -25,29 +24,22 @@ def mse_curve(counts: Doubles, levels: int, kept: NDArray[np.int64] | None = Non
         Values in each bin.
     levels : int
         The largest level, 127 for 8 bits.
-    kept : int64 (thresholds,), optional
-        The thresholds, in bins, each from 1 to `bins`; 1 .. `bins` by default.
 
     Returns
     -------
-    float64 (thresholds,)
+    float64 (bins,)
         In squares of a bin's width. Formula: see `int8calib.calibration.thresholds.mse`.
     """
     middles = np.arange(counts.size) + 0.5
-    if kept is None:
-        kept = np.arange(1, counts.size + 1)
     # Squared error of clipping at t: the counts times (middle - t)**2, plus 1/12 for their spread.
     squares = counts * (middles * middles + 1 / 12)
-    sums = running(counts), running(counts * middles), running(squares)
-    curve = np.empty(kept.size)
-    mse_costs(counts, *sums, levels, kept, curve)
+    curve = np.empty(counts.size)
+    mse_costs(counts, running(counts), running(counts * middles), running(squares), levels, curve)
     return curve
 
 
-@kernel("float64[:], float64[:], float64[:], float64[:], int64, int64[:], out float64[:] ->")
-def mse_costs(
-    counts: Any, count: Any, first: Any, second: Any, levels: Any, kept: Any, curve: Any
-) -> None:
+@kernel("float64[:], float64[:], float64[:], float64[:], int64, out float64[:] ->")
+def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, curve: Any) -> None:
     """Fill the curve of `mse_curve`.
 
     Level n takes the values from (n - 1/2) steps to (n + 1/2) steps. Of the bins that lie wholly
@@ -60,13 +52,10 @@ def mse_costs(
         Running sums of the counts' moments 0, 1 and 2.
     levels : int64
         The largest level.
-    kept : int64 (thresholds,)
-        The thresholds, in bins, each from 1 to `bins`.
-    curve : float64 (thresholds,)
+    curve : float64 (bins,)
         The result.
     """
-    for place in range(curve.shape[0]):
-        t = kept[place]
+    for t in range(1, 1 + curve.shape[0]):
         clipped = count[-1] - count[t]
         error = second[-1] - second[t] - 2 * t * (first[-1] - first[t]) + t * t * clipped
         step = t / levels
@@ -92,7 +81,7 @@ def mse_costs(
                 if end < t:
                     error += counts[end] * (right * right * right - left * left * left) / 3
             start, begin = stop, end
-        curve[place] = error
+        curve[t - 1] = error
 
 
 @kernel("float32[:], int64, float32[:], out float32[:] ->")

@@ -26,18 +26,17 @@ def mse(histogram: Histogram, options: MethodOptions) -> Threshold:
     beyond T the error is x - T. So rounding costs s**2 / 12 for bins wider than a step, and what
     it really costs for narrower ones; exact zeros cost nothing.
 
-    The first smallest wins. Where all values lie in the last bin nothing is clipped. Counts of one
-    pass tell the error of the same thresholds, each rounded to a whole fine bin.
+    The first smallest wins. Where all values lie in the last bin nothing is clipped.
+
+    Counts of one pass are taken in these 2048 bins too. Their finer bins follow where single
+    values fall between two levels: over 30 real models and 20 photos that moved the minimum, which
+    is flat, by up to 136 bins, for an error that was up to 3 % larger on the exact bins.
     """
     from int8calib.calibration.thresholds.error_kernels import mse_curve
 
-    counts, levels = histogram.counts, 2 ** (options.bits - 1) - 1
+    counts = histogram.counts
     if not counts[:-1].any():
         return whole_range(histogram)
-    if histogram.fine is None:
-        curve = mse_curve(counts.astype("float64"), levels)
-    else:
-        filled, kept = histogram.fine_bins()
-        curve = mse_curve(filled.astype("float64"), levels, kept)
-    best = int(curve.argmin()) + 1
-    return Threshold(histogram.value_at(best), best)
+    curve = mse_curve(counts.astype("float64"), 2 ** (options.bits - 1) - 1)
+    kept = int(curve.argmin()) + 1
+    return Threshold(histogram.value_at(kept), kept)

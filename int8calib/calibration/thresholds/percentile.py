@@ -29,8 +29,9 @@ def percentile(histogram: Histogram, options: MethodOptions) -> Threshold:
     if not counts[:-1].any():
         return whole_range(histogram)
     if histogram.fine is not None:
+        # In bins of the histogram, whose end is the absmax.
         width = histogram.fine.bin_width / histogram.absmax * counts.size
-        counts, _ = histogram.fine_bins()
+        counts = histogram.fine.counts
     running = counts.cumsum()
     wanted = min(int(running[-1]) * options.percentile / 100, int(running[-1]))
     cut = int(running.searchsorted(wanted))
