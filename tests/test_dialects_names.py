@@ -85,15 +85,15 @@ def test_twins_share_weights_by_name_and_have_their_own_inputs(layers: str, tmp_
         "data": rng.normal(0, 1, (2, 3, 13, 11)).astype(np.float32),
         "data_p": rng.normal(0, 9, (2, 3, 7, 17)).astype(np.float32),
     }
-    # `minmax` leaves the bottom scale to the definition.
-    table = by_command(
-        tmp_path, write(tmp_path, TWO_INPUTS + layers), model, "--method", "minmax", images=images
-    )
+    # `minmax` leaves the bottom scale to the definition, 8 bits everywhere the weight scales.
+    options = ("--method", "minmax", "--no-winograd")
+    proto = write(tmp_path, TWO_INPUTS + layers)
+    table = by_command(tmp_path, proto, model, *options, images=images)
     rows = {line.split()[0]: np.array(line.split()[1:], float) for line in table.splitlines()}
     assert sorted(rows) == ["left", "left_param_0", "right", "right_param_0"]
     np.testing.assert_array_equal(rows["left_param_0"], rows["right_param_0"])
     largest = np.abs(weights["left"][0]).max(axis=(1, 2, 3))
-    np.testing.assert_allclose(rows["left_param_0"], 31 / largest, rtol=1e-6)  # 3x3: 6 bits
+    np.testing.assert_allclose(rows["left_param_0"], 127 / largest, rtol=1e-6)
     for name, blob in (("left", "data"), ("right", "data_p")):
         np.testing.assert_allclose(rows[name], 127 / np.abs(images[blob]).max(), rtol=1e-6)
 
@@ -167,3 +167,21 @@ def test_a_label_of_unknown_size_stops_only_what_needs_it(
 def test_a_network_without_any_data_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="reads the blob 'data', which no layer makes"):
         int8calib.load_caffe(write(tmp_path, NET), None)
+
+
+@pytest.mark.parametrize("rule", ["exclude { phase: TEST }", "include { stage: 'train-all' }"])
+def test_a_layer_that_its_rules_leave_out_is_named_by_its_readers(
+    rule: str, tmp_path: Path
+) -> None:
+    """Also where the reader works in place, and so makes the blob that it reads."""
+    text = conv("c", "data", "num_output: 5 kernel_size: 3")
+    text = data(1, 3, 7, 5) + text.replace('"Convolution"', f'"Convolution" {rule}')
+    message = r"layer 'c/relu' \(ReLU\) reads the blob 'c', which layer 'c' makes, but .* of TEST"
+    with pytest.raises(ModelError, match=message):
+        int8calib.load_caffe(write(tmp_path, text), None)
+
+
+def test_layers_in_a_circle_are_told_from_those_without_a_bottom(tmp_path: Path) -> None:
+    text = data(1, 3, 7, 5) + layer("Eltwise", "a", "data b") + layer("ReLU", "b", "a")
+    with pytest.raises(ModelError, match="layers 'a', 'b' wait for each other in a circle"):
+        int8calib.load_caffe(write(tmp_path, text), None)

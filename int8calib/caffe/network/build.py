@@ -88,7 +88,7 @@ def build_graph(
         _check_names(wanted, source)
     wanted = [*_data_of_other_phases(every, wanted), *wanted]
     computing = [_as_input(layer) for layer in wanted if not _scores(layer)]
-    layers = _version_blobs(_running_order(computing, source), ignore_fields)
+    layers = _version_blobs(_running_order(computing, source, every), ignore_fields)
     used = {bottom for layer in layers for bottom in layer.bottoms}
     layers = tuple(part for layer in layers for part in _input_by_input(layer, used))
     inputs: dict[str, Shape | None] = {}
@@ -169,8 +169,10 @@ def _input_by_input(layer: Layer, used: set[Blob]) -> list[Layer]:
     return [replace(layer, tops=(top,)) for top in layer.tops if top in used]
 
 
-def _running_order(layers: Sequence[LayerParameter], source: str) -> list[LayerParameter]:
-    """File order where that runs, as Caffe demands.
+def _running_order(
+    layers: Sequence[LayerParameter], source: str, every: Sequence[LayerParameter]
+) -> list[LayerParameter]:
+    """File order where that runs, as Caffe demands; `every` layer of the file is for messages.
 
     Otherwise each time the earliest layer that is ready, in-place layers before the other readers
     of their blob: a blob's name stands for what it is in the end.
@@ -196,8 +198,8 @@ def _running_order(layers: Sequence[LayerParameter], source: str) -> list[LayerP
                 if not missing[reader]:
                     heapq.heappush(ready, (rank[reader], reader))
     if len(order) < len(layers):
-        left = set(range(len(layers))).difference(order)
-        raise ModelError(_stuck([layers[i] for i in sorted(left)], source))
+        left = sorted(set(range(len(layers))).difference(order))
+        raise ModelError(_stuck([(layers[i], missing[i]) for i in left], source, every))
     return [layers[i] for i in order]
 
 
@@ -211,17 +213,24 @@ def _runs(layers: Sequence[LayerParameter]) -> bool:
     return True
 
 
-def _stuck(waiting: Sequence[LayerParameter], source: str) -> str:
-    """Why none of the `waiting` layers can run."""
-    tops = {top for layer in waiting for top in layer.top}
-    for layer in waiting:
-        for bottom in layer.bottom:
-            if bottom not in tops:
-                return (
-                    f"{source}: layer {layer.name!r} ({layer.type}) reads the blob {bottom!r}, "
-                    "which no layer makes and no input names"
-                )
-    names = ", ".join(repr(layer.name) for layer in waiting[:5])
+def _stuck(
+    waiting: Sequence[tuple[LayerParameter, set[str]]],
+    source: str,
+    every: Sequence[LayerParameter],
+) -> str:
+    """Why none of the `waiting` layers, each with the blobs that it lacks, can run."""
+    # An in-place layer changes its blob; another has to make it.
+    tops = {top for layer, _ in waiting for top in layer.top if top not in layer.bottom}
+    for layer, missing in waiting:
+        for bottom in sorted(missing - tops):
+            made = "which no layer makes and no input names"
+            for other in every:
+                if bottom in other.top and bottom not in other.bottom:
+                    made = f"which layer {other.name!r} makes, but that is not part of TEST"
+            return (
+                f"{source}: layer {layer.name!r} ({layer.type}) reads the blob {bottom!r}, {made}"
+            )
+    names = ", ".join(repr(layer.name) for layer, _ in waiting[:5])
     return f"{source}: the layers {names} wait for each other in a circle"
 
 
