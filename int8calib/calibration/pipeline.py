@@ -137,6 +137,7 @@ def calibrate(
     progress: Progress | None = None,
     meta: Mapping[str, Any] = MappingProxyType({}),
     checkpoint: Checkpoint | None = None,
+    cluster: Any = None,
 ) -> Calibration:
     """Calibrate a network over images.
 
@@ -159,6 +160,8 @@ def calibrate(
         A file that is written now and then; if it is there, the run goes on from it and counts
         nothing twice, for example ``Checkpoint("run.npz")``. `Checkpoint.remove` deletes it
         afterwards.
+    cluster : dask.distributed.Client, optional
+        Where the images run instead of on this machine (extra dask); the result is the same.
 
     Returns
     -------
@@ -174,13 +177,20 @@ def calibrate(
     ImageError
         Where there are no images, or others than in the `checkpoint`.
     OptionError
-        For the `checkpoint` of another network, a pattern without a layer, and something that is
-        no executor and gives none.
+        For the `checkpoint` of another network, a pattern without a layer, something that is
+        no executor and gives none, and a `cluster` that cannot be used.
     """
     options = options or Options()
     job = prepare(network, options)
     return run_job(
-        job, batches, options, total=total, progress=progress, meta=meta, checkpoint=checkpoint
+        job,
+        batches,
+        options,
+        total=total,
+        progress=progress,
+        meta=meta,
+        checkpoint=checkpoint,
+        cluster=cluster,
     )
 
 
@@ -193,9 +203,25 @@ def run_job(
     progress: Progress | None = None,
     meta: Mapping[str, Any] = MappingProxyType({}),
     checkpoint: Checkpoint | None = None,
+    cluster: Any = None,
 ) -> Calibration:
     """Do what `calibrate` does for a job that is prepared; it may go on from a `checkpoint`."""
     cache_bytes = options.cache_bytes
+    if cluster is not None:
+        from int8calib.calibration.statistics.cluster import collect_on_cluster
+
+        if checkpoint is not None:
+            raise OptionError("checkpoint: a run on a cluster has none; leave it out")
+        statistics = collect_on_cluster(
+            cluster,
+            job.executor,
+            batches,
+            job.blobs,
+            exact=options.two_passes,
+            total=total,
+            progress=progress,
+        )
+        return make_table(job, statistics, options, meta)
     statistics = collect_statistics(
         job.executor,
         partial(start_pass, batches),

@@ -25,9 +25,11 @@ from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.network import NetworkOptions, add_network_arguments, open_job
 from int8calib.cli.options import (
     CheckpointOptions,
+    ClusterOptions,
     MessageOptions,
     RunOptions,
     add_checkpoint_arguments,
+    add_cluster_arguments,
     add_run_arguments,
     read_options,
 )
@@ -41,6 +43,7 @@ from int8calib.cli.outputs import (
     show_calibration,
 )
 from int8calib.cli.table_options import TableOptions, add_table_arguments
+from int8calib.errors import OptionError
 
 _NOT_REPORTED = frozenset(("run", "command", "config", "quiet", "verbose", "debug"))
 
@@ -64,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_table_arguments(group)
     add_run_arguments(parser)
     add_checkpoint_arguments(parser)
+    add_cluster_arguments(parser)
     parser.add_argument("--gpu", type=int, default=0, help=argparse.SUPPRESS)
 
 
@@ -78,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     model = read_options(NetworkOptions, args)
     machine = read_options(RunOptions, args)
     long_run = read_options(CheckpointOptions, args)
+    cluster = read_options(ClusterOptions, args)
     files = TableFiles(args.output, ".json", ".toml")
     if args.gpu:
         console.say("--gpu: this build runs on the CPU; going on")
@@ -94,9 +99,15 @@ def run(args: argparse.Namespace) -> int:
     second_order = bool(models.paths) and args.rounding == "second-order" and isinstance(net, Net)
     if models.paths and args.rounding == "second-order" and not second_order:
         console.say("note: it runs in ncnn, so weights are rounded to nearest (--engine numpy)")
+    if second_order and cluster.cluster is not None:
+        raise OptionError(
+            "--cluster: --rounding second-order watches the images on this machine; write the "
+            "table, then run --ncnn here with fewer images, or give --rounding nearest"
+        )
     if isinstance(net, Net) and net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
+    opened.images.send_files = cluster.send_images
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     checkpoint = long_run.open({**fingerprint, **batches.order()})
     sampler = None
@@ -108,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
         layers = [layer for layer in job.layers if isinstance(layer, QuantizedLayer)]
         sampler = ColumnSampler(layers, len(batches))
-    with console.progress() as progress:
+    with cluster.open(checkpoint=long_run.checkpoint) as client, console.progress() as progress:
         done = run_job(
             job if sampler is None else replace(job, executor=sampler.watch(job.executor)),
             batches,
@@ -117,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
             meta=_meta(vars(args), model, fingerprint),
             checkpoint=checkpoint,
+            cluster=client,
         )
         rounded = {}
         if sampler is not None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.config import add_config_argument
 from int8calib.cli.console import Console
@@ -25,9 +25,11 @@ from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.network import NetworkOptions, add_network_arguments, file_sha256, open_job
 from int8calib.cli.options import (
     CheckpointOptions,
+    ClusterOptions,
     MessageOptions,
     RunOptions,
     add_checkpoint_arguments,
+    add_cluster_arguments,
     add_run_arguments,
     read_options,
 )
@@ -68,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_run_arguments(parser)
     add_checkpoint_arguments(parser)
+    add_cluster_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,30 +84,42 @@ def run(args: argparse.Namespace) -> int:
     model = read_options(NetworkOptions, args)
     machine = read_options(RunOptions, args)
     long_run = read_options(CheckpointOptions, args)
+    cluster = read_options(ClusterOptions, args)
     outputs = [path for path in (args.output, long_run.checkpoint) if path is not None]
     check_outputs(outputs, inputs=(*model.files, args.ranges))
     net = model.load(machine.worker_count)
     options = Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs)
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
+    opened.images.send_files = cluster.send_images
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     known = _known_ranges(args.ranges, fingerprint)
     exact = _exact(machine.exact, one_of_two=bool(args.ranges_only or args.ranges))
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}
     checkpoint = long_run.open({**fingerprint, **batches.order(), **phase})
-    with console.progress() as progress:
-        statistics = collect_statistics(
-            job.executor,
-            batches,
-            job.blobs,
-            exact=exact,
-            workers=machine.worker_count,
-            cache_bytes=machine.cache_bytes,
-            total=len(batches),
-            progress=progress,
-            known=known,
-            ranges_only=args.ranges_only,
-            checkpoint=checkpoint,
-        )
+    how: dict[str, Any] = {
+        "exact": exact,
+        "total": len(batches),
+        "known": known,
+        "ranges_only": args.ranges_only,
+    }
+    with cluster.open(checkpoint=long_run.checkpoint) as client, console.progress() as progress:
+        if client is not None:
+            from int8calib.calibration.statistics.cluster import collect_on_cluster
+
+            statistics = collect_on_cluster(
+                client, job.executor, batches, job.blobs, progress=progress, **how
+            )
+        else:
+            statistics = collect_statistics(
+                job.executor,
+                batches,
+                job.blobs,
+                workers=machine.worker_count,
+                cache_bytes=machine.cache_bytes,
+                progress=progress,
+                checkpoint=checkpoint,
+                **how,
+            )
     batches.print_skipped(console)
     for warning in job.warnings:
         console.say(f"warning: {warning}")

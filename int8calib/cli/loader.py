@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from caffe_proto.errors import one_line
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from int8calib.cli.image_options import ImageOptions
     from int8calib.images import ImageSource, Preprocess
     from int8calib.images.batches import Batch
+    from int8calib.images.chunks import ImageChunk
     from int8calib.ncnn.execution.network import NcnnNet
 
 SKIPS_SHOWN = 20
@@ -27,6 +29,11 @@ SKIPS_SHOWN = 20
 
 class ImageLoader:
     """All that the image options name, as batches: call it to start a pass over the images.
+
+    Attributes
+    ----------
+    send_files : bool
+        Whether the workers of a cluster get the files themselves, not their paths.
 
     Passes after the first must see the same values: an image that has changed, or that can no
     longer be read, ends the run with an error that names it.
@@ -61,6 +68,7 @@ class ImageLoader:
         ImageError, OptionError
             Where images or options do not fit the inputs.
         """
+        self.send_files = False
         self._batch = _batch_size(options, net, blobs)
         self._threads = max(1, min(2, workers))
         self._net = net
@@ -106,7 +114,7 @@ class ImageLoader:
             self._batch,
             threads=self._threads,
             report=self._skip,
-            check_shapes=self._check_shapes,
+            check_shapes=partial(check_shapes, self._net),
         )
         done = 0
         for batch in stream:
@@ -135,22 +143,19 @@ class ImageLoader:
                     f"{source.names[index]}: {what}; run again with files that stay as they are"
                 )
 
-    def _check_shapes(self, shapes: Mapping[str, Shape]) -> None:
-        """Raise `ShapeError` where a layer cannot run on one item of these shapes.
+    def divide(self, images: int) -> Iterator[ImageChunk]:
+        """Yield chunks of about so many images, in whole batches, for the workers of a cluster."""
+        from int8calib.images.chunks import divided
 
-        Layers that cannot run on the shape of the prototxt either do not count.
-        """
-        from int8calib.caffe.engine.run import Net
-        from int8calib.caffe.network.shapes import reach
+        return divided(self.inputs, self._batch, images, send=self.send_files)
 
-        if not isinstance(self._net, Net):
-            return  # ncnn tells when it runs
-        graph, inputs = self._net.graph, self._net.input_shapes
-        known = reach(graph, inputs).blocked
-        given = {name: (1, *shape) for name, shape in shapes.items()}
-        for layer, obstacle in reach(graph, {**inputs, **given}).blocked.items():
-            if layer not in known:
-                raise ShapeError(str(obstacle))
+    def reader(self) -> Callable[..., Iterable[Mapping[str, Array]]]:
+        """Return what reads a chunk on a worker."""
+        return read_blobs
+
+    def hear(self, lines: Iterable[str]) -> None:
+        """Take lines on images that workers skipped."""
+        self._skips.update(dict.fromkeys(lines))
 
     def __len__(self) -> int:
         """How many images a pass has, if all can be read."""
@@ -198,6 +203,33 @@ class ImageLoader:
             hidden = len(messages) > SKIPS_SHOWN and not console.verbose
             more = "; --verbose names them all" if hidden else ""
             console.note(f"{len(messages)} of {len(self)} images {what}{more}")
+
+
+def check_shapes(network: Any, shapes: Mapping[str, Shape]) -> None:
+    """Raise `ShapeError` where a layer of a net, or of an executor, cannot run on such an item.
+
+    Layers that cannot run on the shape of the prototxt either do not count. What runs in ncnn
+    tells when it runs.
+    """
+    from int8calib.caffe.network.shapes import reach
+
+    graph = getattr(network, "graph", None)
+    if graph is None:
+        return
+    inputs = getattr(network, "input_shapes", None) or network.inputs
+    known = reach(graph, inputs).blocked
+    given = {name: (1, *shape) for name, shape in shapes.items()}
+    for layer, obstacle in reach(graph, {**inputs, **given}).blocked.items():
+        if layer not in known:
+            raise ShapeError(str(obstacle))
+
+
+def read_blobs(
+    chunk: ImageChunk, network: Any, tell: Callable[[str], None]
+) -> Iterator[Mapping[str, Array]]:
+    """Read the batches of a chunk, on a worker."""
+    for batch in chunk.batches(partial(check_shapes, network), tell):
+        yield batch.blobs
 
 
 def _array_shape(shape: Shape, source: ImageSource) -> Shape:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -255,6 +256,47 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> Any:
         "--workers", type=int, metavar="N", help="images in parallel (default: one for each core)"
     )
     return group
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Where images run instead of on this machine: a scheduler's address, or `local:N`."""
+
+    cluster: str | None = None
+    send_images: bool = False
+
+    def open(self, *, checkpoint: str | None = None) -> AbstractContextManager[Any]:
+        """Return a block with the client of the cluster, None where there is none.
+
+        Raises `OptionError` for a cluster that cannot be used, and beside a checkpoint.
+        """
+        if self.cluster is None:
+            if self.send_images:
+                raise OptionError("--send-images: only a --cluster needs images sent; leave it out")
+            return nullcontext()
+        if checkpoint is not None:
+            raise OptionError("--checkpoint: a run on a cluster has none; leave one of both out")
+        from int8calib.cluster.connect import open_cluster
+
+        return open_cluster(self.cluster)
+
+
+def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `ClusterOptions`."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="run the images on a Dask cluster (needs the extra dask): a scheduler's address such "
+        "as tcp://10.0.0.1:8786, or local:N for N processes on this machine; the result is the "
+        "same bit for bit",
+    )
+    group.add_argument(
+        "--send-images",
+        action="store_true",
+        help="with --cluster: send the image files to the workers, which otherwise read them under "
+        "the same path as this machine",
+    )
 
 
 @dataclass(frozen=True)

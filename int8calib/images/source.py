@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int8calib.errors import ImageError, OptionError, UnreadableImageError
+from int8calib.files import read_bounded
 from int8calib.images.arrays import NpyFile, check_dtype, numbers, open_npy, read_npz
-from int8calib.images.decode import Reduction, read_image
+from int8calib.images.decode import Reduction, decode_image, read_image
 from int8calib.images.find import Entry, find_inputs
-from int8calib.limits import MAX_INPUTS
+from int8calib.limits import MAX_IMAGE_BYTES, MAX_INPUTS
 
 
 class ImageSource(ABC):
@@ -62,6 +64,17 @@ class ImageSource(ABC):
         cannot be read, ImageError where none can.
         """
 
+    @abstractmethod
+    def part(self, start: int, stop: int, *, send: bool = False) -> ImageSource:
+        """Return the inputs from `start` to before `stop`, for another process or machine.
+
+        Files go by absolute path or, with `send`, with what they hold; arrays in memory travel.
+        """
+
+    def files(self) -> Sequence[Path]:
+        """Return the files that `load` opens; those that were missing from the first left out."""
+        return ()
+
 
 class _ImageFiles(ImageSource):
     """One image file per input."""
@@ -80,6 +93,60 @@ class _ImageFiles(ImageSource):
             raise UnreadableImageError(entry.missing)
         told = partial(self.damage.__setitem__, entry.name)
         return read_image(entry.path, gray=gray, reduction=reduction, damage=told)
+
+    def part(self, start: int, stop: int, *, send: bool = False) -> ImageSource:
+        if send:
+            return _SentFiles([_sent(entry) for entry in self._entries[start:stop]])
+        entries = [
+            entry._replace(path=entry.path.absolute()) for entry in self._entries[start:stop]
+        ]
+        return _ImageFiles(entries, 0, ())
+
+    def files(self) -> Sequence[Path]:
+        return [entry.path for entry in self._entries if not entry.missing]
+
+
+class _SentFiles(ImageSource):
+    """What image files hold, read elsewhere."""
+
+    preprocessed = False
+
+    def __init__(self, files: Sequence[_Sent]) -> None:
+        super().__init__([file.name for file in files])
+        self._files = files
+
+    def load(
+        self, index: int, *, gray: bool = False, reduction: Reduction | None = None
+    ) -> NDArray[np.uint8]:
+        name, where, data = self._files[index]
+        if isinstance(data, str):
+            raise UnreadableImageError(data)
+        told = partial(self.damage.__setitem__, name)
+        try:
+            return decode_image(data, gray=gray, reduction=reduction, damage=told)
+        except UnreadableImageError as error:
+            raise UnreadableImageError(f"{where}: {error}") from error
+
+    def part(self, start: int, stop: int, *, send: bool = False) -> _SentFiles:
+        return _SentFiles(self._files[start:stop])
+
+
+class _Sent(NamedTuple):
+    """What one image file holds, or the message that says why it cannot be read."""
+
+    name: str
+    path: str
+    data: bytes | str
+
+
+def _sent(entry: Entry) -> _Sent:
+    if entry.missing:
+        return _Sent(entry.name, str(entry.path), entry.missing)
+    try:
+        data: bytes | str = read_bounded(entry.path, MAX_IMAGE_BYTES)
+    except OSError as error:
+        data = f"{entry.path}: cannot be read: {error.strerror or type(error).__name__}"
+    return _Sent(entry.name, str(entry.path), data)
 
 
 class _Item(NamedTuple):
@@ -110,6 +177,31 @@ class _Arrays(ImageSource):
         if isinstance(array, NpyFile):
             return numbers(name, array.read(row))
         return numbers(name, array if row is None else array[row])
+
+    def part(self, start: int, stop: int, *, send: bool = False) -> _Arrays:
+        items = self._items[start:stop]
+        return _Arrays([self._loaded(item) if send else _apart(item) for item in items])
+
+    @staticmethod
+    def _loaded(item: _Item) -> _Item:
+        try:
+            array = item.array.read(item.row) if isinstance(item.array, NpyFile) else None
+        except UnreadableImageError as error:
+            return item._replace(array=str(error))
+        return _apart(item) if array is None else _Item(item.name, array, None)
+
+    def files(self) -> Sequence[Path]:
+        arrays = (item.array for item in self._items)
+        return list(dict.fromkeys(each.path for each in arrays if isinstance(each, NpyFile)))
+
+
+def _apart(item: _Item) -> _Item:
+    """An item that holds nothing of others."""
+    if isinstance(item.array, NpyFile):
+        return item._replace(array=replace(item.array, path=item.array.path.absolute()))
+    if isinstance(item.array, str) or item.row is None:
+        return item
+    return item._replace(array=item.array[item.row].copy(), row=None)
 
 
 def open_source(

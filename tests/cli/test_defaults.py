@@ -37,6 +37,7 @@ LIBRARY: Mapping[str, Any] = {
     "box_score": default(int8calib.evaluate, "box_score"),
     "cache": Options.cache_bytes,
     "channel_order": Preprocess.channel_order,
+    "cluster": default(int8calib.calibrate, "cluster"),
     "checkpoint": default(int8calib.calibrate, "checkpoint"),
     "checkpoint_every": default(Checkpoint, "every"),
     "engine": default(int8calib.load_ncnn, "engine"),
@@ -105,7 +106,7 @@ COMMAND_LINE_ONLY = {
     *("ncnn", "output", "param", "bin", "png", "proto", "names", "title", "labels", "layers"),
     *("boxes",),
     *("limit", "seed", "shuffle", "no_optimize", "runtime", "more_work", "skip", "write_model"),
-    *("gpu", "group", "detection", "like", "rounding"),
+    *("gpu", "group", "send_images", "detection", "like", "rounding"),
 }
 
 
