@@ -46,10 +46,10 @@ def scan(text: str) -> Scan:
 
 def _weights(layer: LayerScales) -> str:
     dead = set(layer.dead_channels)
-    scales = layer.weight_scales.tolist()
-    return " ".join("1" if c in dead else _digits(scale) for c, scale in enumerate(scales))
+    # ncnn computes in 32-bit floats: the text is that float's, not its 64-bit neighbor's.
+    scales = np.asarray(layer.weight_scales, np.float32).astype(np.float64).tolist()
+    return " ".join("1" if c in dead else f"{scale:.9g}" for c, scale in enumerate(scales))
 
 
 def _digits(scale: float) -> str:
-    # ncnn computes in 32-bit floats: the text is that float's, not its 64-bit neighbor's.
     return f"{float(np.float32(scale)):.9g}"

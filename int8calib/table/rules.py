@@ -159,6 +159,13 @@ def scale_problem(value: float) -> str | None:
     return None
 
 
+def _suspects(scales: NDArray[np.floating[Any]]) -> list[int]:
+    """Where `scale_problem` may find something: all that is not plainly a float32 above 0."""
+    with np.errstate(over="ignore", under="ignore"):
+        single = scales.astype(np.float32)
+    return np.flatnonzero(~((single > 0) & np.isfinite(single))).tolist()
+
+
 def layer_problem(layer: LayerScales, *, zero_is_dead: bool = False) -> str | None:
     """The first rule that the rows of `layer` would break; None when they keep all.
 
@@ -173,7 +180,8 @@ def layer_problem(layer: LayerScales, *, zero_is_dead: bool = False) -> str | No
     dead = set(layer.dead_channels)
     if any(not 0 <= channel < scales.size for channel in dead):
         return f"dead channels {sorted(dead)} beyond its {scales.size} weight scales"
-    for channel, value in enumerate(scales.tolist()):
+    for channel in _suspects(scales):
+        value = float(scales[channel])
         if channel in dead or (zero_is_dead and value == 0):
             continue
         problem = scale_problem(value)
@@ -206,7 +214,9 @@ def row_problem(key: str, scales: NDArray[np.floating[Any]]) -> str | None:
         return problem
     if scales.ndim != 1 or scales.size == 0:
         return f"weight scales of shape {scales.shape}; expected one row of at least one scale"
-    return next((found for value in scales.tolist() if (found := scale_problem(value))), None)
+    return next(
+        (found for i in _suspects(scales) if (found := scale_problem(float(scales[i])))), None
+    )
 
 
 def refuse_weight_rows(table: CalibrationTable, format: str) -> None:

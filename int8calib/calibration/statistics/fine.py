@@ -152,6 +152,8 @@ class FineHistogram:
 
 def _between(edges: NDArray[np.float64], counts: Counts) -> NDArray[np.int64]:
     """The counts between 0, the edges (in fine bins) and the end."""
+    if not counts.any():
+        return np.zeros(len(edges) + 1, np.int64)
     below = np.zeros(FINE_BINS + 1, np.int64)
     np.cumsum(counts, out=below[1:])
     whole = np.minimum(edges.astype(np.int64), FINE_BINS - 1)
