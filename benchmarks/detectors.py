@@ -21,7 +21,6 @@ from benchmarks.stages import (
     LEVELS,
     MSE,
     TUNED,
-    TUNED_TABLE,
     Report,
     float_net,
     make,
@@ -31,7 +30,7 @@ from int8calib.evaluation.average_precision import Detection, box_accuracy
 from int8calib.images.boxes import Truth
 from int8calib.ncnn.runtime import RuntimeNet
 
-STAGES = (KL, MSE, LEVELS, TUNED_TABLE, TUNED)
+STAGES = (KL, MSE, LEVELS, TUNED)
 HEADS = ("model", "", "boxes", "mAP", "recall", "PSNR dB", "relative error %")
 MIN_SCORE = 0.3
 IMAGES = 120
