@@ -106,6 +106,7 @@ def _command(words: Sequence[str]) -> str:
 def _show_accuracy(console: Console, proto: Path, model: Path, table: Path) -> None:
     """Float beside INT8 on fresh pictures: simulated, and in ncnn where that is installed."""
     import int8calib
+    from int8calib.evaluation.outputs import Comparison
     from int8calib.evaluation.runtime import evaluate_runtime
 
     net = int8calib.load_caffe(proto, model)
@@ -118,7 +119,7 @@ def _show_accuracy(console: Console, proto: Path, model: Path, table: Path) -> N
         "INT8 (simulated)",
     )
     try:
-        real = evaluate_runtime(net, tables, lambda: _test_batches(net), topk=(1,))
+        real = evaluate_runtime(net, tables, lambda: _test_batches(net), Comparison(topk=(1,)))
     except OptionError as error:
         console.say(f"not run in ncnn: {error}")
         return

@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     from int8calib.evaluation.evaluate import evaluate
+    from int8calib.evaluation.outputs import Comparison
 
     console = Console(read_options(MessageOptions, args))
     tables = read_tables(args.table)
@@ -82,27 +83,17 @@ def run(args: argparse.Namespace) -> int:
     options = image_options(args)
     images = comparison_images(options, net, args.scores, args.outputs, workers=workers)
     batches = read_options(GroundTruth, args).of(images, options)
-    how: dict[str, Any] = {
-        "topk": args.topk,
-        "scores": args.scores,
-        "outputs": args.outputs,
-        "kind": args.kind,
-        "box_score": args.box_score,
-        "peak": args.peak,
-        "fold_bn": args.fold_bn,
-        "total": len(images),
-    }
+    how = read_options(Comparison, args)
     timed = None
     with console.progress() as progress:
+        run: dict[str, Any] = {"fold_bn": args.fold_bn, "total": len(images), "progress": progress}
         if args.runtime:
             from int8calib.evaluation.runtime import evaluate_runtime
 
-            timed = evaluate_runtime(
-                net, tables, batches, threads=args.threads, progress=progress, **how
-            )
+            timed = evaluate_runtime(net, tables, batches, how, threads=args.threads, **run)
             found = timed.evaluation
         else:
-            found = evaluate(net, tables, batches, workers=workers, progress=progress, **how)
+            found = evaluate(net, tables, batches, workers=workers, **vars(how), **run)
     images.print_skipped(console)
     console.say(f"compared as {found.kind}")
     for note in found.notes:

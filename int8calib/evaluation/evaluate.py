@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
@@ -11,10 +10,10 @@ from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.graph import Blob
-from int8calib.errors import ImageError, ModelError, OptionError
+from int8calib.errors import ImageError, ModelError
 from int8calib.evaluation.measures import MIN_SCORE
-from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
-from int8calib.evaluation.records import Labels, Record, check_topk, compare, sum_up
+from int8calib.evaluation.outputs import ComparedBlobs, Comparison, compared_blobs
+from int8calib.evaluation.records import Labels, Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation
 from int8calib.ncnn.execution.network import NcnnNet
 from int8calib.simulation.build import simulate
@@ -117,24 +116,12 @@ def evaluate(
     ModelError
         For the name of a blob that cannot be compared; and what `simulate` raises.
     """
-    check_topk(topk)
-    check_peak(peak)
+    how = Comparison(topk, scores, outputs, kind, box_score, peak)
     if isinstance(net, NcnnNet):
         from int8calib.evaluation.ncnn_model import evaluate_ncnn
 
         return evaluate_ncnn(
-            net,
-            tables,
-            batches,
-            topk=topk,
-            scores=scores,
-            outputs=outputs,
-            kind=kind,
-            box_score=box_score,
-            peak=peak,
-            threads=net.threads,
-            total=total,
-            progress=progress,
+            net, tables, batches, how, threads=net.threads, total=total, progress=progress
         ).evaluation
     named = named_tables(tables)
     nets = [net, *(simulate(net, table, fold_bn=fold_bn) for table in named.values())]
@@ -159,14 +146,10 @@ def evaluate(
         progress=progress,
     )
     ordered = [records[i] for i in sorted(records)]
-    summed = sum_up(ordered, list(named), compared, topk, box_score=box_score, peak=peak)
+    summed = sum_up(
+        ordered, list(named), compared, how.topk, box_score=how.box_score, peak=how.peak
+    )
     return replace(summed, network=network_fingerprint(net.graph))
-
-
-def check_peak(peak: float | None) -> None:
-    """Raise `OptionError` for a peak of PSNR that is no span of values."""
-    if peak is not None and not 0 < peak < math.inf:
-        raise OptionError(f"peak {peak:g}: expected a number above 0, such as 1 or 255")
 
 
 def check_present(net: Net, compared: ComparedBlobs) -> None:

@@ -13,7 +13,6 @@ from int8calib.evaluation.evaluate import (
     Labeled,
     LabeledLoader,
     batch_and_labels,
-    check_peak,
 )
 from int8calib.evaluation.kinds import (
     CLASSIFIER,
@@ -24,9 +23,8 @@ from int8calib.evaluation.kinds import (
     is_vector,
     network_kind,
 )
-from int8calib.evaluation.measures import MIN_SCORE
-from int8calib.evaluation.outputs import ComparedBlobs
-from int8calib.evaluation.records import Labels, Record, check_topk, compare, sum_up
+from int8calib.evaluation.outputs import ComparedBlobs, Comparison
+from int8calib.evaluation.records import Labels, Record, compare, sum_up
 from int8calib.evaluation.runtime import RuntimeEvaluation, boxes_of, median_times
 from int8calib.ncnn.execution.layers import grouped_by_eight, split_origins
 from int8calib.ncnn.execution.network import NcnnNet
@@ -45,13 +43,8 @@ def evaluate_ncnn(
     net: NcnnNet,
     tables: CalibrationTable | Mapping[str, CalibrationTable],
     batches: LabeledLoader,
+    how: Comparison,
     *,
-    topk: Sequence[int] = (1, 5),
-    scores: str | None = None,
-    outputs: Sequence[str] | None = None,
-    kind: str | None = None,
-    box_score: float = MIN_SCORE,
-    peak: float | None = None,
     threads: int = 1,
     total: int = 0,
     progress: Progress | None = None,
@@ -62,8 +55,10 @@ def evaluate_ncnn(
     ----------
     net
         The float model.
-    tables, batches, topk, scores, outputs, kind, box_score, peak, total, progress
+    tables, batches, total, progress
         As in `evaluate`.
+    how
+        What is compared.
     threads
         ncnn's threads for one image.
 
@@ -82,13 +77,11 @@ def evaluate_ncnn(
     ImageError
         For no images, or labels that are not one class index, or list of boxes, per image.
     """
-    check_topk(topk)
     if threads < 1:
         raise OptionError(f"threads {threads}: expected at least 1")
-    check_peak(peak)
     named = named_tables(tables)
     models = [net.model, *(net.quantized(table) for table in named.values())]
-    compared = compared_blobs(net, scores, outputs)
+    compared = compared_blobs(net, how.scores, how.outputs)
     for model in models[1:]:
         _refuse_levels(model.layers, compared, net.source)
     nets = [RuntimeNet(model, threads=threads) for model in models]
@@ -101,8 +94,8 @@ def evaluate_ncnn(
             found.append(_tops(each.run(image, [b.name for b in compared.blobs]), compared))
             seconds.append(each.seconds)
         if not records:
-            compared = _with_kind(compared, found[0], net, scores is not None, kind)
-        records.append(compare(compared, found, label, 1, box_score))
+            compared = _with_kind(compared, found[0], net, how.scores is not None, how.kind)
+        records.append(compare(compared, found, label, 1, how.box_score))
         times.append(seconds)
         report("runtime", len(records), total)
     if not records:
@@ -115,7 +108,9 @@ def evaluate_ncnn(
     if garbled:
         note = f"{listed(garbled)}: in INT8 ncnn on x86 may compute this wrongly"
         compared = replace(compared, notes=(note,))
-    summed = sum_up(records, list(named), compared, topk, box_score=box_score, peak=peak)
+    summed = sum_up(
+        records, list(named), compared, how.topk, box_score=how.box_score, peak=how.peak
+    )
     return RuntimeEvaluation(
         replace(summed, network=net.fingerprint),
         median_times(("float", *named), times),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,34 @@ from int8calib.evaluation.kinds import (
     is_vector,
     network_kind,
 )
+from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.words import listed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `evaluate` was told to compare; see there.
+
+    Raises
+    ------
+    OptionError
+        For values that mean nothing.
+    """
+
+    topk: Sequence[int] = (1, 5)
+    scores: str | None = None
+    outputs: Sequence[str] | None = None
+    kind: str | None = None
+    box_score: float = MIN_SCORE
+    peak: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse accuracies that nobody can count, and a peak of PSNR that is no span."""
+        ks = list(self.topk) if isinstance(self.topk, Iterable) else []
+        if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
+            raise OptionError(f"top-k {self.topk!r}: expected whole numbers of at least 1")
+        if self.peak is not None and not 0 < self.peak < math.inf:
+            raise OptionError(f"peak {self.peak:g}: expected a number above 0, such as 1 or 255")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -182,13 +182,6 @@ def _check_shapes(blob: Blob, shapes: Sequence[Shape]) -> None:
                 f"the output {blob.name!r} has shape {shapes[0]} in float and {shape} in INT8, so "
                 "values cannot be compared; name a blob before it (--outputs)"
             )
-
-
-def check_topk(topk: Iterable[int]) -> None:
-    """Raise `OptionError` unless there are accuracies to count, by whole numbers from 1 on."""
-    ks = list(topk) if isinstance(topk, Iterable) else []
-    if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
-        raise OptionError(f"top-k {topk!r}: expected whole numbers of at least 1")
 
 
 def _checked(labels: Sequence[int], images: int, classes: int) -> NDArray[np.int64]:

@@ -15,10 +15,9 @@ from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.graph import Blob
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.errors import ImageError, ModelError, OptionError
-from int8calib.evaluation.evaluate import LabeledLoader, batch_and_labels, check_peak
-from int8calib.evaluation.measures import MIN_SCORE
-from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs
-from int8calib.evaluation.records import Record, check_topk, compare, sum_up
+from int8calib.evaluation.evaluate import LabeledLoader, batch_and_labels
+from int8calib.evaluation.outputs import ComparedBlobs, Comparison, compared_blobs
+from int8calib.evaluation.records import Record, compare, sum_up
 from int8calib.evaluation.results import Evaluation
 from int8calib.ncnn.convert.deploy import float_model, int8_model
 from int8calib.ncnn.convert.network import blob_names
@@ -61,13 +60,8 @@ def evaluate_runtime(
     net: Net | NcnnNet,
     tables: CalibrationTable | Mapping[str, CalibrationTable],
     batches: LabeledLoader,
+    how: Comparison,
     *,
-    topk: Sequence[int] = (1, 5),
-    scores: str | None = None,
-    outputs: Sequence[str] | None = None,
-    kind: str | None = None,
-    box_score: float = MIN_SCORE,
-    peak: float | None = None,
     fold_bn: bool | None = None,
     threads: int = 1,
     total: int = 0,
@@ -77,8 +71,10 @@ def evaluate_runtime(
 
     Parameters
     ----------
-    net, tables, batches, topk, scores, outputs, kind, box_score, peak, fold_bn, total, progress
+    net, tables, batches, fold_bn, total, progress
         As in `evaluate`.
+    how
+        What is compared.
     threads
         ncnn's threads for one image.
 
@@ -94,29 +90,16 @@ def evaluate_runtime(
     ModelError
         For a network that ncnn cannot express, a blob that it does not have.
     """
-    check_topk(topk)
     if threads < 1:
         raise OptionError(f"threads {threads}: expected at least 1")
-    check_peak(peak)
     if isinstance(net, NcnnNet):
         from int8calib.evaluation.ncnn_model import evaluate_ncnn
 
         return evaluate_ncnn(
-            net,
-            tables,
-            batches,
-            topk=topk,
-            scores=scores,
-            outputs=outputs,
-            kind=kind,
-            box_score=box_score,
-            peak=peak,
-            threads=threads,
-            total=total,
-            progress=progress,
+            net, tables, batches, how, threads=threads, total=total, progress=progress
         )
     named = named_tables(tables)
-    compared = compared_blobs(net, scores, outputs, kind=kind)
+    compared = compared_blobs(net, how.scores, how.outputs, kind=how.kind)
     nets = _load(net, named, compared, fold_bn, threads)
     names = blob_names(net.graph)
     wanted = {blob: names[blob] for blob in compared.blobs}
@@ -142,12 +125,14 @@ def evaluate_runtime(
                 tops.append(_as_caffe(blobs, wanted, shapes[key], compared))
             times.append(seconds)
             label = None if labels is None else labels[index : index + 1]
-            records.append(compare(compared, tops, label, 1, box_score))
+            records.append(compare(compared, tops, label, 1, how.box_score))
             done += 1
             report("runtime", done, total)
     if not records:
         raise ImageError("there are no images to evaluate with")
-    summed = sum_up(records, list(named), compared, topk, box_score=box_score, peak=peak)
+    summed = sum_up(
+        records, list(named), compared, how.topk, box_score=how.box_score, peak=how.peak
+    )
     return RuntimeEvaluation(
         replace(summed, network=network_fingerprint(net.graph)),
         median_times(("float", *named), times),
