@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.ncnn.model import load_model, save_model
     from int8calib.ncnn.quantize import quantize_model, read_rows
     from int8calib.table import read_text
+    from int8calib.table.rules import grouped_problem
 
     console = Console(read_options(MessageOptions, args))
     param, weights = args.output
@@ -43,5 +44,11 @@ def run(args: argparse.Namespace) -> int:
     rows = read_rows(read_text(args.table), args.table)
     layers = quantize_model(model.layers, rows, args.table, fp32=args.fp32)
     save_model(layers, param, weights)
+    for layer in layers:
+        # Where the next layer takes levels, ncnn's other path is right.
+        if layer.type == "ConvolutionDepthWise" and layer.integer(8) == 1:
+            problem = grouped_problem(layer.integer(7, 1), layer.integer(0))
+            if problem is not None:
+                console.say(f"warning: {layer.name}: {problem}; without its rows it stays in float")
     console.say(f"{param}, {weights}: {len(rows.bottoms)} of {len(layers)} layers in INT8")
     return 0

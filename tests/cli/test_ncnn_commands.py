@@ -105,7 +105,9 @@ def test_calibrate_rounds_weights_so_that_outputs_err_less(folder: Path, tmp_pat
     assert errors["found"] < 0.9 * errors["plain"]
 
 
-def test_groups_that_ncnn_computes_wrongly_stay_in_float(tmp_path: Path) -> None:
+def test_groups_that_ncnn_computes_wrongly_stay_in_float(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("ncnn")
     grouped = conv("g", "c", "num_output: 16 group: 2 kernel_size: 3")
     text = data(1, 3, 19, 17) + conv("c", "data", "num_output: 6 kernel_size: 3") + grouped
@@ -126,6 +128,15 @@ def test_groups_that_ncnn_computes_wrongly_stay_in_float(tmp_path: Path) -> None
     net = load_caffe(tmp_path / "net.prototxt", tmp_path / "net.caffemodel")
     (expected,) = net.forward({"data": image[:1]}).values()
     assert np.abs(found.ravel() - expected.ravel()).max() < 0.05 * np.abs(expected).max()
+    files = ["--param", str(tmp_path / "n.param"), "--bin", str(tmp_path / "n.bin")]
+    made = ["--output", str(tmp_path / "i.param"), str(tmp_path / "i.bin")]
+    for more, warned in ([], False), (["--grouped", "int8"], True):
+        assert main(["calibrate", *words, *more]) == 0
+        capsys.readouterr()
+        assert main(["quantize", *files, "--table", str(tmp_path / "t"), *made]) == 0
+        assert ("g: ncnn on x86 returns uninit" in capsys.readouterr().err) == warned
+    assert main(["table", "check", str(tmp_path / "t"), *files[:2]]) == 0
+    assert "g: had better stay in float" in capsys.readouterr().out
 
 
 def test_tune_writes_models_with_corrected_weights(folder: Path, tmp_path: Path) -> None:
