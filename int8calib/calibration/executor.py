@@ -109,18 +109,23 @@ def source_of(executor: Executor) -> str:
     return str(getattr(executor, "source", "the network"))
 
 
+def layers_fingerprint(layers: Sequence[QuantLayer]) -> str:
+    """Return a hash of layers and their weights."""
+    digest = hashlib.sha256()
+    for layer in layers:
+        digest.update(repr((layer.name, layer.kind, layer.blob, layer.rows, layer.group)).encode())
+        clips = layer.known_clips
+        weights = clips.absmax if clips is not None else layer.weight_rows()
+        digest.update(np.ascontiguousarray(weights, "<f4").data)
+    return digest.hexdigest()
+
+
 def executor_fingerprint(executor: Executor) -> dict[str, str]:
     """Return what tells a network from another: its own `fingerprint`, or a hash of its layers."""
     known = getattr(executor, "fingerprint", None)
     if known is not None:
         return {"network": str(known)}
-    digest = hashlib.sha256()
-    for layer in executor.layers:
-        digest.update(repr((layer.name, layer.kind, layer.blob, layer.rows, layer.group)).encode())
-        clips = layer.known_clips
-        weights = clips.absmax if clips is not None else layer.weight_rows()
-        digest.update(np.ascontiguousarray(weights, "<f4").data)
-    return {"network": digest.hexdigest()}
+    return {"network": layers_fingerprint(executor.layers)}
 
 
 def float_activations(top: Any, blob: str) -> Array:

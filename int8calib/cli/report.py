@@ -74,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_table_fold_arguments(group)
     known = parser.add_argument_group("known already", "what need not be found again")
-    known.add_argument("--stats", metavar="FILE", help="statistics of `int8calib collect`")
+    known.add_argument(
+        "--stats", metavar="FILE", help="statistics of `int8calib collect` or of an Observer"
+    )
     known.add_argument(
         "--analysis",
         action="append",
@@ -207,6 +209,7 @@ class _Job:
     def statistics(self, fold: bool) -> Statistics:
         """The histograms of `--stats`, checked for being of this network, or new ones."""
         from int8calib.calibration.collected import check_fingerprint, load_collected
+        from int8calib.calibration.executor import layers_fingerprint
         from int8calib.calibration.options import Options
         from int8calib.calibration.pipeline import prepare
         from int8calib.calibration.statistics.collect import collect_statistics
@@ -215,6 +218,10 @@ class _Job:
         if path is not None:
             stored = load_collected(path)
             mine = network_fingerprint(self.model, fold_bn=fold)
+            if "network" in stored.fingerprint:
+                # Of an Observer, which knows no files.
+                job = prepare(self.net, Options(fold_bn=fold))
+                mine = {"network": layers_fingerprint(job.candidates)}
             theirs = {key: stored.fingerprint.get(key) for key in mine}
             check_fingerprint(theirs, mine, path, "this report")
             return stored.statistics

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import int8calib
 from int8calib.cli.main import main
 from tests.caffe.engine.test_engine import NET
 from tests.generated import make_model
@@ -89,6 +90,28 @@ def test_statistics_of_another_network_are_refused(
     assert main(["report", *common(other), *options]) == 2
     assert "their caffemodel differs" in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()
+
+
+def test_statistics_of_an_observer_serve_too(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = int8calib.load_caffe(files["proto"], files["model"])
+    executor = net.executor()
+    observer = int8calib.Observer(executor.layers)
+    ((name, shape),) = net.input_shapes.items()
+    x = np.random.default_rng(3).normal(0, 60, (5, *shape[1:])).astype(np.float32)
+    observer.observe(executor.run({name: x}, [layer.blob for layer in executor.layers]))
+    stats, page = tmp_path / "s.npz", tmp_path / "p.html"
+    observer.save(stats)
+    options = [f"--table={files['kl']}", f"--stats={stats}", f"--output={page}"]
+    assert main(["report", *common(files), *options]) == 0
+    assert page.read_text(encoding="utf-8").count('<figure class="histogram">') == 5
+    assert "statistics: " not in capsys.readouterr().err
+    page.unlink()
+    proto, model = make_model(tmp_path, NET, seed=2)
+    assert main(["report", *common(files | {"proto": proto, "model": model}), *options]) == 2
+    assert "their network differs" in capsys.readouterr().err
+    assert not page.exists()
 
 
 @pytest.fixture(scope="module")
