@@ -124,7 +124,7 @@ def _stages(results: Results) -> str:
         [
             name,
             f"{found['cpu_seconds']:.2f}",
-            *(f"{100 * found['shares'][stage]:.1f}" for stage in names),
+            *(f"{100 * found['shares'].get(stage, 0.0):.1f}" for stage in names),
             _megabytes(found["peak_bytes"]),
         ]
         for name, found in results["stages"].items()
@@ -287,9 +287,17 @@ def docs_table(text: str) -> str | None:
 
 
 def write_docs(path: Path, results: Results) -> None:
-    """Put the main table between a page's markers; ValueError where there are none."""
+    """Put the tables between a page's markers; ValueError where there are none."""
     text = path.read_text(encoding="utf-8")
     if docs_table(text) is None:
         raise ValueError(f"{path}: has no lines {BEGIN} and {END}")
     before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    path.write_text(f"{before}{BEGIN}\n{main_table(results)}\n{after}", encoding="utf-8")
+    path.write_text(f"{before}{BEGIN}\n{docs_text(results)}\n{after}", encoding="utf-8")
+
+
+def docs_text(results: Results) -> str:
+    """What docs/measured.md shows: the main table, and the one beside ncnn2table."""
+    tables = [main_table(results)]
+    if "ncnn2table" in results:
+        tables.insert(0, beside_table(results))
+    return "\n\n".join(tables)

@@ -244,7 +244,7 @@ def test_docs_take_the_table_between_its_markers(tmp_path: Path, results: dict) 
     page.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
     report.write_docs(page, results)
     text = page.read_text()
-    assert report.docs_table(text) == report.main_table(results)
+    assert report.docs_table(text) == report.docs_text(results)
     assert text.startswith("before\n")
     assert text.endswith("\n\nafter\n")
     page.write_text("no markers\n")
@@ -255,7 +255,7 @@ def test_docs_take_the_table_between_its_markers(tmp_path: Path, results: dict) 
 def test_docs_hold_the_stored_table() -> None:
     table = report.docs_table((ROOT / "docs" / "measured.md").read_text(encoding="utf-8"))
     stored = json.loads(STORED.read_text(encoding="utf-8"))
-    assert table == report.main_table(stored)
+    assert table == report.docs_text(stored)
 
 
 def test_stored_page_is_that_of_the_stored_results() -> None:
