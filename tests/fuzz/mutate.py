@@ -295,9 +295,10 @@ def _damaged_array(array: np.ndarray, rng: random.Random) -> np.ndarray:
         damage = damaged_json if text[:1] == b"{" else damaged_bytes
         return np.frombuffer(damage(text, rng), np.uint8)
     if what == 0:
-        return array.astype(
-            rng.choice(("f2", "f4", "f8", "i1", "u8", "?", "c8", "S3", "U3", ">i8"))
-        )
+        with np.errstate(all="ignore"):  # large counts become infinite in float16
+            return array.astype(
+                rng.choice(("f2", "f4", "f8", "i1", "u8", "?", "c8", "S3", "U3", ">i8"))
+            )
     if what == 1:
         return array.reshape(-1)
     if what == 2:
