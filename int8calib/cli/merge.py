@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from int8calib.calibration.statistics.store import common_images
 
     console = Console(read_options(MessageOptions, args))
-    check_outputs([args.output])
+    check_outputs([args.output], inputs=args.files)
     twice = [name for i, name in enumerate(args.files) if name in args.files[:i]]
     if twice:
         raise OptionError(f"{twice[0]}: is named twice; its images would count twice")

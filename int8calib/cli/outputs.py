@@ -72,13 +72,17 @@ def check_outputs(outputs: Iterable[str], inputs: Iterable[str | None] = ()) -> 
     Raises
     ------
     OutputError
-        For a file that cannot be written, is named twice, or is one of the inputs.
+        For a file that cannot be written, is named twice, is one of the inputs, or is an image.
     """
+    from int8calib.images.find import IMAGE_SUFFIXES
+
     taken = {_place(path): path for path in inputs if path is not None and not is_stream(path)}
     for path in outputs:
         check_target(path)
         if is_stream(path):
             continue
+        if Path(path).suffix.lower() in IMAGE_SUFFIXES and Path(path).exists():
+            raise OutputError(f"{path}: an image would be overwritten; name another file")
         place = _place(path)
         if place in taken:
             other = "" if taken[place] == path else f" (as {taken[place]})"

@@ -122,6 +122,28 @@ def test_a_file_that_is_named_twice_is_refused(
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("command", ["calibrate", "collect", "tune"])
+def test_an_image_is_not_overwritten(
+    command: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "photo.JPG"
+    image.write_bytes(b"a picture")
+    refused(capsys, words(folder, command, image), "photo.JPG: an image would be overwritten")
+    assert image.read_bytes() == b"a picture"
+
+
+def test_merged_statistics_do_not_replace_their_parts(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = tmp_path / "s.npz"
+    assert main([*words(folder, "collect", part), "--quiet"]) == 0
+    before = part.read_bytes()
+    link = tmp_path / "link.npz"
+    link.symlink_to(part)
+    refused(capsys, ["merge", str(part), "--output", str(link)], "it is named twice")
+    assert part.read_bytes() == before
+
+
 def test_all_files_are_written_or_none(tmp_path: Path) -> None:
     """An error while the last file is written leaves the older ones as they were."""
 
