@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from int8calib.ncnn.model import NcnnModel
     from int8calib.ncnn.translate.load import load_ncnn
     from int8calib.ncnn.translate.network import TranslatedNet
+    from int8calib.onnx.layers import onnx_layers
     from int8calib.reporting.report import Report, report
     from int8calib.simulation.build import simulate
     from int8calib.table.files import read_table, write_table
@@ -96,6 +97,7 @@ __all__ = [
     "inspect_ncnn",
     "load_caffe",
     "load_ncnn",
+    "onnx_layers",
     "read_table",
     "register_layer",
     "report",
@@ -148,6 +150,7 @@ _HOMES = {
     "inspect_ncnn": "int8calib.ncnn.execution.inspect",
     "load_caffe": "int8calib.caffe.engine.run",
     "load_ncnn": "int8calib.ncnn.translate.load",
+    "onnx_layers": "int8calib.onnx.layers",
     "read_table": "int8calib.table.files",
     "register_layer": "int8calib.caffe.layers.outside",
     "report": "int8calib.reporting.report",

@@ -36,6 +36,7 @@ STAGES = {
     "int8calib.table": 5,
     "int8calib.calibration": 6,
     "int8calib.ncnn": 6,
+    "int8calib.onnx": 7,
     "int8calib.ncnn.execution": 7,
     "int8calib.caffe.layers": 7,
     "int8calib.caffe.network": 8,
@@ -62,6 +63,7 @@ ALONE = {
     "int8calib.images": ("int8calib.caffe", "int8calib.ncnn"),
     "int8calib.ncnn": ("int8calib.caffe", "caffe_proto"),
     "int8calib.caffe": ("int8calib.ncnn",),
+    "int8calib.onnx": ("int8calib.caffe", "int8calib.ncnn", "caffe_proto"),
 }
 MEETING = ("int8calib.ncnn.convert", "int8calib.ncnn.translate")
 MOST_FILES, MOST_LINES = 12, 350
@@ -75,6 +77,7 @@ HOMES = {
     "numba": {"int8calib/compiled/machine.py"},
     "llvmlite": {"int8calib/compiled/machine.py"},
     "cv2": {"int8calib/images/decode.py"},
+    "onnx": {"int8calib/onnx/layers.py"},
     "matplotlib": {"int8calib/reporting/drawing.py"},
     "distributed": {"int8calib/cluster/connect.py"},
     "cloudpickle": {"int8calib/cluster/job.py"},

@@ -85,12 +85,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def examples(page: Path) -> Iterator[str | list[str]]:
-    """The page's Python blocks as text and its commands as words, in order."""
+    """The page's Python blocks as text and its commands as words, in order.
+
+    Blocks that begin with the name of a file are programs, which `test_docs_frameworks` runs.
+    """
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     names = "|".join(PROGRAMS)
     pattern = rf"^```python\n(.*?)^```$|^    ((?:{names}) [^\n]*)$"
     for block, command in re.findall(pattern, text, re.MULTILINE | re.DOTALL):
-        yield block or shlex.split(command)
+        if not re.match(r"# \w+\.py\n", block):
+            yield block or shlex.split(command)
 
 
 # A demo is a page's own test; it needs no files and is tested elsewhere.

@@ -1,0 +1,1 @@
+"""ONNX models: which of their layers ncnn can run in INT8."""
