@@ -29,12 +29,15 @@ from int8calib.cli.console import Console, format_share
 from int8calib.cli.image_options import add_image_arguments, image_options
 from int8calib.cli.network import NetworkOptions, add_network_arguments
 from int8calib.cli.options import (
+    ClusterOptions,
     MessageOptions,
     RunOptions,
+    add_cluster_arguments,
     add_workers_argument,
     read_options,
     whole,
 )
+from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
     from int8calib.evaluation.results import Accuracy, BlobError, Evaluation
@@ -66,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --runtime: ncnn's (default: 1)",
     )
     add_workers_argument(parser)
+    add_cluster_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,15 +81,19 @@ def run(args: argparse.Namespace) -> int:
     tables = read_tables(args.table)
     workers = read_options(RunOptions, args).worker_count
     model = read_options(NetworkOptions, args)
+    cluster = read_options(ClusterOptions, args)
+    if args.runtime and cluster.cluster is not None:
+        raise OptionError("--runtime: times are measured on this machine; leave --cluster out")
     if args.runtime and not model.is_caffe:
         model = replace(model, engine="runtime")
     net = model.load(args.threads if args.runtime else workers)
     options = image_options(args)
     images = comparison_images(options, net, args.scores, args.outputs, workers=workers)
+    images.send_files = cluster.send_images
     batches = read_options(GroundTruth, args).of(images, options)
     how = read_options(Comparison, args)
     timed = None
-    with console.progress() as progress:
+    with cluster.open() as client, console.progress() as progress:
         run: dict[str, Any] = {"fold_bn": args.fold_bn, "total": len(images), "progress": progress}
         if args.runtime:
             from int8calib.evaluation.runtime import evaluate_runtime
@@ -93,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
             timed = evaluate_runtime(net, tables, batches, how, threads=args.threads, **run)
             found = timed.evaluation
         else:
-            found = evaluate(net, tables, batches, workers=workers, **vars(how), **run)
+            run |= {"workers": workers, "cluster": client}
+            found = evaluate(net, tables, batches, **vars(how), **run)
     images.print_skipped(console)
     console.say(f"compared as {found.kind}")
     for note in found.notes:

@@ -6,11 +6,12 @@ Labels are a file of names and indices, or class folders; `int8calib.images.boxe
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from int8calib.cli.loader import ImageLoader
+from int8calib.cli.loader import ImageLoader, check_shapes
 from int8calib.errors import ImageError, OptionError
 from int8calib.files import file_mode, read_bounded
 from int8calib.limits import MAX_LIST_BYTES
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
     from int8calib.cli.image_options import ImageOptions
     from int8calib.evaluation.evaluate import Labeled
+    from int8calib.images.batches import Batch
     from int8calib.images.boxes import Truth
+    from int8calib.images.chunks import ImageChunk
 
 LabelOf = Callable[[str], int]
 
@@ -30,36 +33,62 @@ _WHOLE = frozenset(("stretch", "height", "width", "none"))
 """Ways to resize that show the network the whole picture and nothing else."""
 
 
-class LabeledImages:
+class _Annotated:
+    """The batches of a loader with what is known of each image: call it to start a pass."""
+
+    def __init__(self, images: ImageLoader, known_of: Callable[[str], Any]) -> None:
+        """Take the loader, and what tells by its name what is known of an image."""
+        self._images = images
+        self._known_of = known_of
+
+    def __call__(self) -> Iterator[Labeled]:
+        """Start a pass: batches in order; raises `ImageError` for an image nothing is known of."""
+        return _labeled(self._images.batches(), self._known_of)
+
+    def divide(self, images: int) -> Iterator[ImageChunk]:
+        """Yield chunks for the workers of a cluster."""
+        return self._images.divide(images)
+
+    def reader(self) -> Callable[..., Iterator[Labeled]]:
+        """Return what reads a chunk on a worker."""
+        return partial(_read_labeled, self._known_of)
+
+    def hear(self, lines: Iterable[str]) -> None:
+        """Take lines on images that workers skipped."""
+        self._images.hear(lines)
+
+    def __len__(self) -> int:
+        """How many images a pass has, if all can be read."""
+        return len(self._images)
+
+
+def _labeled(batches: Iterable[Batch], known_of: Callable[[str], Any]) -> Iterator[Labeled]:
+    from int8calib.evaluation.evaluate import Labeled
+
+    for batch in batches:
+        yield Labeled(batch.blobs, [known_of(name) for name in batch.names])
+
+
+def _read_labeled(
+    known_of: Callable[[str], Any], chunk: ImageChunk, network: Any, tell: Callable[[str], None]
+) -> Iterator[Labeled]:
+    return _labeled(chunk.batches(partial(check_shapes, network), tell), known_of)
+
+
+class LabeledImages(_Annotated):
     """The batches of a loader with labels: call it to start a pass."""
 
     def __init__(self, images: ImageLoader, where: str) -> None:
         """Read the labels; raises `ImageError` where they cannot be read."""
-        self._images = images
-        self._label_of = read_labels(where)
-
-    def __call__(self) -> Iterator[Labeled]:
-        """Start a pass: batches in order; raises `ImageError` for an image without a label."""
-        from int8calib.evaluation.evaluate import Labeled
-
-        for batch in self._images.batches():
-            yield Labeled(batch.blobs, [self._label_of(name) for name in batch.names])
+        super().__init__(images, read_labels(where))
 
 
-class BoxedImages:
+class BoxedImages(_Annotated):
     """The batches of a loader with the labeled boxes of each image: call it to start a pass."""
 
     def __init__(self, images: ImageLoader, boxes_of: Callable[[str], Sequence[Truth]]) -> None:
         """Take the loader, and what gives an image's boxes by its name."""
-        self._images = images
-        self._boxes_of = boxes_of
-
-    def __call__(self) -> Iterator[Labeled]:
-        """Start a pass: batches in order; raises `ImageError` for an image without boxes."""
-        from int8calib.evaluation.evaluate import Labeled
-
-        for batch in self._images.batches():
-            yield Labeled(batch.blobs, [self._boxes_of(name) for name in batch.names])
+        super().__init__(images, boxes_of)
 
 
 def check_geometry(options: ImageOptions) -> None:

@@ -55,7 +55,7 @@ class ClusterJob:
             )
         self._client = client
         self._software = software()
-        content = _pickled(network)
+        content = _pickled(network, "the network")
         self._digest = hashlib.sha256(content).hexdigest()
         with _told():
             try:
@@ -79,7 +79,7 @@ class ClusterJob:
         self,
         work: Callable[[Any, Any], tuple[Result, list[str]]],
         chunks: Iterable[Any],
-        take: Callable[[Result], None],
+        take: Callable[[int, Result], None],
     ) -> list[str]:
         """Do `work(network, chunk)` on every chunk.
 
@@ -91,7 +91,7 @@ class ClusterJob:
         chunks : iterable
             Taken one by one as the workers need them.
         take : callable
-            Hears each result once, in any order.
+            Hears each chunk's number and result once, in any order.
 
         Returns
         -------
@@ -118,7 +118,7 @@ class ClusterJob:
                     self._content,
                     self._digest,
                     self._software,
-                    chunk,
+                    _pickled(chunk, "a batch"),
                     key=f"{name}-{number}",
                     pure=False,
                 )
@@ -131,7 +131,7 @@ class ClusterJob:
                 for future in under_way:
                     result, told = future.result()
                     lines[numbers[future.key]] = told
-                    take(result)
+                    take(numbers[future.key], result)
                     futures.pop(future.key).release()
                     del future, result
                     submit(WAITING * self.threads - len(futures))
@@ -142,14 +142,15 @@ class ClusterJob:
         return [line for number in sorted(lines) for line in lines[number]]
 
 
-def _pickled(network: Any) -> bytes:
+def _pickled(value: Any, what: str) -> bytes:
+    """Return `value` as bytes, from which it comes whole: arrays aligned, nothing shared."""
     import cloudpickle
 
     try:
-        content: bytes = cloudpickle.dumps(network)
+        content: bytes = cloudpickle.dumps(value)
     except (TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
         raise OptionError(
-            f"the network cannot be sent to a cluster: {error}; an executor must be picklable"
+            f"{what} cannot be sent to a cluster: {error}; it must be picklable"
         ) from None
     return content
 
@@ -167,7 +168,7 @@ def _told() -> Iterator[None]:
             f"{error.allowed_failures + 1} workers died running the same images; each needs more "
             "memory, or fewer threads (dask worker --nthreads 1)"
         ) from None
-    except (CancelledError, distributed.CommClosedError) as error:
+    except (CancelledError, distributed.comm.CommClosedError) as error:
         raise Int8CalibError(
             f"the cluster was lost: the scheduler or all workers ended ({error}); run again"
         ) from None
@@ -187,7 +188,7 @@ def _run_chunk(
     content: bytes,
     digest: str,
     expected: dict[str, str],
-    chunk: Any,
+    chunk: bytes,
 ) -> Any:
     """Run one task, on a worker."""
     check_software(expected, software(), this_worker())  # it may have come late
@@ -198,4 +199,4 @@ def _run_chunk(
             _loaded[digest] = network
         network = _loaded[digest]
     with single_threaded_blas():
-        return work(network, chunk)
+        return work(network, pickle.loads(chunk))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from int8calib.arrays import Array
 from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.graph import Blob
-from int8calib.errors import ImageError, ModelError
+from int8calib.errors import ImageError, ModelError, OptionError
 from int8calib.evaluation.measures import MIN_SCORE
 from int8calib.evaluation.outputs import ComparedBlobs, Comparison, compared_blobs
 from int8calib.evaluation.records import Labels, Record, compare, sum_up
@@ -62,6 +62,7 @@ def evaluate(
     workers: int | None = None,
     total: int = 0,
     progress: Progress | None = None,
+    cluster: Any = None,
 ) -> Evaluation:
     """Compare a network in float with itself in INT8, table by table.
 
@@ -101,6 +102,8 @@ def evaluate(
         The number of images, where it is known, for `progress`.
     progress : callable, optional
         Called as `progress(stage, images done, total)`.
+    cluster : dask.distributed.Client, optional
+        Where the images run instead of on this machine (extra dask); the result is the same.
 
     Returns
     -------
@@ -118,6 +121,11 @@ def evaluate(
     """
     how = Comparison(topk, scores, outputs, kind, box_score, peak)
     if isinstance(net, NcnnNet):
+        if cluster is not None:
+            raise OptionError(
+                f"{net.source}: runs in ncnn's runtime, which a cluster does not compare; take a "
+                "network that runs in numpy, or no cluster"
+            )
         from int8calib.evaluation.ncnn_model import evaluate_ncnn
 
         return evaluate_ncnn(
@@ -128,13 +136,35 @@ def evaluate(
     compared = compared_blobs(net, scores, outputs, kind=kind)
     for each in nets:
         check_present(each, compared)
+    if cluster is not None:
+        from int8calib.evaluation.cluster import compare_on_cluster
+
+        ordered = compare_on_cluster(
+            cluster, nets, compared, batches, box_score, total=total, progress=progress
+        )
+    else:
+        ordered = _compare_here(nets, compared, batches, box_score, workers, total, progress)
+    summed = sum_up(
+        ordered, list(named), compared, how.topk, box_score=how.box_score, peak=how.peak
+    )
+    return replace(summed, network=network_fingerprint(net.graph))
+
+
+def _compare_here(
+    nets: Sequence[Net],
+    compared: ComparedBlobs,
+    batches: LabeledLoader,
+    box_score: float,
+    workers: int | None,
+    total: int,
+    progress: Progress | None,
+) -> list[Record]:
+    """The record of each batch, in their order."""
     records: dict[int, Record] = {}
 
     def work(runners: list[Runner], item: tuple[int, Batch | Labeled]) -> int:
-        index, (batch, labels) = item[0], batch_and_labels(item[1])
-        tops = [copied_tops(runner, batch) for runner in runners]
-        records[index] = compare(compared, tops, labels, batch_size(batch), box_score)
-        return batch_size(batch)
+        records[item[0]] = record = compare_batch(compared, runners, item[1], box_score)
+        return record.images
 
     run_pass(
         start_pass(batches),
@@ -145,11 +175,16 @@ def evaluate(
         total=total,
         progress=progress,
     )
-    ordered = [records[i] for i in sorted(records)]
-    summed = sum_up(
-        ordered, list(named), compared, how.topk, box_score=how.box_score, peak=how.peak
-    )
-    return replace(summed, network=network_fingerprint(net.graph))
+    return [records[i] for i in sorted(records)]
+
+
+def compare_batch(
+    compared: ComparedBlobs, runners: Sequence[Runner], given: Batch | Labeled, box_score: float
+) -> Record:
+    """Run one batch through the nets, the float one first, and measure it."""
+    batch, labels = batch_and_labels(given)
+    tops = [copied_tops(runner, batch) for runner in runners]
+    return compare(compared, tops, labels, batch_size(batch), box_score)
 
 
 def check_present(net: Net, compared: ComparedBlobs) -> None:

@@ -82,7 +82,7 @@ def collect_on_cluster(
     def a_pass(stage: str, **how: Any) -> Statistics:
         sums = _Sums()
 
-        def take(result: bytes | None) -> None:
+        def take(number: int, result: bytes | None) -> None:
             if result is not None:
                 sums.add(result)
                 report(stage, sums.images, total)

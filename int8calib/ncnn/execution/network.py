@@ -86,6 +86,10 @@ class NcnnNet(QuantizableModel):
             if top not in copies and top not in ids
         }
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as structure and weights; elsewhere one thread runs it, as all on a cluster."""
+        return _loaded_again, (self.model, self.input_shapes)
+
     @cached_property
     def _quant_layers(self) -> tuple[tuple[QuantLayer, ...], dict[str, str]]:
         return quant_layers(self.model.layers, self.source)
@@ -184,6 +188,12 @@ class NcnnNet(QuantizableModel):
             self._runtime.stream(image, blobs, lambda blob, top: listener(blob, top[None]))
 
         return run
+
+
+def _loaded_again(model: NcnnModel, input_shapes: Mapping[str, Shape]) -> NcnnNet:
+    net = NcnnNet(model, threads=1)
+    net.input_shapes = dict(input_shapes)
+    return net
 
 
 def _images(batch: Batch, count: int) -> list[dict[str, Array]]:
