@@ -25,7 +25,7 @@ from benchmarks import detectors
 from benchmarks.__main__ import machine
 from benchmarks.cases import CLASSIFIERS, OTHERS, Case, classifiers
 from benchmarks.networks import ROOT
-from benchmarks.stages import STAGES, Stage, float_net, interval, make, table_lines
+from benchmarks.stages import MSE, STAGES, Stage, float_net, interval, make, table_lines
 from int8calib.ncnn.runtime import RuntimeNet
 
 PAGE = ROOT / "docs" / "measured.md"
@@ -40,6 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)}")
     parser.add_argument("--detectors", action="store_true", help="the other table")
     parser.add_argument("--splits", type=int, default=3, metavar="N", help="(default: 3)")
+    keys = [stage.key for stage in STAGES]
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=keys,
+        default=keys,
+        metavar="STAGE",
+        help=f"of {', '.join(keys)} (default: all)",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="use at most N images")
     parser.add_argument(
         "--work",
@@ -54,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.detectors:
         lines = detectors.table(args.work, args.models, args.limit, _say)
     else:
-        lines = _table(args.work, args.models, args.splits, args.limit)
+        lines = _table(args.work, args.models, args.splits, args.limit, args.stages)
     here = machine()
     packages = [f"{name} {version}" for name, version in here["packages"].items() if version]
     text = "\n".join([*lines, "", f"{here['processor']}; {', '.join(packages)}."])
@@ -76,23 +85,33 @@ def _insert(name: str, text: str) -> None:
     PAGE.write_text(f"{before}{begin}\n{text}\n{after}", encoding="utf-8")
 
 
-def _table(work: Path, names: Sequence[str], splits: int, limit: int | None) -> list[str]:
+def _table(
+    work: Path,
+    names: Sequence[str],
+    splits: int,
+    limit: int | None,
+    wanted: Sequence[str],
+) -> list[str]:
+    stages = [stage for stage in STAGES if stage.key in wanted or stage == MSE]
     rows = []
     images = 0
     for case in classifiers(work, names):
-        results = [_split(case, seed, work, limit) for seed in range(1, splits + 1)]
-        rows += _rows(case, results)
+        seeds = range(1, splits + 1)
+        results = [_split(case, seed, work, limit, stages) for seed in seeds]
+        rows += _rows(case, results, stages)
         images = len(case.images[:limit])
     said = (
-        f"{splits} splits of {images} images into halves; mean over splits, in brackets the 95 % "
-        "interval by drawing images again (percentile bootstrap, all of an image's results as one "
-        "observation). Top-1 and its loss against float in points; agreement with the float "
+        f"{splits} split{'s' * (splits > 1)} of {images} images into halves; means, in brackets "
+        "the 95 % interval by drawing images again (percentile bootstrap, all results of an image "
+        "as one observation). Top-1 and its loss against float in points; agreement with the float "
         "model's class in %; time of the command as a multiple of plain `calibrate`'s."
     )
     return [said, "", *table_lines(HEADS, rows)]
 
 
-def _split(case: Case, seed: int, work: Path, limit: int | None) -> dict[str, Any]:
+def _split(
+    case: Case, seed: int, work: Path, limit: int | None, stages: Sequence[Stage]
+) -> dict[str, Any]:
     """Right and equal classes of each held-out image by stage, from the file if it is there."""
     path = work / f"{case.name}-{seed}-{limit or 'all'}.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
@@ -101,7 +120,7 @@ def _split(case: Case, seed: int, work: Path, limit: int | None) -> dict[str, An
     images = images[:limit]
     half = len(images) // 2
     used, held_out = images[:half], images[half:]
-    wanted = [stage for stage in STAGES if stage.name not in done]
+    wanted = [stage for stage in stages if stage.name not in done]
     if wanted:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -152,12 +171,14 @@ def _classes(net: RuntimeNet, inputs: Sequence[tuple[str, np.ndarray]]) -> list[
     ]
 
 
-def _rows(case: Case, results: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+def _rows(
+    case: Case, results: Sequence[dict[str, Any]], stages: Sequence[Stage]
+) -> list[dict[str, str]]:
     """The rows of one model, the float one first."""
     rows = []
-    plain = [result["`calibrate`, table alone"]["seconds"] for result in results]
+    plain = [result[MSE.name]["seconds"] for result in results]
     exact = _by_image(results, "float", "right")
-    for name in ("float", *(stage.name for stage in STAGES)):
+    for name in ("float", *(stage.name for stage in stages)):
         right = _by_image(results, name, "right")
         row = {"model": case.name if name == "float" else "", "": name}
         row["top-1"] = f"{100 * right.mean():.1f}"

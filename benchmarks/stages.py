@@ -23,31 +23,27 @@ class Stage:
 
     Attributes
     ----------
-    name
-        How tables call it.
+    key, name
+        How options and tables call it.
     command, words
         The command that makes the table, and its options.
     alone
         Whether only the table is used, with the float model as it was and ncnn2int8's rounding.
     """
 
+    key: str
     name: str
     command: str
     words: tuple[str, ...] = ()
     alone: bool = False
 
 
-KL = Stage(
-    "ncnn2table's kl",
-    "calibrate",
-    ("--like", "ncnn2table"),
-    alone=True,
-)
-MSE = Stage("`calibrate`, table alone", "calibrate", alone=True)
-LEVELS = Stage("`calibrate --ncnn`", "calibrate")
-TUNED_TABLE = Stage("`tune`, table alone", "tune", alone=True)
-TUNED = Stage("`tune --ncnn --more-work 0`", "tune", ("--more-work", "0"))
-TUNED_WIDER = Stage("`tune --ncnn`", "tune")
+KL = Stage("kl", "ncnn2table's kl", "calibrate", ("--like", "ncnn2table"), alone=True)
+MSE = Stage("table", "`calibrate`, table alone", "calibrate", alone=True)
+LEVELS = Stage("ncnn", "`calibrate --ncnn`", "calibrate")
+TUNED_TABLE = Stage("tuned-table", "`tune`, table alone", "tune", alone=True)
+TUNED = Stage("tuned", "`tune --ncnn --more-work 0`", "tune", ("--more-work", "0"))
+TUNED_WIDER = Stage("tuned-wider", "`tune --ncnn`", "tune")
 STAGES = (KL, MSE, LEVELS, TUNED_TABLE, TUNED, TUNED_WIDER)
 
 
