@@ -163,7 +163,8 @@ def _suspects(scales: NDArray[np.floating[Any]]) -> list[int]:
     """Where `scale_problem` may find something: all that is not plainly a float32 above 0."""
     with np.errstate(over="ignore", under="ignore"):
         single = scales.astype(np.float32)
-    return np.flatnonzero(~((single > 0) & np.isfinite(single))).tolist()
+    found: list[int] = np.flatnonzero(~((single > 0) & np.isfinite(single))).tolist()
+    return found
 
 
 def layer_problem(layer: LayerScales, *, zero_is_dead: bool = False) -> str | None:
