@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import caffe_proto.limits
 from int8calib.errors import ShapeError
@@ -101,6 +102,16 @@ def check_memory(values: int, what: str) -> None:
             f"{what} take {4 * values / 2**30:.1f} GiB, but this machine has {there / 2**30:.1f} "
             "GiB; give a smaller --input-shape, or fewer images to a --batch"
         )
+
+
+@contextmanager
+def within_memory(what: str) -> Iterator[None]:
+    """Raise `ShapeError` where memory for `what` is asked for that the system does not give."""
+    try:
+        yield
+    except MemoryError as error:
+        reason = str(error) or "not enough memory"
+        raise ShapeError(f"{what}: {reason}; give fewer images to a batch") from error
 
 
 def physical_memory() -> int:

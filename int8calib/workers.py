@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from int8calib.arrays import Array
-from int8calib.errors import ImageError, OptionError, ShapeError
-from int8calib.limits import MAX_WORKERS, check_memory, check_shape
+from int8calib.errors import ImageError, OptionError
+from int8calib.limits import MAX_WORKERS, check_memory, check_shape, within_memory
 
 Batch: TypeAlias = Mapping[str, Array]
 """One batch: each input blob's array, float32 (N, ...)."""
@@ -160,11 +160,8 @@ def _float_array(name: str, value: ArrayLike) -> Array:
     check_shape(array.shape, f"input {name!r}")
     if array.dtype != np.float32 or not array.flags.c_contiguous:
         check_memory(array.size, f"the values of input {name!r}")
-    try:
-        with np.errstate(over="ignore"):
-            return np.ascontiguousarray(array, np.float32)
-    except MemoryError as error:
-        raise ShapeError(f"input {name!r}: {error}; give fewer images to a batch") from error
+    with within_memory(f"input {name!r}"), np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, np.float32)
 
 
 def batch_size(batch: Batch) -> int:

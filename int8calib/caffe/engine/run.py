@@ -19,6 +19,7 @@ from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.load import load_graph
 from int8calib.caffe.network.runnable import batch_statistics
 from int8calib.errors import ModelError, OptionError, ShapeError
+from int8calib.limits import within_memory
 from int8calib.workers import Batch, blas_threads, float_batch
 
 if TYPE_CHECKING:
@@ -198,7 +199,8 @@ class Net:
         wanted = self.graph.outputs
         if outputs is not None:
             wanted = tuple(self.graph.last_version(name) for name in outputs)
-        plan = self.plan({name: array.shape for name, array in arrays.items()}, wanted)
+        with within_memory(self.graph.source):
+            plan = self.plan({name: array.shape for name, array in arrays.items()}, wanted)
         missing = [name for name in plan.inputs if name not in arrays]
         if missing:
             raise ShapeError(f"{self.graph.source}: input {missing[0]!r} is not given")
@@ -207,9 +209,9 @@ class Net:
             if on_top is not None:
                 on_top(layer.name, blob.name, top)
 
-        with blas_threads(threads):
+        with within_memory(self.graph.source), blas_threads(threads):
             tops = run_plan(plan, arrays, listen)
-        return {blob.name: top.copy() for blob, top in tops.items()}
+            return {blob.name: top.copy() for blob, top in tops.items()}
 
     def _check(self, inputs: Mapping[str, ArrayLike]) -> Batch:
         """The inputs as contiguous float32 arrays, checked for name, type and number of axes."""

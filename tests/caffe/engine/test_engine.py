@@ -222,3 +222,17 @@ def test_forward_limits_blas_to_the_threads_asked_for(
 def test_unknown_output_is_named(model: tuple[Path, Path], images: np.ndarray) -> None:
     with pytest.raises(ModelError, match="no layer makes a blob named 'nothing'"):
         int8calib.load_caffe(*model).forward({"data": images}, outputs=["nothing"])
+
+
+@pytest.mark.parametrize("where", ["make_plan", "run_plan"])
+def test_memory_that_is_not_there_is_told_in_our_words(
+    model: tuple[Path, Path], images: np.ndarray, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = int8calib.load_caffe(*model)
+
+    def fail(*_: object, **__: object) -> None:
+        np.empty((1 << 40, 1 << 10), np.float32)  # as numpy words it
+
+    monkeypatch.setattr(f"int8calib.caffe.engine.run.{where}", fail)
+    with pytest.raises(ShapeError, match=r"net\.prototxt: Unable to allocate .*fewer images"):
+        net.forward({"data": images})
