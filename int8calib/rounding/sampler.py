@@ -21,7 +21,7 @@ from int8calib.workers import Batch
 
 COLUMNS = (1024, 4096)
 """Fewest columns of a layer in all, and how many four for each input may become at most."""
-IMAGES = 64
+IMAGES = 32
 """Images that give columns, of twice as many and more."""
 MAX_BYTES = 512 << 20
 """Memory for all columns; of large networks fewer are kept."""

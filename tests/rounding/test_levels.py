@@ -118,7 +118,7 @@ def test_layers_that_no_image_reached_are_left_out(net: Net) -> None:
 def test_only_some_of_many_images_give_columns(net: Net, tmp_path: Path) -> None:
     options = Options(workers=1)
     job = prepare(net, options)
-    few, many = ColumnSampler(job.layers, 64), ColumnSampler(job.layers, 6400)
+    few, many = ColumnSampler(job.layers, 60), ColumnSampler(job.layers, 3200)
     for sampler in (few, many):
         run_job(
             replace(job, executor=sampler.watch(job.executor)), lambda: batches(64, seed=5), options
