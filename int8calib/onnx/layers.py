@@ -62,7 +62,7 @@ def _layer(node: Any, constants: Mapping[str, Any]) -> QuantLayer | None:
     """The layer of one node; None where ncnn runs it in float, or its weights are computed."""
     if node.op_type not in ("Conv", "Gemm", "MatMul") or node.domain not in ("", "ai.onnx"):
         return None
-    if len(node.input) < 2 or node.input[1] not in constants:
+    if not node.output or len(node.input) < 2 or node.input[1] not in constants:
         return None
     weights = _array(constants[node.input[1]])
     options = _options(node)
@@ -104,7 +104,7 @@ def _reached(
     reached: set[str] = set()
     for node in nodes:
         sources, tops = (node.output, node.input) if backwards else (node.input, node.output)
-        if node.output[0] in layers or not reached.isdisjoint(sources):
+        if not layers.keys().isdisjoint(node.output) or not reached.isdisjoint(sources):
             reached.update(tops)
     return reached
 

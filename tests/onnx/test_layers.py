@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,7 @@ def test_what_ncnn_runs_in_float_is_no_layer() -> None:
         node("MatMul", ["m", "x"], ["y"]),
         node("MatMul", ["x", "stack"], ["y"]),
         node("Conv", ["x", "line"], ["y"]),
+        node("Conv", ["x"], ["y"]),
     ]
     others = {"stack": normal(2, 4, 4), "line": normal(4, 4, 3)}
     for each in floats:
@@ -155,6 +157,38 @@ def test_old_models_list_their_weights_among_the_inputs() -> None:
     assert layer.reads_input
 
 
+def test_nodes_without_outputs_are_passed_over() -> None:
+    node = onnx.helper.make_node
+    nodes = [node("Input", [], ["x"]), node("Conv", ["x", "w"], ["y"]), node("Output", ["y"], [])]
+    net = model(nodes[:2], {"w": normal(3, 3, 1, 1)}, ())
+    net.graph.node.append(nodes[2])
+    (layer,) = onnx_layers(net)
+    assert (layer.first, layer.last) == (True, True)
+
+
 def test_something_else_is_refused() -> None:
     with pytest.raises(OptionError, match=r"str is no ONNX model; give what onnx\.load returns"):
         onnx_layers("net.onnx")
+
+
+def test_onnxruntime_folds_batch_norm_before(tmp_path: Path) -> None:
+    """What the guide says of `optimized_model_filepath`."""
+    runtime = pytest.importorskip("onnxruntime", reason="the extra frameworks is not installed")
+    node, kernel = onnx.helper.make_node, normal(5, 3, 1, 1)
+    gain, offset, mean, variance = normal(5), normal(5), normal(5), normal(5) ** 2
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], "conv"),
+        node("BatchNormalization", ["a", "gain", "offset", "mean", "variance"], ["y"]),
+    ]
+    weights = {"w": kernel, "gain": gain, "offset": offset, "mean": mean, "variance": variance}
+    net = model(nodes, weights, (1, 3, 7, 7))
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (1, 5, 7, 7))
+    net.graph.output[0].CopyFrom(output)
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "folded.onnx")
+    runtime.InferenceSession(net.SerializeToString(), options)
+    (layer,) = onnx_layers(onnx.load(tmp_path / "folded.onnx"))
+    expected = kernel * (gain / np.sqrt(variance + 1e-5))[:, None, None, None]
+    assert layer.name == "conv"
+    np.testing.assert_allclose(layer.weights, expected, rtol=1e-4)
