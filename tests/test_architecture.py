@@ -29,6 +29,7 @@ STAGES = {
     "int8calib.files": 2,
     "int8calib.parsing": 2,
     "int8calib.limits": 2,
+    "int8calib.urls": 2,
     "int8calib.workers": 3,
     "int8calib.compiled": 3,
     "int8calib.cluster": 4,
@@ -80,6 +81,7 @@ HOMES = {
     "onnx": {"int8calib/onnx/layers.py"},
     "matplotlib": {"int8calib/reporting/drawing.py"},
     "distributed": {"int8calib/cluster/connect.py"},
+    "fsspec": {"int8calib/urls.py"},
     "cloudpickle": {"int8calib/cluster/job.py"},
     "torch": {"int8calib/demo/train.py", "int8calib/demo/train_detector.py"},
 }

@@ -12,7 +12,8 @@ Tell = Callable[[str], None]
 Read = Callable[[Any, Any, Tell], Iterable[Any]]
 """Called on a worker as `read(chunk, network, tell)`: the batches of a chunk."""
 
-MAX_CHUNK_IMAGES = 512
+MIN_CHUNK_IMAGES, MAX_CHUNK_IMAGES = 64, 512
+"""A chunk costs what some images cost; an eighth of a thread's share lies between, or a share."""
 MAX_SENT_BYTES = 4 << 20
 """Images of a chunk whose values are sent."""
 
@@ -48,8 +49,9 @@ def chunks_of(loader: Any, threads: int) -> Iterator[Any]:
     """
     if not hasattr(loader, "divide"):
         return _sent(loader)
-    images = -(-len(loader) // (8 * threads))
-    chunks: Iterator[Any] = loader.divide(max(1, min(images, MAX_CHUNK_IMAGES)))
+    share = -(-len(loader) // threads)
+    images = max(min(share, MIN_CHUNK_IMAGES), min(-(-share // 8), MAX_CHUNK_IMAGES), 1)
+    chunks: Iterator[Any] = loader.divide(images)
     return chunks
 
 

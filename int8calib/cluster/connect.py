@@ -43,7 +43,7 @@ def open_cluster(address: str) -> Iterator[Any]:
         cluster = distributed.LocalCluster(
             n_workers=number,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=50,
             memory_limit=0,
         )

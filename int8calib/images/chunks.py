@@ -13,7 +13,7 @@ from int8calib.files import file_mode
 from int8calib.images.batches import Batch, Report, ShapeCheck, batches_of_inputs
 from int8calib.images.decode import quiet_opencv
 from int8calib.images.preprocess import Preprocess
-from int8calib.images.source import ImageSource
+from int8calib.images.source import ImageSource, NoAccessError
 
 Inputs = Mapping[str, tuple[ImageSource, Preprocess | Shape]]
 
@@ -56,6 +56,8 @@ class ImageChunk:
             yield from batches_of_inputs(
                 self.inputs, self.batch, threads=1, report=count, check_shapes=check_shapes
             )
+        except NoAccessError as error:
+            raise unreadable(error.url, error.reason) from None
         except ImageError:
             if skipped < len(sources[0]):
                 raise  # else other chunks may have images that can be used

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from int8calib.errors import ImageError
 from int8calib.files import file_mode, read_bounded
 from int8calib.limits import MAX_LIST_BYTES
+from int8calib.urls import is_url, list_url
 
 _ENDINGS = (
     "jpg jpeg jpe png apng bmp dib webp tif tiff gif pgm ppm pnm pbm pam pxm pfm jp2 j2k hdr pic "
@@ -38,12 +39,14 @@ class Entry(NamedTuple):
 
     `missing` says which paths were tried where a list names a file that is not there. `named` is
     true for a file that the user named himself, and that is taken for an image whatever its suffix.
+    `url` is where a file of a shared place is; `path` is then its name alone.
     """
 
     name: str
     path: Path
     missing: str = ""
     named: bool = False
+    url: str = ""
 
 
 class InputFiles(NamedTuple):
@@ -107,6 +110,8 @@ def _kind(entry: Entry) -> str:
 def _files(place: str | Path, recursive: bool, problems: list[str]) -> list[Entry]:
     if not str(place):
         raise ImageError("an empty name stands for no images; use . for the working folder")
+    if is_url(place):
+        return _in_url(str(place), recursive)
     path = Path(place)
     try:
         mode = file_mode(path)
@@ -122,6 +127,16 @@ def _files(place: str | Path, recursive: bool, problems: list[str]) -> list[Entr
     if path.suffix.lower() in LIST_SUFFIXES:
         return _in_list(path)
     return [Entry(str(place), path, named=True)]
+
+
+def _in_url(place: str, recursive: bool) -> list[Entry]:
+    """The images of a shared place; arrays are read from files alone."""
+    found = list_url(place, recursive=recursive)
+    entries = [Entry(name, Path(name), named=url == place, url=url) for name, url in found]
+    arrays = [entry.name for entry in entries if entry.path.suffix.lower() in ARRAY_SUFFIXES]
+    if arrays and len(arrays) == len(entries):
+        raise ImageError(f"{place}: holds arrays, which are read from files alone; copy them here")
+    return [entry for entry in entries if entry.path.suffix.lower() not in ARRAY_SUFFIXES]
 
 
 def _in_folder(folder: Path, recursive: bool, problems: list[str]) -> list[Entry]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from int8calib.images.arrays import NpyFile, check_dtype, numbers, open_npy, rea
 from int8calib.images.decode import Reduction, decode_image, read_image
 from int8calib.images.find import Entry, find_inputs
 from int8calib.limits import MAX_IMAGE_BYTES, MAX_INPUTS
+from int8calib.urls import read_url, reason_of
 
 
 class ImageSource(ABC):
@@ -76,6 +77,16 @@ class ImageSource(ABC):
         return ()
 
 
+class NoAccessError(ImageError):
+    """A file of a shared place cannot be reached: `url`, and `reason`."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        """Keep both."""
+        super().__init__(f"{url}: cannot be read: {reason}")
+        self.url = url
+        self.reason = reason
+
+
 class _ImageFiles(ImageSource):
     """One image file per input."""
 
@@ -92,18 +103,21 @@ class _ImageFiles(ImageSource):
         if entry.missing:
             raise UnreadableImageError(entry.missing)
         told = partial(self.damage.__setitem__, entry.name)
+        if entry.url:
+            return _decoded(entry.url, _fetched(entry.url), gray, reduction, told)
         return read_image(entry.path, gray=gray, reduction=reduction, damage=told)
 
     def part(self, start: int, stop: int, *, send: bool = False) -> ImageSource:
         if send:
             return _SentFiles([_sent(entry) for entry in self._entries[start:stop]])
         entries = [
-            entry._replace(path=entry.path.absolute()) for entry in self._entries[start:stop]
+            entry if entry.url else entry._replace(path=entry.path.absolute())
+            for entry in self._entries[start:stop]
         ]
         return _ImageFiles(entries, 0, ())
 
     def files(self) -> Sequence[Path]:
-        return [entry.path for entry in self._entries if not entry.missing]
+        return [entry.path for entry in self._entries if not entry.missing and not entry.url]
 
 
 class _SentFiles(ImageSource):
@@ -122,10 +136,7 @@ class _SentFiles(ImageSource):
         if isinstance(data, str):
             raise UnreadableImageError(data)
         told = partial(self.damage.__setitem__, name)
-        try:
-            return decode_image(data, gray=gray, reduction=reduction, damage=told)
-        except UnreadableImageError as error:
-            raise UnreadableImageError(f"{where}: {error}") from error
+        return _decoded(where, data, gray, reduction, told)
 
     def part(self, start: int, stop: int, *, send: bool = False) -> _SentFiles:
         return _SentFiles(self._files[start:stop])
@@ -139,7 +150,29 @@ class _Sent(NamedTuple):
     data: bytes | str
 
 
+def _decoded(
+    where: str,
+    data: bytes,
+    gray: bool,
+    reduction: Reduction | None,
+    told: Callable[[str], None],
+) -> NDArray[np.uint8]:
+    try:
+        return decode_image(data, gray=gray, reduction=reduction, damage=told)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"{where}: {error}") from error
+
+
+def _fetched(url: str) -> bytes:
+    try:
+        return read_url(url, MAX_IMAGE_BYTES)
+    except OSError as error:
+        raise NoAccessError(url, reason_of(error)) from error
+
+
 def _sent(entry: Entry) -> _Sent:
+    if entry.url:
+        return _Sent(entry.name, entry.url, _fetched(entry.url))
     if entry.missing:
         return _Sent(entry.name, str(entry.path), entry.missing)
     try:
@@ -224,6 +257,7 @@ def open_source(
           from the working folder; blank lines, lines that begin with # and labels after the path
           are ignored
         - a pattern (`images/**/*.jpg`), an image file, or a sequence of any of these
+        - a URL of a folder, pattern or image file that fsspec reads (s3://bucket/photos)
         - arrays that are preprocessed already: a .npy file (read row by row), an .npz file (held
           in memory; of several arrays the one named `blob`), a folder of .npy files, or an array.
           One of 4 axes is a stack (N, C, H, W), one of 3 a single (C, H, W); one of 2 axes is a

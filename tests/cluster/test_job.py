@@ -56,7 +56,7 @@ def client() -> Iterator[Any]:
         distributed.LocalCluster(
             n_workers=3,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=50,
             memory_limit=0,
         ) as cluster,
@@ -188,6 +188,24 @@ def test_an_image_that_a_worker_cannot_read(
         (folder / "away").rename(folder / "photos" / "11.png")
     path = re.escape(str(folder / "photos" / "11.png"))
     assert re.search(rf"{path}: worker tcp://\S+ on \S+ cannot read it: No such file", line)
+
+
+def test_a_shared_place_by_url(
+    folder: Path, tmp_path: Path, client: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fsspec")
+    scheduler = ("--cluster", client.scheduler.address)
+    run(folder, "collect", "photos", "--output", str(tmp_path / "path"), *scheduler)
+    words = ["collect", "--proto", str(folder / "net.prototxt"), "--quiet", *scheduler]
+    words += ["--model", str(folder / "net.caffemodel"), "--images"]
+    assert main([*words, f"file://{folder}/photos", "--output", str(tmp_path / "url")]) == 0
+    assert (tmp_path / "path").read_bytes() == (tmp_path / "url").read_bytes()
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/here/only.png", b"")  # which no other process sees
+    capsys.readouterr()
+    assert main([*words, "memory://here", "--output", str(tmp_path / "none")]) == 2
+    assert re.search(r"only\.png: worker tcp://\S+ on \S+ cannot read", capsys.readouterr().err)
 
 
 def test_other_versions_are_refused(
