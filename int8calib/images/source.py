@@ -65,12 +65,13 @@ class ImageSource(ABC):
         cannot be read, ImageError where none can.
         """
 
-    @abstractmethod
     def part(self, start: int, stop: int, *, send: bool = False) -> ImageSource:
         """Return the inputs from `start` to before `stop`, for another process or machine.
 
         Files go by absolute path or, with `send`, with what they hold; arrays in memory travel.
+        A source that cannot be parted raises ImageError.
         """
+        raise ImageError(f"{type(self).__name__}: cannot be parted, so it stays on one machine")
 
     def files(self) -> Sequence[Path]:
         """Return the files that `load` opens; those that were missing from the first left out."""
