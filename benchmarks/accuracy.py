@@ -104,7 +104,7 @@ def _table(
         f"{splits} split{'s' * (splits > 1)} of {images} images into halves; means, in brackets "
         "the 95 % interval by drawing images again (percentile bootstrap, all results of an image "
         "as one observation). Top-1 and its loss against float in points; agreement with the float "
-        "model's class in %; time of the command as a multiple of plain `calibrate`'s."
+        "model's class in %; processor time of the command as a multiple of plain `calibrate`'s."
     )
     return [said, "", *table_lines(HEADS, rows)]
 
@@ -127,7 +127,7 @@ def _split(
             net = float_net(case, folder)
             inputs = list(case.blobs(held_out))
             expected = _classes(net, inputs)
-            done["float"] = {"classes": expected, "seconds": 0.0}
+            done["float"] = {"classes": expected}
             for stage in wanted:
                 done[stage.name] = _stage(case, stage, used, inputs, folder)
                 path.write_text(json.dumps(done))
@@ -143,7 +143,7 @@ def _split(
             "images": [str(image) for image in held_out],
             "right": (classes == labels).mean(axis=1),
             "same": (classes == expected).mean(axis=1),
-            "seconds": result["seconds"],
+            "cpu": result.get("cpu"),
         }
     return found
 
@@ -156,7 +156,7 @@ def _stage(
     folder: Path,
 ) -> dict[str, Any]:
     made = make(case, stage, used, folder)
-    return {"classes": _classes(made.net, inputs), "seconds": made.seconds}
+    return {"classes": _classes(made.net, inputs), "seconds": made.seconds, "cpu": made.cpu}
 
 
 def _classes(net: RuntimeNet, inputs: Sequence[tuple[str, np.ndarray]]) -> list[list[int]]:
@@ -176,18 +176,18 @@ def _rows(
 ) -> list[dict[str, str]]:
     """The rows of one model, the float one first."""
     rows = []
-    plain = [result[MSE.name]["seconds"] for result in results]
+    plain = [result[MSE.name]["cpu"] for result in results]
     exact = _by_image(results, "float", "right")
     for name in ("float", *(stage.name for stage in stages)):
         right = _by_image(results, name, "right")
         row = {"model": case.name if name == "float" else "", "": name}
         row["top-1"] = f"{100 * right.mean():.1f}"
         if name != "float":
-            seconds = [result[name]["seconds"] for result in results]
-            ratio = median(own / base for own, base in zip(seconds, plain, strict=True))
+            cpu = [result[name]["cpu"] for result in results]
+            ratios = [a / b for a, b in zip(cpu, plain, strict=True) if a and b]
             row["loss of top-1"] = _shown(exact - right, signed=True)
             row["agree"] = _shown(_by_image(results, name, "same"))
-            row["time"] = f"{ratio:.1f}"
+            row["time"] = f"{median(ratios):.1f}" if ratios else ""
         rows.append(row)
     return rows
 

@@ -43,7 +43,8 @@ def table(work: Path, names: Sequence[str], limit: int | None, say: Report) -> l
     for case in detectors(work, names):
         rows += _rows(case, _measured(case, work, limit or IMAGES, say))
     said = (
-        "INT8 against the float model's own output, on images that nothing was fitted to. "
+        "INT8 against the float model's own output, on one half of "
+        f"{limit or IMAGES} images; the other half calibrates or tunes. "
         f"Detectors: mean average precision and recall of the float model's boxes of at least "
         f"score {MIN_SCORE:g} (so many of them in `boxes`) at IoU 0.5, in %; recall counts INT8 "
         "boxes of that score. Others: PSNR with the span of the float output as the peak."

@@ -49,10 +49,15 @@ STAGES = (KL, MSE, LEVELS, TUNED_TABLE, TUNED, TUNED_WIDER)
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """An INT8 model that a stage made, ready to run, and the seconds that its command took."""
+    """An INT8 model that a stage made, ready to run.
+
+    `seconds` are those of its command, `cpu` those of the processor, which other work beside it
+    hardly changes.
+    """
 
     net: RuntimeNet
     seconds: float
+    cpu: float
 
 
 def float_net(case: Case, folder: Path) -> RuntimeNet:
@@ -73,14 +78,14 @@ def make(case: Case, stage: Stage, images: Sequence[Path], folder: Path) -> Made
         words += ["--tune-images", str(len(images))]
     if not stage.alone:
         words += ["--ncnn", str(folder / "net")]
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     run_command(words)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - used
     if stage.alone:
         given = [str(folder / f"float.{end}") for end in ("param", "bin")]
         words = ["quantize", "--param", given[0], "--bin", given[1], "--table", str(table)]
         run_command([*words, "--output", *pair, "--quiet"])
-    return Made(RuntimeNet(load_model(*pair)), seconds)
+    return Made(RuntimeNet(load_model(*pair)), seconds, cpu)
 
 
 def interval(values: np.ndarray, seed: int = 0, rounds: int = 2000) -> tuple[float, float, float]:
