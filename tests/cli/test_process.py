@@ -161,7 +161,7 @@ def test_every_error_is_one_line_and_exit_2(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(merge, "check_outputs", fail)
