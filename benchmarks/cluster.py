@@ -97,9 +97,7 @@ def on_workers(
         for images in lists.values():
             traffic.start()
             before = sum(client.run(time.process_time).values())
-            wall, here = collect(
-                network, material.image_list(images), folder / "many.npz", *address
-            )
+            wall, here = collect(network, images, folder / "many.npz", *address)
             there = sum(client.run(time.process_time).values()) - before
             found.append(np.array([wall, here, there]))
         wall, here, there = (found[1] - found[0]) / (count - FEW * workers)

@@ -76,8 +76,8 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="WHERE",
         help="a folder, a list file (.txt, with paths from its own folder, else from the working "
-        "folder), a pattern, or preprocessed arrays (.npy, .npz); NAME=WHERE once per input where "
-        "there are several",
+        "folder), a pattern, a URL that fsspec reads (s3://bucket/photos), or preprocessed arrays "
+        "(.npy, .npz); NAME=WHERE once per input where there are several",
     )
     group.add_argument(
         "--mean",

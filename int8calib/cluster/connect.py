@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,31 +36,45 @@ def open_cluster(address: str) -> Iterator[Any]:
     """
     distributed = dask_distributed()
     kind, colon, count = address.partition(":")
-    if kind == "local":
-        number = int(count) if count.isascii() and count.isdigit() and len(count) < 9 else 0
-        if not colon or not 1 <= number <= MAX_WORKERS:
-            raise OptionError(f"--cluster {address}: expected local:N, N from 1 to {MAX_WORKERS}")
-        # Silent, because what matters of a worker is told by what it did.
-        cluster = distributed.LocalCluster(
-            n_workers=number,
-            threads_per_worker=1,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-            memory_limit=0,
-        )
-        with cluster, distributed.Client(cluster) as client:
+    with _silent():
+        if kind == "local":
+            number = int(count) if count.isascii() and count.isdigit() and len(count) < 9 else 0
+            if not colon or not 1 <= number <= MAX_WORKERS:
+                raise OptionError(
+                    f"--cluster {address}: expected local:N, N from 1 to {MAX_WORKERS}"
+                )
+            cluster = distributed.LocalCluster(
+                n_workers=number,
+                threads_per_worker=1,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+                memory_limit=0,
+            )
+            with cluster, distributed.Client(cluster) as client:
+                yield client
+            return
+        try:
+            client = distributed.Client(address, timeout=START_SECONDS)
+        except (OSError, ValueError, TimeoutError) as error:
+            reason = str(error).split(" after ")[0] or type(error).__name__
+            raise OptionError(
+                f"--cluster {address}: no scheduler answers ({reason}); start one with "
+                "`dask scheduler`, and give the address that it prints"
+            ) from None
+        with client:
             yield client
-        return
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Leave out what Dask logs: what matters is raised."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
-        client = distributed.Client(address, timeout=START_SECONDS)
-    except (OSError, ValueError, TimeoutError) as error:
-        reason = str(error).split(" after ")[0] or type(error).__name__
-        raise OptionError(
-            f"--cluster {address}: no scheduler answers ({reason}); start one with "
-            "`dask scheduler`, and give the address that it prints"
-        ) from None
-    with client:
-        yield client
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def dask_distributed() -> Any:

@@ -168,9 +168,10 @@ def _told() -> Iterator[None]:
             f"{error.allowed_failures + 1} workers died running the same images; each needs more "
             "memory, or fewer threads (dask worker --nthreads 1)"
         ) from None
-    except (CancelledError, distributed.comm.CommClosedError) as error:
+    except (CancelledError, distributed.comm.CommClosedError):
         raise Int8CalibError(
-            f"the cluster was lost: the scheduler or all workers ended ({error}); run again"
+            "the cluster was lost: its scheduler, or all workers that had the network, ended; "
+            "run again"
         ) from None
     except ModuleNotFoundError as error:
         raise OptionError(
