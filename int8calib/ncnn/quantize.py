@@ -32,7 +32,7 @@ BY_ROWS = (*RECURRENT, "Embed", "MultiHeadAttention")
 _MOST_ROWS = 4
 _REQUANTIZE = 100
 _NUMBER = re.compile(
-    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity", re.ASCII | re.IGNORECASE
+    r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf|infinity", re.ASCII | re.IGNORECASE
 )
 
 

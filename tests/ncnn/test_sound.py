@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,3 +146,10 @@ def test_dead_channels_stay() -> None:
     """ncnn's own tables write inf for them, others 0."""
     rows = read_rows("c1_param_0 2 inf 0\nc1 3\n", "t")
     assert rows.weights["c1_param_0"].tolist() == [2, np.inf, 0]
+
+
+def test_a_number_of_many_digits_is_read_in_linear_time() -> None:
+    started = time.process_time()
+    with pytest.raises(TableError, match="holds what is no number"):
+        read_rows(f"conv_param_0 {'7' * 300_000}x 1\n", "net.table")
+    assert time.process_time() - started < 2
