@@ -43,7 +43,6 @@ from int8calib.cli.outputs import (
     show_calibration,
 )
 from int8calib.cli.table_options import TableOptions, add_table_arguments
-from int8calib.errors import OptionError
 
 _NOT_REPORTED = frozenset(("run", "command", "config", "quiet", "verbose", "debug"))
 
@@ -99,11 +98,6 @@ def run(args: argparse.Namespace) -> int:
     second_order = bool(models.paths) and args.rounding == "second-order" and isinstance(net, Net)
     if models.paths and args.rounding == "second-order" and not second_order:
         console.say("note: it runs in ncnn, so weights are rounded to nearest (--engine numpy)")
-    if second_order and cluster.cluster is not None:
-        raise OptionError(
-            "--cluster: --rounding second-order watches the images on this machine; write the "
-            "table, then run --ncnn here with fewer images, or give --rounding nearest"
-        )
     if isinstance(net, Net) and net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)

@@ -6,8 +6,9 @@ the number of workers nor on the order of the images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,6 +26,9 @@ IMAGES = 32
 """Images that give columns, of twice as many and more."""
 MAX_BYTES = 512 << 20
 """Memory for all columns; of large networks fewer are kept."""
+
+Gathered: TypeAlias = Mapping[str, Mapping[int, tuple[tuple[int, ...], Array]]]
+"""By layer and image: the order of the axes in memory, and the columns in that order."""
 
 
 class ColumnSampler:
@@ -66,12 +70,37 @@ class ColumnSampler:
                     positions = SampledPositions(layer.layer, bottom, count, seed=checksum)
                     kept[checksum] = positions.columns(bottom)
 
+    def empty(self) -> ColumnSampler:
+        """Return a sampler for the same layers that has seen nothing."""
+        made = copy.copy(self)
+        made._columns = {name: {} for name in self._columns}
+        return made
+
+    def gathered(self) -> Gathered:
+        """Return what was kept, as it can travel."""
+        return {
+            name: {checksum: _packed(columns) for checksum, columns in kept.items()}
+            for name, kept in self._columns.items()
+        }
+
+    def add(self, gathered: Gathered) -> None:
+        """Take what another such sampler kept."""
+        for name, kept in gathered.items():
+            for checksum, (order, columns) in kept.items():
+                self._columns[name][checksum] = columns.transpose(np.argsort(order))
+
     def columns(self, name: str) -> Array | None:
         """Return the columns of a layer, float32 (G, K, n), image by image; None without any."""
         kept = self._columns[name]
         if not kept:
             return None
         return np.concatenate([kept[checksum] for checksum in sorted(kept)], axis=2)
+
+
+def _packed(columns: Array) -> tuple[tuple[int, ...], Array]:
+    """Columns with their axes as they lie in memory, which sums of products depend on."""
+    order = tuple(sorted(range(columns.ndim), key=lambda axis: -columns.strides[axis]))
+    return order, np.ascontiguousarray(columns.transpose(order))
 
 
 class _Watched:
@@ -83,6 +112,21 @@ class _Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Watched, (self._executor, self._sampler)
+
+    def apart(self) -> _Watched:
+        """Return one for a part of the images, on a worker of a cluster."""
+        return _Watched(self._executor, self._sampler.empty())
+
+    def gathered(self) -> Gathered:
+        """Return what the sampler of a part has kept."""
+        return self._sampler.gathered()
+
+    def add(self, gathered: Gathered) -> None:
+        """Take what was kept of a part of the images."""
+        self._sampler.add(gathered)
 
     def runner(self, blobs: Iterable[str]) -> Runner:
         """Run batches as the executor does, and let the sampler see each blob first."""

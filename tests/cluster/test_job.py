@@ -115,6 +115,14 @@ def test_processes_here_evaluate_and_calibrate_the_same(
     assert capsys.readouterr().out == one
 
 
+def test_weights_are_rounded_the_same(folder: Path, tmp_path: Path, client: Any) -> None:
+    for name, more in (("one", ()), ("many", ("--cluster", client.scheduler.address))):
+        where = ("--output", str(tmp_path / f"{name}.table"), "--ncnn", str(tmp_path / name))
+        run(folder, "calibrate", "photos", *where, *more)
+    for end in (".table", ".param", ".bin", "-int8.param", "-int8.bin"):
+        assert (tmp_path / f"one{end}").read_bytes() == (tmp_path / f"many{end}").read_bytes()
+
+
 class Dying:
     """An executor whose process is killed the first time that it sees a certain image."""
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,20 @@ from int8calib.workers import Progress
 Counted: TypeAlias = FineHistogram | Histogram
 _one_at_a_time = threading.Lock()
 """Held while an executor runs that has no runners of its own."""
+
+
+@runtime_checkable
+class GatheringExecutor(Protocol):
+    """An executor that keeps something of the images besides, whichever worker runs them."""
+
+    def apart(self) -> Executor:
+        """Return one for a part of the images, which has kept nothing."""
+
+    def gathered(self) -> Any:
+        """Return what was kept, as a value that travels."""
+
+    def add(self, gathered: Any, /) -> None:
+        """Take what was kept of a part of the images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +96,11 @@ def collect_on_cluster(
     def a_pass(stage: str, **how: Any) -> Statistics:
         sums = _Sums()
 
-        def take(number: int, result: bytes | None) -> None:
+        def take(number: int, result: tuple[bytes, bytes | None] | None) -> None:
             if result is not None:
-                sums.add(result)
+                sums.add(result[0])
+                if result[1] is not None and isinstance(executor, GatheringExecutor):
+                    executor.add(pickle.loads(result[1]))
                 report(stage, sums.images, total)
 
         work = partial(_collect, **how)
@@ -128,19 +144,25 @@ def _check_same_images(before: Statistics, now: Statistics, *, all_of_them: bool
         )
 
 
-def _collect(work: _Work, chunk: Any, **how: Any) -> tuple[bytes | None, list[str]]:
-    """The statistics of a chunk, packed; runs on a worker."""
+def _collect(
+    work: _Work, chunk: Any, **how: Any
+) -> tuple[tuple[bytes, bytes | None] | None, list[str]]:
+    """The statistics of a chunk, packed, and what its executor gathered; runs on a worker."""
     lines: list[str] = []
     batches = iter(work.read(chunk, work.executor, lines.append))
     first = next(batches, None)
     if first is None:
         return None, lines
-    streams = isinstance(work.executor, StreamingExecutor)
+    executor = work.executor
+    if isinstance(executor, GatheringExecutor):
+        executor = executor.apart()
+    streams = isinstance(executor, StreamingExecutor)
     with nullcontext() if streams else _one_at_a_time:
         statistics = collect_statistics(
-            work.executor, lambda: chain((first,), batches), work.blobs, workers=1, **how
+            executor, lambda: chain((first,), batches), work.blobs, workers=1, **how
         )
-    return _packed(statistics), lines
+    gathers = isinstance(executor, GatheringExecutor)
+    return (_packed(statistics), pickle.dumps(executor.gathered()) if gathers else None), lines
 
 
 _Side: TypeAlias = tuple[NDArray[Any], str]
