@@ -115,9 +115,9 @@ def check_software(expected: dict[str, str], found: dict[str, str], where: str) 
             )
 
 
-def unreadable(path: str, reason: str) -> ImageError:
-    """Return the error of a worker that has no access to an image."""
+def unreadable(worker: str, place: str, reason: str) -> ImageError:
+    """Return the error of a worker that has no access to an image, by path or URL."""
     return ImageError(
-        f"{path}: {this_worker()} cannot read it: {reason}; put the images where every worker "
-        "finds them under this path, or send them (--send-images)"
+        f"{place}: {worker} cannot read it: {reason}; put the images where every worker finds "
+        "them under this name, or send them (--send-images)"
     )

@@ -67,7 +67,8 @@ class ClusterJob:
                 ) from None
             for address, found in client.run(software).items():
                 check_software(self._software, found, f"worker {address}")
-            (self._content,) = client.scatter([content], broadcast=True)
+            # Under a name of its own: that of the content may be on its way out of an earlier run.
+            (self._content,) = client.scatter([content], broadcast=True, hash=False)
 
     @property
     def threads(self) -> int:

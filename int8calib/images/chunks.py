@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from int8calib.arrays import Shape
-from int8calib.cluster.connect import unreadable
+from int8calib.cluster.connect import this_worker, unreadable
 from int8calib.errors import ImageError
 from int8calib.files import file_mode
 from int8calib.images.batches import Batch, Report, ShapeCheck, batches_of_inputs
 from int8calib.images.decode import quiet_opencv
 from int8calib.images.preprocess import Preprocess
-from int8calib.images.source import ImageSource, NoAccessError
+from int8calib.images.source import ImageSource
 
 Inputs = Mapping[str, tuple[ImageSource, Preprocess | Shape]]
 
@@ -44,6 +45,8 @@ class ImageChunk:
         quiet_opencv()
         sources = [source for source, _ in self.inputs.values()]
         for source in sources:
+            # Asked here, as threads that decode do not know whose they are.
+            source.no_access = partial(unreadable, this_worker())
             _check_access(source)
         skipped = 0
 
@@ -56,8 +59,6 @@ class ImageChunk:
             yield from batches_of_inputs(
                 self.inputs, self.batch, threads=1, report=count, check_shapes=check_shapes
             )
-        except NoAccessError as error:
-            raise unreadable(error.url, error.reason) from None
         except ImageError:
             if skipped < len(sources[0]):
                 raise  # else other chunks may have images that can be used
@@ -85,6 +86,6 @@ def _check_access(source: ImageSource) -> None:
         try:
             file_mode(path)
         except OSError as error:
-            raise unreadable(str(path), error.strerror or str(error)) from None
+            raise source.no_access(str(path), error.strerror or str(error)) from None
         if not os.access(path, os.R_OK):
-            raise unreadable(str(path), "no permission")
+            raise source.no_access(str(path), "no permission")

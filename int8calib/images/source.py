@@ -35,6 +35,8 @@ class ImageSource(ABC):
         One line for each folder that could not be looked into.
     damage
         What is wrong with files that were decoded in part only, by name; known once they are read.
+    no_access
+        Makes the error for a URL that cannot be read, from it and the reason.
     preprocessed
         True where `load` gives blobs ready for the network, False where it gives images.
     """
@@ -49,6 +51,7 @@ class ImageSource(ABC):
         self.skipped = skipped
         self.problems = tuple(problems)
         self.damage: dict[str, str] = {}
+        self.no_access: Callable[[str, str], ImageError] = _no_access
 
     def __len__(self) -> int:
         """The number of inputs, readable or not."""
@@ -78,14 +81,8 @@ class ImageSource(ABC):
         return ()
 
 
-class NoAccessError(ImageError):
-    """A file of a shared place cannot be reached: `url`, and `reason`."""
-
-    def __init__(self, url: str, reason: str) -> None:
-        """Keep both."""
-        super().__init__(f"{url}: cannot be read: {reason}")
-        self.url = url
-        self.reason = reason
+def _no_access(url: str, reason: str) -> ImageError:
+    return ImageError(f"{url}: cannot be read: {reason}")
 
 
 class _ImageFiles(ImageSource):
@@ -105,7 +102,7 @@ class _ImageFiles(ImageSource):
             raise UnreadableImageError(entry.missing)
         told = partial(self.damage.__setitem__, entry.name)
         if entry.url:
-            return _decoded(entry.url, _fetched(entry.url), gray, reduction, told)
+            return _decoded(entry.url, _fetched(entry.url, self.no_access), gray, reduction, told)
         return read_image(entry.path, gray=gray, reduction=reduction, damage=told)
 
     def part(self, start: int, stop: int, *, send: bool = False) -> ImageSource:
@@ -164,11 +161,11 @@ def _decoded(
         raise UnreadableImageError(f"{where}: {error}") from error
 
 
-def _fetched(url: str) -> bytes:
+def _fetched(url: str, no_access: Callable[[str, str], ImageError] = _no_access) -> bytes:
     try:
         return read_url(url, MAX_IMAGE_BYTES)
     except OSError as error:
-        raise NoAccessError(url, reason_of(error)) from error
+        raise no_access(url, reason_of(error)) from error
 
 
 def _sent(entry: Entry) -> _Sent:

@@ -161,8 +161,10 @@ def _collect(
         statistics = collect_statistics(
             executor, lambda: chain((first,), batches), work.blobs, workers=1, **how
         )
-    gathers = isinstance(executor, GatheringExecutor)
-    return (_packed(statistics), pickle.dumps(executor.gathered()) if gathers else None), lines
+    gathered = None
+    if isinstance(executor, GatheringExecutor):
+        gathered = pickle.dumps(executor.gathered())
+    return (_packed(statistics), gathered), lines
 
 
 _Side: TypeAlias = tuple[NDArray[Any], str]
