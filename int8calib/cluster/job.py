@@ -11,6 +11,7 @@ import itertools
 import pickle
 import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -65,10 +66,17 @@ class ClusterJob:
                     f"the cluster {client.scheduler.address} has no workers; start some with "
                     f"`dask worker {client.scheduler.address}`"
                 ) from None
-            for address, found in client.run(software).items():
-                check_software(self._software, found, f"worker {address}")
-            # Under a name of its own: that of the content may be on its way out of an earlier run.
-            (self._content,) = client.scatter([content], broadcast=True, hash=False)
+            for address, found in client.run(software, on_error="return").items():
+                if isinstance(found, ModuleNotFoundError):
+                    raise found
+                if isinstance(found, dict):  # else it is just dying; each task asks once more
+                    check_software(self._software, found, f"worker {address}")
+            # A task, not scattered: the scheduler can hand it out again whoever dies.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+                self._content = client.submit(
+                    _content, content, key=f"int8calib-network-{uuid.uuid4().hex}", pure=False
+                )
 
     @property
     def threads(self) -> int:
@@ -171,8 +179,7 @@ def _told() -> Iterator[None]:
         ) from None
     except (CancelledError, distributed.comm.CommClosedError):
         raise Int8CalibError(
-            "the cluster was lost: its scheduler, or all workers that had the network, ended; "
-            "run again"
+            "the cluster was lost: its scheduler ended, or cannot be reached; run again"
         ) from None
     except ModuleNotFoundError as error:
         raise OptionError(
@@ -183,6 +190,11 @@ def _told() -> Iterator[None]:
 
 _loaded: dict[str, Any] = {}
 _loading = threading.Lock()
+
+
+def _content(content: bytes) -> bytes:
+    """The task whose result each worker keeps, and gets from another one."""
+    return content
 
 
 def _run_chunk(
