@@ -68,13 +68,16 @@ def open_cluster(address: str) -> Iterator[Any]:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Leave out what Dask logs: what matters is raised."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    # Dask gives both a level of their own.
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def dask_distributed() -> Any:
