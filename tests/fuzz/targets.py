@@ -125,7 +125,9 @@ def _forward(net: Net) -> None:
 def _sound_table(path: Path) -> None:
     table = read_table(path)
     for layer in table.layers:
-        scales = [layer.bottom_scale, *layer.weight_scales]
+        # The tool-v1 format holds scales of blobs in place of those of bottoms.
+        bottoms = [] if table.blob_scales else [layer.bottom_scale]
+        scales = [*bottoms, *layer.weight_scales]
         assert all(math.isfinite(scale) and scale >= 0 for scale in scales), layer.name
 
 
