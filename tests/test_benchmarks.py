@@ -85,7 +85,7 @@ def test_shares_of_all_stages_make_a_whole(results: dict) -> None:
     assert set(shares) == {*STAGES, "rest"}
     assert sum(shares.values()) == pytest.approx(1)
     assert min(shares.values()) >= 0
-    busy = ("start", "load", "decode", "forward", "range", "histogram", "threshold", "write")
+    busy = ("start", "load", "decode", "forward", "statistics", "threshold", "write")
     assert all(shares[stage] > 0 for stage in busy)
 
 
