@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -23,13 +24,23 @@ from tests.histogram_cases import (
 )
 
 
-def level_parts(t):
-    """For each of 128 levels, the bins it covers and by which part, from the definition."""
-    parts = np.zeros((128, t))
+@cache
+def covered(t):
+    """Each level, a bin it covers and by which part, from the definition."""
+    found = []
     for j in range(128):
         start, end = j * t / 128, (j + 1) * t / 128
         for k in range(int(start), min(math.ceil(end), t)):
-            parts[j, k] = min(end, k + 1) - max(start, k)
+            found.append((j, k, min(end, k + 1) - max(start, k)))
+    levels, bins, parts = zip(*found, strict=True)
+    return np.array(levels, np.int16), np.array(bins, np.int16), np.array(parts)
+
+
+def level_parts(t):
+    """For each of 128 levels, the parts of the bins that it covers."""
+    parts = np.zeros((128, t))
+    levels, bins, parts_of = covered(t)
+    parts[levels, bins] = parts_of
     return parts
 
 
