@@ -68,7 +68,11 @@ def test_simulation_is_what_ncnn_computes(
         assert sqnr(float_top, expected) < 70  # so the levels, not the floats, were compared
 
 
-def test_calibration_is_that_of_the_runtime(shared: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "apart"), [("minmax", 1e-4), ("percentile", 1e-3), ("mse", 0.02)]
+)
+def test_calibration_is_that_of_the_runtime(shared: Path, method: str, apart: float) -> None:
+    """Activations differ in their last digits, which moves flat minima of mse by some bins."""
     pytest.importorskip("ncnn")
     name = "realesr-animevideov3-x2"
     batches = [{INPUTS[name]: image[None]} for image in real_images(shared, name)[:6]]
@@ -80,7 +84,7 @@ def test_calibration_is_that_of_the_runtime(shared: Path) -> None:
     for a, b in zip(own.layers, theirs.layers, strict=True):
         assert a.name == b.name
         np.testing.assert_array_equal(a.weight_scales, b.weight_scales)
-        assert a.bottom_scale == pytest.approx(b.bottom_scale, rel=1e-3)
+        assert a.bottom_scale == pytest.approx(b.bottom_scale, rel=apart)
 
 
 def test_a_tuned_model_runs_in_ncnn_as_it_was_tuned(shared: Path, tmp_path: Path) -> None:
