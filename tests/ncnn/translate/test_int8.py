@@ -78,7 +78,7 @@ def test_calibration_is_that_of_the_runtime(shared: Path, method: str, apart: fl
     batches = [{INPUTS[name]: image[None]} for image in real_images(shared, name)[:6]]
     other = int8calib.load_ncnn(*real_files(shared, name), engine="runtime")
     own, theirs = (
-        int8calib.calibrate(net, lambda: batches, Options(method="mse")).table
+        int8calib.calibrate(net, lambda: batches, Options(method=method)).table
         for net in (real_net(shared, name), other)
     )
     for a, b in zip(own.layers, theirs.layers, strict=True):
