@@ -93,7 +93,7 @@ def beside_table(results: Results) -> str:
             tool = run["tool_peak_bytes"]
             rows.append(
                 [
-                    *(name, images, _spread(run["ratio"], 2), _number(run["goal"])),
+                    *(name, images, _spread(run["ratio"]), _number(run["goal"])),
                     f"{run['seconds']['median']:.2f}",
                     f"{run['tool_seconds']['median']:.2f}",
                     _megabytes(run["peak_bytes"]),
