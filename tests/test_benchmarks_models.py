@@ -103,7 +103,9 @@ def test_ncnn2table_runs_in_turn_where_it_is_at_hand(
         run["seconds"]["median"] / run["tool_seconds"]["median"], rel=0.5
     )
     assert run["peak_bytes"] > 1e7
-    assert "ran in turn" in report.beside_table({"ncnn2table": found})
+    table = report.beside_table({"ncnn2table": found})
+    assert "ran in turn" in table
+    assert f"| {run['ratio']['median']:.2f} (" in table
 
 
 def test_onnx_model_computes_the_same(material: Material) -> None:
