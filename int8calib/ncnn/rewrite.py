@@ -76,6 +76,8 @@ class Work:
         """Take a layer away whose bottom is its `top` unchanged: the producer makes that."""
         layer = self.layers[place]
         assert layer is not None
+        if not layer.bottoms:
+            return  # of a damaged model: it makes something of nothing, and stays
         maker = self.producer(layer.bottoms[0], place)
         if maker is None or self._type(maker) == "Input":
             return  # an input keeps its name
