@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.config import add_config_argument, config_text
 from int8calib.cli.console import Console
@@ -43,6 +43,17 @@ from int8calib.cli.outputs import (
     show_calibration,
 )
 from int8calib.cli.table_options import TableOptions, add_table_arguments
+
+if TYPE_CHECKING:
+    from int8calib.caffe.engine.executor import CaffeExecutor
+    from int8calib.caffe.network.graph import Graph
+    from int8calib.caffe.network.quantized import QuantizedLayer
+    from int8calib.calibration.options import Options
+    from int8calib.calibration.pipeline import Job
+    from int8calib.ncnn.rounded import RoundedWeights
+    from int8calib.rounding.sampler import ColumnSampler
+    from int8calib.table import CalibrationTable
+    from int8calib.workers import Progress
 
 _NOT_REPORTED = frozenset(("run", "command", "config", "quiet", "verbose", "debug"))
 
@@ -104,18 +115,10 @@ def run(args: argparse.Namespace) -> int:
     opened.images.send_files = cluster.send_images
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     checkpoint = long_run.open({**fingerprint, **batches.order()})
-    sampler = None
-    if second_order:
-        from int8calib.caffe.network.quantized import QuantizedLayer
-        from int8calib.rounding.bias import depthwise_before_relu
-        from int8calib.rounding.levels import round_weights
-        from int8calib.rounding.sampler import ColumnSampler
-
-        layers = [layer for layer in job.layers if isinstance(layer, QuantizedLayer)]
-        sampler = ColumnSampler(layers, len(batches))
+    rounding = _Rounding.of(job, len(batches)) if second_order else None
     with cluster.open(checkpoint=long_run.checkpoint) as client, console.progress() as progress:
         done = run_job(
-            job if sampler is None else replace(job, executor=sampler.watch(job.executor)),
+            job if rounding is None else rounding.watched(job),
             batches,
             options,
             total=len(batches),
@@ -124,18 +127,7 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=checkpoint,
             cluster=client,
         )
-        rounded = {}
-        if sampler is not None:
-            grids = {layer.name: options.weights.grid(layer) for layer in layers}
-            rounded = round_weights(
-                layers,
-                done.table,
-                sampler,
-                grids,
-                before_relu=depthwise_before_relu(job.executor.graph),
-                workers=options.workers,
-                progress=progress,
-            )
+        rounded = {} if rounding is None else rounding.weights(done.table, options, progress)
     batches.print_skipped(console)
     contents, notes = models.contents(
         net,
@@ -159,6 +151,44 @@ def run(args: argparse.Namespace) -> int:
     )
     models.tell(console, notes)
     return 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Rounding:
+    """Weights rounded so that they disturb outputs least, by samples of the calibration's pass."""
+
+    layers: list[QuantizedLayer]
+    sampler: ColumnSampler
+    graph: Graph
+
+    @classmethod
+    def of(cls, job: Job[CaffeExecutor], images: int) -> _Rounding:
+        from int8calib.caffe.network.quantized import QuantizedLayer
+        from int8calib.rounding.sampler import ColumnSampler
+
+        layers = [layer for layer in job.layers if isinstance(layer, QuantizedLayer)]
+        return cls(layers, ColumnSampler(layers, images), job.executor.graph)
+
+    def watched(self, job: Job[Any]) -> Job[Any]:
+        """The job, whose activations are sampled as they pass."""
+        return replace(job, executor=self.sampler.watch(job.executor))
+
+    def weights(
+        self, table: CalibrationTable, options: Options, progress: Progress
+    ) -> Mapping[str, RoundedWeights]:
+        """The levels of each layer, after the pass."""
+        from int8calib.rounding.bias import depthwise_before_relu
+        from int8calib.rounding.levels import round_weights
+
+        return round_weights(
+            self.layers,
+            table,
+            self.sampler,
+            {layer.name: options.weights.grid(layer) for layer in self.layers},
+            before_relu=depthwise_before_relu(self.graph),
+            workers=options.workers,
+            progress=progress,
+        )
 
 
 def _meta(
