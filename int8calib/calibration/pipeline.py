@@ -14,7 +14,6 @@ from int8calib.calibration.executor import E, E_co, Executor, Network, needed_in
 from int8calib.calibration.layers import QuantLayer
 from int8calib.calibration.options import Options
 from int8calib.calibration.selection import blocked_warnings
-from int8calib.calibration.statistics.cache import default_cache_bytes
 from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.collect import collect_statistics
 from int8calib.calibration.statistics.store import Statistics
@@ -206,7 +205,6 @@ def run_job(
     cluster: Any = None,
 ) -> Calibration:
     """Do what `calibrate` does for a job that is prepared; it may go on from a `checkpoint`."""
-    cache_bytes = options.cache_bytes
     if cluster is not None:
         from int8calib.calibration.statistics.cluster import collect_on_cluster
 
@@ -228,7 +226,7 @@ def run_job(
         job.blobs,
         exact=options.two_passes,
         workers=options.workers,
-        cache_bytes=default_cache_bytes() if cache_bytes is None else cache_bytes,
+        cache_bytes=options.cache_bytes,
         total=total,
         progress=progress,
         checkpoint=checkpoint,

@@ -211,12 +211,10 @@ class RunOptions:
         return self.workers
 
     @property
-    def cache_bytes(self) -> int:
-        """`--cache` in bytes, or what the free memory allows."""
+    def cache_bytes(self) -> int | None:
+        """`--cache` in bytes, or None: what the free memory allows when images run."""
         if self.cache is None:
-            from int8calib.calibration.statistics.cache import default_cache_bytes
-
-            return default_cache_bytes()
+            return None
         units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
         text = self.cache.upper().removesuffix("B").removesuffix("I")
         number, unit = (text[:-1], text[-1]) if text[-1:] in "KMGT" and text else (text, "")

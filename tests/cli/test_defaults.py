@@ -178,6 +178,7 @@ def test_cores_and_memory_are_those_of_the_library() -> None:
     assert read_options(RunOptions, parsed("calibrate")).worker_count == Options().workers
     assert default(int8calib.analyze, "workers") is None
     assert RunOptions(cache="0").cache_bytes == 0
+    assert RunOptions().cache_bytes is Options().cache_bytes is None
 
 
 def test_more_work_is_told_in_percent() -> None:

@@ -23,7 +23,11 @@ from int8calib.calibration.executor import (
     input_check,
     runners,
 )
-from int8calib.calibration.statistics.cache import ActivationCache, CachedValues
+from int8calib.calibration.statistics.cache import (
+    ActivationCache,
+    CachedValues,
+    default_cache_bytes,
+)
 from int8calib.calibration.statistics.checkpoint import (
     Checkpoint,
     Checksums,
@@ -49,7 +53,7 @@ def collect_statistics(
     *,
     exact: bool = False,
     workers: int = 1,
-    cache_bytes: int = 0,
+    cache_bytes: int | None = 0,
     total: int = 0,
     progress: Progress | None = None,
     known: Statistics | None = None,
@@ -73,8 +77,9 @@ def collect_statistics(
         these bins come from finer ones, which are counted in one pass.
     workers : int
         Batches that run at a time.
-    cache_bytes : int
-        Memory for activations of the first of two passes.
+    cache_bytes : int or None
+        Memory for activations of the first of two passes. None: a quarter of the free memory, at
+        most 2 GiB.
     total : int
         The number of images, for `progress`; 0 where unknown.
     progress : callable, optional
@@ -124,6 +129,8 @@ def collect_statistics(
             collector.count_once(batches, wanted, lambda done: report("statistics", done, total))
             return collector.state.statistics(wanted)
         if not state.ranges_known:
+            if cache_bytes is None:
+                cache_bytes = default_cache_bytes()
             cache_bytes = 0 if ranges_only else cache_bytes
             collector.measure(batches, cache_bytes, lambda done: report("ranges", done, total))
         if not ranges_only:
