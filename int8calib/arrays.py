@@ -1,8 +1,9 @@
-"""The two types that all stages share: arrays of activations or weights, and shapes."""
+"""What all stages share of arrays: their two types, and numpy or CuPy, whichever made one."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import sys
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,3 +13,38 @@ Array: TypeAlias = NDArray[np.float32]
 
 Shape: TypeAlias = tuple[int, ...]
 """The sizes of an array's axes."""
+
+
+def namespace(x: Any) -> Any:
+    """Return the module whose functions take this array.
+
+    Parameters
+    ----------
+    x : array
+        A numpy array, or one on a device.
+
+    Returns
+    -------
+    module
+        numpy for numpy's arrays; else what the array names itself (``__array_namespace__``); else
+        cupy, whose arrays name nothing.
+    """
+    if isinstance(x, np.ndarray | np.generic):
+        return np
+    own = getattr(x, "__array_namespace__", None)
+    return sys.modules["cupy"] if own is None else own()
+
+
+def to_host(x: Any) -> Any:
+    """Return an array as numpy's: the same one, or a copy of one on a device.
+
+    Parameters
+    ----------
+    x : array
+        A numpy array, or one on a device.
+
+    Returns
+    -------
+    ndarray
+    """
+    return x if isinstance(x, np.ndarray | np.generic) else x.get()
