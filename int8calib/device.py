@@ -29,12 +29,15 @@ class Device:
         ``with device.current():`` makes it the one that this thread's functions run on.
     free_memory : callable or None
         Tells how many bytes are free; None where nobody knows.
+    hardware : str
+        What CUDA calls it, such as ``NVIDIA H100 80GB HBM3``; "" where nobody knows.
     """
 
     name: str
     xp: Any
     current: Callable[[], AbstractContextManager[Any]] = nullcontext
     free_memory: Callable[[], int] | None = None
+    hardware: str = ""
 
     @property
     def free_bytes(self) -> int:
@@ -120,8 +123,9 @@ def gpu_of(cupy: Any, number: int) -> Device:
         unused = cupy.get_default_memory_pool().free_bytes()
         return int(cupy.cuda.runtime.memGetInfo()[0]) + int(unused)
 
-    device = Device(name, cupy, current, free_memory)
     try:
+        hardware = cupy.cuda.runtime.getDeviceProperties(number)["name"].decode()
+        device = Device(name, cupy, current, free_memory, hardware)
         # Compiles a kernel and loads the library of matrix products, which may both be missing.
         with device.current():
             ones = cupy.ones((2, 2), "float32")

@@ -49,7 +49,11 @@ def _cupy(count: object, **functions: object) -> SimpleNamespace:
             raise count
         return count
 
-    runtime = SimpleNamespace(getDeviceCount=get_count, memGetInfo=lambda: (700, 1000))
+    runtime = SimpleNamespace(
+        getDeviceCount=get_count,
+        memGetInfo=lambda: (700, 1000),
+        getDeviceProperties=lambda number: {"name": b"GPU number %d" % number},
+    )
     pool = SimpleNamespace(free_bytes=lambda: 41)
     parts = {"ones": np.ones, "matmul": np.matmul, "get_default_memory_pool": lambda: pool}
     return SimpleNamespace(
@@ -60,7 +64,7 @@ def _cupy(count: object, **functions: object) -> SimpleNamespace:
 def test_a_gpu_that_is_there() -> None:
     device = gpu_of(_cupy(2), 1)
     _Current.entered.clear()
-    assert device.name == "cuda:1"
+    assert (device.name, device.hardware) == ("cuda:1", "GPU number 1")
     # Free for CUDA, and free within what CuPy holds.
     assert device.free_bytes == 741
     assert _Current.entered == [1]
