@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffe_proto import LayerParameter
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.elementwise import elementwise
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index, same_shape
@@ -76,22 +76,23 @@ def relu(params: LayerParameter, x: Array, out: Array) -> None:
 
     Source: Caffe's ReLULayer, and that of the Synopsys fork for the limits.
     """
+    xp = namespace(x)
     slope = np.float32(params.relu_param.negative_slope)
     if slope:
-        np.copyto(out, np.where(x > 0, x, x * slope))
+        xp.copyto(out, xp.where(x > 0, x, x * slope))
     else:
-        np.maximum(x, 0, out=out)
+        xp.maximum(x, 0, out=out)
     lower, upper = relu_limits(params)
     if upper is not None:
-        np.minimum(out, np.float32(upper), out=out)
+        xp.minimum(out, np.float32(upper), out=out)
     if lower is not None:
-        np.maximum(out, np.float32(lower), out=out)
+        xp.maximum(out, np.float32(lower), out=out)
 
 
 @elementwise("ReLU6")
 def relu6(params: LayerParameter, x: Array, out: Array) -> None:
     """min(max(x, 0), 6). Source: ReLU6Layer of the MobileNet forks."""
-    np.clip(x, 0, 6, out=out)
+    namespace(x).clip(x, 0, 6, out=out)
 
 
 @elementwise("SeLU", "SeLu")
@@ -100,22 +101,23 @@ def selu(params: LayerParameter, x: Array, out: Array) -> None:
 
     Source: SeLULayer of the Synopsys fork, arXiv 1706.02515.
     """
-    param = params.selu_param
+    xp, param = namespace(x), params.selu_param
     factor = getattr(param, "lambda")  # a word of Python
-    negative = np.float32(param.alpha * factor) * np.expm1(np.minimum(x, 0))
-    np.copyto(out, np.where(x > 0, np.float32(factor) * x, negative))
+    negative = np.float32(param.alpha * factor) * xp.expm1(xp.minimum(x, 0))
+    xp.copyto(out, xp.where(x > 0, np.float32(factor) * x, negative))
 
 
 @elementwise("ELU")
 def elu(params: LayerParameter, x: Array, out: Array) -> None:
     """x if x > 0, else alpha * (exp(x) - 1). Source: Caffe's ELULayer."""
-    negative = np.float32(params.elu_param.alpha) * np.expm1(np.minimum(x, 0))
-    np.copyto(out, np.where(x > 0, x, negative))
+    xp = namespace(x)
+    negative = np.float32(params.elu_param.alpha) * xp.expm1(xp.minimum(x, 0))
+    xp.copyto(out, xp.where(x > 0, x, negative))
 
 
 def sigmoid_of(x: Array) -> Array:
     """1 / (1 + exp(-x)), written as 0.5 * tanh(x / 2) + 0.5 so that no exp overflows."""
-    top: Array = np.tanh(x * np.float32(0.5))
+    top: Array = namespace(x).tanh(x * np.float32(0.5))
     top *= np.float32(0.5)
     top += np.float32(0.5)
     return top
@@ -124,46 +126,49 @@ def sigmoid_of(x: Array) -> Array:
 @elementwise("Sigmoid")
 def sigmoid(params: LayerParameter, x: Array, out: Array) -> None:
     """1 / (1 + exp(-x)). Source: Caffe's SigmoidLayer."""
-    np.copyto(out, sigmoid_of(x))
+    namespace(x).copyto(out, sigmoid_of(x))
 
 
 @elementwise("TanH")
 def tanh(params: LayerParameter, x: Array, out: Array) -> None:
     """tanh(x). Source: Caffe's TanHLayer."""
-    np.tanh(x, out=out)
+    namespace(x).tanh(x, out=out)
 
 
 @elementwise("Swish")
 def swish(params: LayerParameter, x: Array, out: Array) -> None:
     """x / (1 + exp(-beta * x)). Source: Caffe's SwishLayer."""
-    np.multiply(x, sigmoid_of(x * np.float32(params.swish_param.beta)), out=out)
+    gate = sigmoid_of(x * np.float32(params.swish_param.beta))
+    namespace(x).multiply(x, gate, out=out)
 
 
 @elementwise("HardSwish")
 def hard_swish(params: LayerParameter, x: Array, out: Array) -> None:
     """x * min(max(x + 3, 0), 6) / 6. Source: the MobileNetV3 paper (arXiv 1905.02244)."""
-    gate = np.clip(x + np.float32(3), 0, 6)
+    xp = namespace(x)
+    gate = xp.clip(x + np.float32(3), 0, 6)
     gate *= np.float32(1 / 6)
-    np.multiply(x, gate, out=out)
+    xp.multiply(x, gate, out=out)
 
 
 @elementwise("Mish")
 def mish(params: LayerParameter, x: Array, out: Array) -> None:
     """x * tanh(log(1 + exp(x))). Source: arXiv 1908.08681, MishLayer of the YOLO v4 forks."""
-    np.multiply(x, np.tanh(np.logaddexp(x, np.float32(0))), out=out)
+    xp = namespace(x)
+    xp.multiply(x, xp.tanh(xp.logaddexp(x, np.float32(0))), out=out)
 
 
 @elementwise("BNLL")
 def bnll(params: LayerParameter, x: Array, out: Array) -> None:
     """log(1 + exp(x)). Source: Caffe's BNLLLayer."""
-    np.logaddexp(x, np.float32(0), out=out)
+    namespace(x).logaddexp(x, np.float32(0), out=out)
 
 
 @elementwise("Clip")
 def clip(params: LayerParameter, x: Array, out: Array) -> None:
     """min(max(x, `min`), `max`). Source: Caffe's ClipLayer."""
     param = params.clip_param
-    np.clip(x, np.float32(param.min), np.float32(param.max), out=out)
+    namespace(x).clip(x, np.float32(param.min), np.float32(param.max), out=out)
 
 
 def dropout_factor(params: LayerParameter) -> float:
@@ -192,15 +197,15 @@ def dropout(params: LayerParameter, x: Array, out: Array) -> None:
     """x times `dropout_factor`: dropping out is for training. Source: Caffe's DropoutLayer."""
     factor = dropout_factor(params)
     if factor != 1:
-        np.multiply(x, np.float32(factor), out=out)
+        namespace(x).multiply(x, np.float32(factor), out=out)
     elif out is not x:
-        np.copyto(out, x)
+        namespace(x).copyto(out, x)
 
 
 @elementwise("Threshold")
 def threshold(params: LayerParameter, x: Array, out: Array) -> None:
     """1 if x > threshold, else 0. Source: Caffe's ThresholdLayer."""
-    np.copyto(out, x > np.float32(params.threshold_param.threshold))
+    namespace(x).copyto(out, x > np.float32(params.threshold_param.threshold))
 
 
 def _prelu_weights(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -237,7 +242,8 @@ def prelu(
     Source: Caffe's PReLULayer; channels are axis 1.
     """
     images = bottoms[0]
-    return [np.where(images > 0, images, images * _slopes(weights[0], images.ndim))]
+    sloped = images * _slopes(weights[0], images.ndim)
+    return [namespace(images).where(images > 0, images, sloped)]
 
 
 def _crelu_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -250,7 +256,8 @@ def crelu(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:
     """max(x, 0), then max(-x, 0), joined along the channels. Source: arXiv 1603.05201."""
-    return [np.concatenate([np.maximum(bottoms[0], 0), np.maximum(-bottoms[0], 0)], axis=1)]
+    x, xp = bottoms[0], namespace(bottoms[0])
+    return [xp.concatenate([xp.maximum(x, 0), xp.maximum(-x, 0)], axis=1)]
 
 
 def _softmax_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -264,6 +271,6 @@ def softmax(
 ) -> list[Array]:
     """exp(x - max) / sum of the same, over `axis` (1 by default). Source: Caffe's SoftmaxLayer."""
     axis = axis_index(params.softmax_param.axis, bottoms[0].ndim)
-    top = np.exp(bottoms[0] - bottoms[0].max(axis=axis, keepdims=True))
+    top = namespace(bottoms[0]).exp(bottoms[0] - bottoms[0].max(axis=axis, keepdims=True))
     top /= top.sum(axis=axis, keepdims=True)
     return [top]

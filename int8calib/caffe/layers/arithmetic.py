@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from caffe_proto import LayerParameter, caffe_pb2
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.elementwise import elementwise
 from int8calib.caffe.layers.registry import layer
 from int8calib.caffe.layers.shapes import axis_index
@@ -29,23 +29,23 @@ _LARGEST_EXPONENT = 700.0
 @elementwise("AbsVal")
 def absval(params: LayerParameter, x: Array, out: Array) -> None:
     """|x|. Source: Caffe's AbsValLayer."""
-    np.abs(x, out=out)
+    namespace(x).abs(x, out=out)
 
 
 @elementwise("Power")
 def power(params: LayerParameter, x: Array, out: Array) -> None:
     """(shift + scale * x)^power; 1 for power 0. Source: Caffe's PowerLayer."""
-    param = params.power_param
+    xp, param = namespace(x), params.power_param
     if param.power == 0 or param.scale == 0:
         out.fill(1 if param.power == 0 else np.float32(param.shift) ** np.float32(param.power))
         return
-    np.multiply(x, np.float32(param.scale), out=out)
+    xp.multiply(x, np.float32(param.scale), out=out)
     if param.shift:
-        np.add(out, np.float32(param.shift), out=out)
+        xp.add(out, np.float32(param.shift), out=out)
     if param.power == 2:
-        np.square(out, out=out)
+        xp.square(out, out=out)
     elif param.power != 1:
-        np.power(out, np.float32(param.power), out=out)
+        xp.power(out, np.float32(param.power), out=out)
 
 
 def _log_of_base(param: Any) -> float:
@@ -71,11 +71,12 @@ def _exp_factors(params: LayerParameter) -> tuple[float, float]:
 @elementwise("Exp", check=_exp_factors)
 def exponential(params: LayerParameter, x: Array, out: Array) -> None:
     """base^(shift + scale * x), where base -1 means e. Source: Caffe's ExpLayer."""
+    xp = namespace(x)
     rate, factor = _exp_factors(params)
-    np.multiply(x, np.float32(rate), out=out)
-    np.exp(out, out=out)
+    xp.multiply(x, np.float32(rate), out=out)
+    xp.exp(out, out=out)
     if factor != 1:
-        np.multiply(out, np.float32(factor), out=out)
+        xp.multiply(out, np.float32(factor), out=out)
 
 
 def _log_factor(params: LayerParameter) -> float:
@@ -89,12 +90,12 @@ def _log_factor(params: LayerParameter) -> float:
 @elementwise("Log", check=_log_factor)
 def logarithm(params: LayerParameter, x: Array, out: Array) -> None:
     """Logarithm to `base` of shift + scale * x, base -1 meaning e. Source: Caffe's LogLayer."""
-    param = params.log_param
-    np.multiply(x, np.float32(param.scale), out=out)
-    np.add(out, np.float32(param.shift), out=out)
-    np.log(out, out=out)
+    xp, param = namespace(x), params.log_param
+    xp.multiply(x, np.float32(param.scale), out=out)
+    xp.add(out, np.float32(param.shift), out=out)
+    xp.log(out, out=out)
     if param.base != -1:
-        np.multiply(out, np.float32(_log_factor(params)), out=out)
+        xp.multiply(out, np.float32(_log_factor(params)), out=out)
 
 
 def _reduction_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -114,13 +115,13 @@ def reduction(
     axis = axis_index(param.axis, len(shape))
     x = bottoms[0].reshape(*shape[:axis], -1)
     if param.operation == _ASUM:
-        x = np.abs(x)
+        x = namespace(x).abs(x)
     elif param.operation == _SUMSQ:
-        x = np.square(x)
+        x = namespace(x).square(x)
     coeff = np.float32(param.coeff)
     if param.operation == _MEAN:
         coeff /= np.float32(prod(shape[axis:]))
-    return [np.asarray(x.sum(axis=-1) * coeff)]
+    return [namespace(x).asarray(x.sum(axis=-1) * coeff)]
 
 
 def _argmax_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -143,9 +144,10 @@ def _largest(x: Array, count: int) -> tuple[Array, Array]:
 
     Of equal values the later comes first, as Caffe sorts pairs of value and index.
     """
-    order = np.argsort(-x[..., ::-1], axis=-1, kind="stable")[..., :count]
+    xp = namespace(x)
+    order = xp.argsort(-x[..., ::-1], axis=-1, kind="stable")[..., :count]
     index = x.shape[-1] - 1 - order
-    return index.astype(np.float32), np.take_along_axis(x, index, axis=-1)
+    return index.astype(np.float32), xp.take_along_axis(x, index, axis=-1)
 
 
 @layer("ArgMax", shape=_argmax_shape)
@@ -157,12 +159,12 @@ def argmax(
     With `out_max_val` the values themselves instead (with an axis) or beside the indices, as a
     second channel (without). Source: Caffe's ArgMaxLayer.
     """
-    param, x = params.argmax_param, bottoms[0]
+    param, x, xp = params.argmax_param, bottoms[0], namespace(bottoms[0])
     if param.HasField("axis"):
         axis = axis_index(param.axis, x.ndim)
-        index, value = _largest(np.moveaxis(x, axis, -1), param.top_k)
+        index, value = _largest(xp.moveaxis(x, axis, -1), param.top_k)
         chosen = value if param.out_max_val else index
-        return [np.ascontiguousarray(np.moveaxis(chosen, -1, axis))]
+        return [xp.ascontiguousarray(xp.moveaxis(chosen, -1, axis))]
     index, value = _largest(x.reshape(x.shape[0], -1), param.top_k)
     parts = [index, value] if param.out_max_val else [index]
-    return [np.stack(parts, axis=1).reshape(_argmax_shape(params, [x.shape])[0])]
+    return [xp.stack(parts, axis=1).reshape(_argmax_shape(params, [x.shape])[0])]

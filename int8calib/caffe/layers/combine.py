@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from caffe_proto import LayerParameter, caffe_pb2
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index
 from int8calib.errors import ShapeError
@@ -70,13 +70,13 @@ def eltwise(
 
     Source: Caffe's EltwiseLayer.
     """
-    param = params.eltwise_param
+    param, xp = params.eltwise_param, namespace(bottoms[0])
     if param.operation == _PROD:
-        return [np.prod(np.stack(bottoms), axis=0)]
+        return [xp.prod(xp.stack(bottoms), axis=0)]
     if param.operation == _MAX:
-        return [np.max(np.stack(bottoms), axis=0)]
-    coeff = np.array(list(param.coeff) or [1] * len(bottoms), np.float32)
-    return [np.tensordot(coeff, np.stack(bottoms), axes=1)]
+        return [xp.max(xp.stack(bottoms), axis=0)]
+    coeff = xp.asarray(list(param.coeff) or [1] * len(bottoms), np.float32)
+    return [xp.tensordot(coeff, xp.stack(bottoms), axes=1)]
 
 
 def _add_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -104,7 +104,8 @@ def add(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Arra
 
     Source: AddLayer of the Synopsys fork.
     """
-    top = np.zeros(np.broadcast_shapes(*(bottom.shape for bottom in bottoms)), np.float32)
+    shape = np.broadcast_shapes(*(bottom.shape for bottom in bottoms))
+    top = namespace(bottoms[0]).zeros(shape, np.float32)
     for bottom in bottoms:
         top += bottom
     return [top]
@@ -170,7 +171,8 @@ def concat(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:
     """The bottoms one after another along `axis`. Source: Caffe's ConcatLayer."""
-    return [np.concatenate(bottoms, axis=concat_axis(params, bottoms[0].ndim))]
+    axis = concat_axis(params, bottoms[0].ndim)
+    return [namespace(bottoms[0]).concatenate(bottoms, axis=axis)]
 
 
 def _slice_points(params: LayerParameter, shape: Shape) -> tuple[int, list[int]]:
@@ -217,7 +219,8 @@ def slice_(
 ) -> list[Array]:
     """One bottom cut along `axis` at the slice points, or evenly. Source: Caffe's SliceLayer."""
     axis, points = _slice_points(params, bottoms[0].shape)
-    return [part.copy() for part in np.split(bottoms[0], points[1:-1], axis=axis)]
+    parts = namespace(bottoms[0]).split(bottoms[0], points[1:-1], axis=axis)
+    return [part.copy() for part in parts]
 
 
 def _split_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:

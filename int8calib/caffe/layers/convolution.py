@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffe_proto import LayerParameter
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.depthwise import plan_depthwise, suits_depthwise
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index, need_ndim
@@ -29,6 +29,9 @@ DEPTHWISE_TYPES = ("ConvolutionDepthwise", "DepthwiseConvolution")
 
 COLUMNS = 1 << 20
 """Values of a column matrix (4 MiB): more misses the cache, less makes the products too small."""
+
+MOST_COLUMNS = 1 << 26
+"""Values of the column matrix of the plain function (256 MiB), if one image's is not larger."""
 
 
 def groups(params: LayerParameter) -> int:
@@ -119,13 +122,19 @@ def convolution(
     weight, group = weights[0], groups(params)
     num_output = weight.shape[0]
     rows = weight.reshape(group, num_output // group, -1)
+    xp = namespace(bottoms[0])
     tops = []
     for images in bottoms:
-        n = images.shape[0]
         size = windows.output_size(*images.shape[2:])
-        view = window_view(pad_images(images, windows), windows, size)
-        columns = view.reshape(n, group, rows.shape[2], size[0] * size[1])
-        top = np.matmul(rows, columns).reshape(n, num_output, *size)
+        step = max(1, MOST_COLUMNS // (group * rows.shape[2] * size[0] * size[1]))
+        parts = []
+        for first in range(0, max(len(images), 1), step):
+            padded = pad_images(images[first : first + step], windows)
+            columns = window_view(padded, windows, size).reshape(
+                len(padded), group, rows.shape[2], size[0] * size[1]
+            )
+            parts.append(xp.matmul(rows, columns).reshape(len(padded), num_output, *size))
+        top = parts[0] if len(parts) == 1 else xp.concatenate(parts)
         if len(weights) > 1:
             top += weights[1].reshape(-1, 1, 1)
         tops.append(top)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffe_proto import LayerParameter
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.convolution import check_images
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.windows import Windows, convolution_windows
@@ -121,13 +121,14 @@ def deconvolution(
     """
     param = params.convolution_param
     windows, group = convolution_windows(param), param.group
+    xp = namespace(bottoms[0])
     tops = []
     for images in bottoms:
         n, channels, height, width = images.shape
         rows = weights[0].reshape(group, channels // group, -1).transpose(0, 2, 1)
-        columns = np.matmul(rows, images.reshape(n, group, channels // group, -1))
+        columns = xp.matmul(rows, images.reshape(n, group, channels // group, -1))
         full = _spread_size(windows, height, width)
-        spread = np.zeros((n * param.num_output, *full), np.float32)
+        spread = xp.zeros((n * param.num_output, *full), np.float32)
         _add_taps(columns.reshape(-1, *windows.kernel, height, width), windows, spread)
         down, across = _cut(windows, *full)
         cut = spread.reshape(n, -1, *full)[:, :, down, across]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_proto import LayerParameter, caffe_pb2
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.registry import layer
 from int8calib.caffe.layers.shapes import need_count
 from int8calib.caffe.layers.suppression import suppress
@@ -117,7 +117,9 @@ def prior_box(
     if len(variance) == 1:
         variance *= 4
     spread = np.tile(np.array(variance, np.float32), boxes.size // 4)
-    return [np.stack([boxes.reshape(-1), spread])[None]]
+    top = np.stack([boxes.reshape(-1), spread])[None]
+    # The same for all images: worked out here, whatever device the bottoms are on.
+    return [namespace(features).asarray(top)]
 
 
 def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -236,7 +238,7 @@ def listed(images: Sequence[Array]) -> Array:
     return np.ascontiguousarray(top, np.float32)[None, None]
 
 
-@layer("DetectionOutput", shape=_shape)
+@layer("DetectionOutput", shape=_shape, host=True)
 def detection_output(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from caffe_proto import LayerParameter
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import need_count
 
@@ -32,6 +32,7 @@ def elementwise(
     callable
         The decorator of `formula(params, x, out)`, which writes into `out` (float32, shaped as
         `x`). `out` may be `x` itself, so it must not read an entry of `x` that it has written.
+        Its functions are those of `namespace(x)`, so that it runs on a device too.
     """
 
     def shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -55,7 +56,7 @@ def elementwise(
         def run(
             params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
         ) -> list[Array]:
-            top = np.empty(bottoms[0].shape, np.float32)
+            top = namespace(bottoms[0]).empty(bottoms[0].shape, np.float32)
             formula(params, bottoms[0], top)
             return [top]
 

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from caffe_proto import LayerParameter
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index, flat_from, indices_of
 from int8calib.errors import ShapeError
@@ -66,7 +66,8 @@ def inner_product(
     axis = axis_index(param.axis, bottoms[0].ndim)
     inputs = flat_from(bottoms[0].shape, axis)
     weight = weights[0].reshape((inputs, -1) if param.transpose else (-1, inputs))
-    top = np.matmul(bottoms[0].reshape(-1, inputs), weight if param.transpose else weight.T)
+    rows = bottoms[0].reshape(-1, inputs)
+    top = namespace(rows).matmul(rows, weight if param.transpose else weight.T)
     if len(weights) > 1:
         top += weights[1].reshape(-1)
     return [top.reshape(*bottoms[0].shape[:axis], -1)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffe_proto import LayerParameter, caffe_pb2
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.affine import along
 from int8calib.caffe.layers.pooling import window_counts
 from int8calib.caffe.layers.registry import FastPath, Scratch, copying_fast_path, layer
@@ -50,14 +50,16 @@ def stored_statistics(params: LayerParameter, weights: Sequence[Array]) -> tuple
     """
     param = params.batch_norm_param
     mean, var, moving = (blob.reshape(-1) for blob in weights[:3])
-    inverse = np.float32(0 if moving[0] == 0 else 1 / moving[0])
+    # Without a branch, for which a device would have to hand out the value.
+    inverse = (moving[:1] != 0) / (moving[:1] + (moving[:1] == 0))
     return mean * inverse, _deviation(var * inverse, param.eps, param.add_eps_before_sqrt)
 
 
 def _deviation(square: Array, eps: float, before_sqrt: bool) -> Array:
     """sqrt(square + eps), or sqrt(square) + eps."""
     inner, outer = (eps, 0.0) if before_sqrt else (0.0, eps)
-    deviation: Array = np.sqrt(square + np.float32(inner)) + np.float32(outer)
+    root: Array = namespace(square).sqrt(square + np.float32(inner))
+    deviation: Array = root + np.float32(outer)
     return deviation
 
 
@@ -111,7 +113,7 @@ def bn(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array
     the statistics are folded in already and nothing is normalized; otherwise they are those of
     the batch itself, eps 1e-9. Sources: BNLayer of yjxiong/caffe and alexgkendall/caffe-segnet.
     """
-    x = bottoms[0]
+    x, xp = bottoms[0], namespace(bottoms[0])
     factor, shift, *stored = (along(blob.reshape(-1), 1, x.ndim) for blob in weights)
     if stored:
         mean, eps = stored[0], np.float32(params.bn_param.eps)
@@ -121,8 +123,8 @@ def bn(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array
     else:
         axes = (0, *range(2, x.ndim))
         mean, eps = x.mean(axis=axes, keepdims=True), np.float32(1e-9)
-        var = np.square(x - mean).mean(axis=axes, keepdims=True)
-    return [(x - mean) / np.sqrt(var + eps) * factor + shift]
+        var = xp.square(x - mean).mean(axis=axes, keepdims=True)
+    return [(x - mean) / xp.sqrt(var + eps) * factor + shift]
 
 
 @layer("MVN", shape=same_shape)
@@ -136,7 +138,7 @@ def mvn(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Arra
     axes = tuple(range(1 if param.across_channels else 2, x.ndim))
     top = x - x.mean(axis=axes, keepdims=True)
     if param.normalize_variance:
-        variance = np.square(top).mean(axis=axes, keepdims=True)
+        variance = namespace(top).square(top).mean(axis=axes, keepdims=True)
         top /= _deviation(variance, param.eps, param.add_eps_before_sqrt)
     return [top]
 
@@ -162,7 +164,7 @@ def normalize(
     """
     param, x = params.norm_param, bottoms[0]
     axes = (1, 2, 3) if param.across_spatial else (1,)
-    total = np.square(x).sum(axis=axes, keepdims=True)
+    total = namespace(x).square(x).sum(axis=axes, keepdims=True)
     norm = _deviation(total, param.eps, param.add_eps_before_sqrt or not param.across_spatial)
     return [x / norm * weights[0].reshape(-1, 1, 1)]
 
@@ -221,7 +223,7 @@ def lrn(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Arra
     and takes 1 for k.
     """
     param = params.lrn_param
-    squares = np.square(bottoms[0])
+    squares = namespace(bottoms[0]).square(bottoms[0])
     if param.norm_region == _ACROSS:
         base, mean = np.float32(param.k), _mean_across(squares, param.local_size)
     else:
@@ -250,7 +252,7 @@ def _mean_across(images: Array, size: int) -> Array:
     """The sum over a centered window of `size` channels, divided by `size`."""
     channels = images.shape[1]
     half = _reach(size, channels)
-    padded = np.pad(images, ((0, 0), (half, half), (0, 0), (0, 0)))
+    padded = namespace(images).pad(images, ((0, 0), (half, half), (0, 0), (0, 0)))
     total: Array = padded[:, :channels].copy()
     for i in range(1, 2 * half + 1):
         total += padded[:, i : i + channels]
@@ -262,7 +264,8 @@ def _mean_within(images: Array, size: int) -> Array:
     """AVE pooling of a centered size x size window, stride 1."""
     height, width = images.shape[2:]
     down, across = _reach(size, height), _reach(size, width)
-    padded = np.pad(images, ((0, 0), (0, 0), (down, down), (across, across)))
+    xp = namespace(images)
+    padded = xp.pad(images, ((0, 0), (0, 0), (down, down), (across, across)))
     rows = padded[:, :, :height].copy()
     for i in range(1, 2 * down + 1):
         rows += padded[:, :, i : i + height]
@@ -271,5 +274,5 @@ def _mean_within(images: Array, size: int) -> Array:
         total += rows[..., j : j + width]
     pad = (size // 2, size // 2)
     windows = Windows((size, size), pad_begin=pad, pad_end=pad)
-    total /= window_counts(windows, (height, width), height, width)
+    total /= xp.asarray(window_counts(windows, (height, width), height, width))
     return total

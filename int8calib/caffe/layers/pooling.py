@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from caffe_proto import LayerParameter, caffe_pb2
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.registry import FastPath, Scratch, copying_fast_path, layer
 from int8calib.caffe.layers.shapes import need_ndim
 from int8calib.caffe.layers.windows import Windows, padding, pair, window_view
@@ -241,12 +241,12 @@ def pooling(
     found, y * W + x in its plane as float32, the first of equal ones. Sources: Caffe's
     PoolingLayer and that of the Synopsys fork.
     """
-    images = bottoms[0]
+    images, xp = bottoms[0], namespace(bottoms[0])
     height, width = images.shape[2:]
     windows, size = _geometry(params, images.shape)
     maximum = params.pooling_param.pool == _Pooling.MAX
     room = _room(windows, size, images.shape)
-    padded = np.full((*images.shape[:2], *room), _LOWEST if maximum else 0, np.float32)
+    padded = xp.full((*images.shape[:2], *room), _LOWEST if maximum else 0, np.float32)
     above, left = windows.pad_begin
     padded[:, :, above : above + height, left : left + width] = images
     view = window_view(padded, windows, size)
@@ -254,22 +254,24 @@ def pooling(
         return _maxima_and_mask(view, windows, width)
     if maximum:
         return [view.max(axis=(2, 3))]
-    return [view.sum(axis=(2, 3)) / _counts(params, windows, size, images.shape)]
+    counts = xp.asarray(_counts(params, windows, size, images.shape))
+    return [view.sum(axis=(2, 3)) / counts]
 
 
 def _maxima_and_mask(view: Array, windows: Windows, width: int) -> list[Array]:
     """The maxima of a window view (N, C, kernel_h, kernel_w, out_h, out_w), and their places."""
+    xp = namespace(view)
     n, channels, _, _, *size = view.shape
     values = view.reshape(n, channels, -1, *size)
     tap = values.argmax(axis=2)
-    maxima = np.take_along_axis(values, tap[:, :, None], axis=2)[:, :, 0]
+    maxima = xp.take_along_axis(values, tap[:, :, None], axis=2)[:, :, 0]
     rows, columns = (
-        np.arange(count) * stride - begin
+        xp.arange(count) * stride - begin
         for count, stride, begin in zip(size, windows.stride, windows.pad_begin, strict=True)
     )
     rows = rows[:, None] + tap // windows.kernel[1]
     mask = rows * width + columns + tap % windows.kernel[1]
-    return [np.ascontiguousarray(maxima), mask.astype(np.float32)]
+    return [xp.ascontiguousarray(maxima), mask.astype(np.float32)]
 
 
 def _plan_whole_image(maximum: bool) -> FastPath:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from caffe_proto import LayerParameter, caffe_pb2
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.pooling import pooled_size, pooling, pooling_windows
 from int8calib.caffe.layers.registry import layer
 from int8calib.caffe.layers.shapes import need_ndim
@@ -62,4 +60,5 @@ def spp(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Arra
     """
     images = bottoms[0]
     pooled = [pooling(level, (), [images])[0] for level in _levels(params, images.shape)]
-    return [np.concatenate([values.reshape(len(images), -1) for values in pooled], axis=1)]
+    flat = [values.reshape(len(images), -1) for values in pooled]
+    return [namespace(images).concatenate(flat, axis=1)]

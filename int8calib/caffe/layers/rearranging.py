@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffe_proto import LayerParameter
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.shapes import axis_index, indices_of, need_count, need_ndim
 from int8calib.errors import ShapeError
@@ -113,7 +113,8 @@ def _tile_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]
 def tile(params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
     """The bottom `tiles` times, one after another along `axis`. Source: Caffe's TileLayer."""
     axis = axis_index(params.tile_param.axis, bottoms[0].ndim)
-    return [np.concatenate([bottoms[0]] * params.tile_param.tiles, axis=axis)]
+    copies = [bottoms[0]] * params.tile_param.tiles
+    return [namespace(bottoms[0]).concatenate(copies, axis=axis)]
 
 
 def _shuffle_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:

@@ -67,7 +67,7 @@ def _roi_pooling_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list
     return [(bottoms[1][0], bottoms[0][1], int(param.pooled_h), int(param.pooled_w))]
 
 
-@layer("ROIPooling", shape=_roi_pooling_shape)
+@layer("ROIPooling", shape=_roi_pooling_shape, host=True)
 def roi_pooling(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:
@@ -107,7 +107,7 @@ def _psroi_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape
     return [(bottoms[1][0], param.output_dim, param.group_size, param.group_size)]
 
 
-@layer("PSROIPooling", shape=_psroi_shape)
+@layer("PSROIPooling", shape=_psroi_shape, host=True)
 def psroi_pooling(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:
@@ -143,7 +143,7 @@ def _roi_align_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[S
     return [(bottoms[1][0], bottoms[0][1], int(param.pooled_h), int(param.pooled_w))]
 
 
-@layer("ROIAlign", shape=_roi_align_shape)
+@layer("ROIAlign", shape=_roi_align_shape, host=True)
 def roi_align(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:

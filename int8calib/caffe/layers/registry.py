@@ -64,6 +64,10 @@ class LayerType:
         `(params, bottom shapes, top shapes) -> multiply-adds`, None for none worth counting.
     internal
         made by this package from other layers and met in no prototxt; not listed.
+    host
+        its `run` takes numpy arrays only, so that it runs on the CPU, between two transfers, where
+        the others run on a device. Of the types of this package those that go box by box; what
+        else makes a `LayerType` must say that its functions are those of `namespace(bottom)`.
     outside
         registered by an embedding program; its functions read options that the schema lacks.
     """
@@ -79,6 +83,7 @@ class LayerType:
     macs: Macs | None = None
     internal: bool = False
     outside: bool = False
+    host: bool = True
 
 
 _types: dict[str, LayerType] = {}
@@ -93,6 +98,7 @@ def layer(
     view: bool = False,
     joins: Joins | None = None,
     macs: Macs | None = None,
+    host: bool = False,
 ) -> Callable[[Run], Run]:
     """Register a function as one or several layer types of this package.
 
@@ -100,7 +106,7 @@ def layer(
     ----------
     names
         The Caffe types.
-    shape, weights, plan, inplace, view, joins, macs
+    shape, weights, plan, inplace, view, joins, macs, host
         See `LayerType`.
 
     Returns
@@ -111,7 +117,8 @@ def layer(
 
     def add(run: Run) -> Run:
         for name in names:
-            add_type(LayerType(name, run, shape, weights, plan, inplace, view, joins, macs))
+            kind = LayerType(name, run, shape, weights, plan, inplace, view, joins, macs)
+            add_type(dataclasses.replace(kind, host=host))
         return run
 
     return add

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_proto import LayerParameter
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.registry import layer
 from int8calib.caffe.layers.shapes import indices_of, need_count, need_ndim
 from int8calib.errors import ShapeError
@@ -61,9 +61,10 @@ def _blend(x: Array, axis: int, size: int) -> Array:
     high = np.minimum(low + 1, length - 1)
     shape = [1] * x.ndim
     shape[axis] = size
-    part: Array = (position - low).astype(np.float32).reshape(shape)
-    top: Array = x.take(low, axis=axis)
-    top += (x.take(high, axis=axis) - top) * part
+    xp = namespace(x)
+    part = xp.asarray((position - low).astype(np.float32).reshape(shape))
+    top: Array = x.take(xp.asarray(low), axis=axis)
+    top += (x.take(xp.asarray(high), axis=axis) - top) * part
     return top
 
 
@@ -121,19 +122,20 @@ def upsample(
     Sources: UpsampleLayer of SegNet's fork and of the YOLO v3 forks. Raises `ModelError` where
     the mask points outside the top.
     """
-    x = bottoms[0]
+    x, xp = bottoms[0], namespace(bottoms[0])
     n, channels, height, width = _upsample_shape(params, [bottom.shape for bottom in bottoms])[0]
     if len(bottoms) == 1:
         rows = np.arange(height) * x.shape[2] // height
         columns = np.arange(width) * x.shape[3] // width
-        return [x.take(rows, axis=2).take(columns, axis=3)]
+        return [x.take(xp.asarray(rows), axis=2).take(xp.asarray(columns), axis=3)]
     what = (
         f"the pixels that the mask points to in a {height}x{width} top (upsample_h and upsample_w "
         "must be the pooled blob's size)"
     )
     mask = indices_of(bottoms[1].reshape(n, channels, -1), height * width, what)
-    top = np.zeros((n, channels, height * width), np.float32)
-    np.put_along_axis(top, mask, x.reshape(n, channels, -1), axis=2)
+    top = xp.zeros(n * channels * height * width, np.float32)
+    planes = xp.arange(n * channels, dtype=np.int64).reshape(n, channels, 1) * (height * width)
+    top[(planes + mask).ravel()] = x.ravel()
     return [top.reshape(n, channels, height, width)]
 
 
@@ -207,5 +209,6 @@ def resize_nearest_neighbor(
     first, *size = _nearest_size(params, [bottoms[0].shape])
     top = bottoms[0]
     for axis, length in enumerate(size, first):
-        top = top.take(_nearest(params, length, bottoms[0].shape[axis]), axis=axis)
+        places = _nearest(params, length, bottoms[0].shape[axis])
+        top = top.take(namespace(top).asarray(places), axis=axis)
     return [top]

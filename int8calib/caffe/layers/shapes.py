@@ -75,7 +75,7 @@ def indices_of(values: Array, count: int, what: str) -> NDArray[np.int64]:
     Returns
     -------
     int64 array
-        Of the shape of `values`.
+        Of the shape of `values`, where they are.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def indices_of(values: Array, count: int, what: str) -> NDArray[np.int64]:
         For a value that is NaN or outside 0 to `count` - 1.
     """
     # NaN fails the comparison too.
-    if not ((values > -1) & (values < count)).all():
-        low, high = values.min(), values.max()
+    if not bool(((values > -1) & (values < count)).all()):
+        low, high = float(values.min()), float(values.max())
         raise ModelError(f"{what} are {low:g} to {high:g}; expected 0 to {count - 1}")
     return values.astype(np.int64)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, namespace
 from int8calib.errors import ShapeError, UnsupportedLayerError
 
 
@@ -248,7 +248,8 @@ def pad_images(images: Array, windows: Windows) -> Array:
     if not windows.padded:
         return images
     (above, left), (below, right) = windows.pad_begin, windows.pad_end
-    return np.pad(images, ((0, 0), (0, 0), (above, below), (left, right)))
+    padded: Array = namespace(images).pad(images, ((0, 0), (0, 0), (above, below), (left, right)))
+    return padded
 
 
 def window_view(padded: Array, windows: Windows, size: tuple[int, int]) -> Array:
@@ -266,20 +267,21 @@ def window_view(padded: Array, windows: Windows, size: tuple[int, int]) -> Array
     Returns
     -------
     float32 array
-        A read-only view (N, C, kernel_h, kernel_w, out_h, out_w).
+        A view (N, C, kernel_h, kernel_w, out_h, out_w), read-only in numpy.
     """
     n, c, _, _ = padded.shape
     batch, channel, row, column = padded.strides
-    return np.lib.stride_tricks.as_strided(
-        padded,
-        shape=(n, c, *windows.kernel, *size),
-        strides=(
-            batch,
-            channel,
-            row * windows.dilation[0],
-            column * windows.dilation[1],
-            row * windows.stride[0],
-            column * windows.stride[1],
-        ),
-        writeable=False,
+    shape = (n, c, *windows.kernel, *size)
+    strides = (
+        batch,
+        channel,
+        row * windows.dilation[0],
+        column * windows.dilation[1],
+        row * windows.stride[0],
+        column * windows.stride[1],
     )
+    xp = namespace(padded)
+    view: Array = xp.lib.stride_tricks.as_strided(padded, shape=shape, strides=strides)
+    if xp is np:
+        view.flags.writeable = False
+    return view

@@ -76,7 +76,7 @@ def _v2_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
     return _grids(bottoms, param.num_box, param.num_classes)
 
 
-@layer("YoloDetectionOutput", shape=_v2_shape)
+@layer("YoloDetectionOutput", shape=_v2_shape, host=True)
 def yolo_detection_output(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:
@@ -123,7 +123,7 @@ def _v3_shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
     return _grids(bottoms, param.num_box, param.num_classes)
 
 
-@layer("Yolov3DetectionOutput", shape=_v3_shape)
+@layer("Yolov3DetectionOutput", shape=_v3_shape, host=True)
 def yolov3_detection_output(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:
