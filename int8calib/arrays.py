@@ -48,3 +48,20 @@ def to_host(x: Any) -> Any:
     ndarray
     """
     return x if isinstance(x, np.ndarray | np.generic) else x.get()
+
+
+def is_array(x: Any) -> bool:
+    """Return whether something is an array that `namespace` and `to_host` take.
+
+    Parameters
+    ----------
+    x : object
+        Anything.
+
+    Returns
+    -------
+    bool
+    """
+    if isinstance(x, np.ndarray) or type(x).__module__.partition(".")[0] == "cupy":
+        return hasattr(x, "dtype")
+    return hasattr(x, "__array_namespace__") and hasattr(x, "get")

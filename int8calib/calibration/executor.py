@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, is_array
 from int8calib.calibration.layers import QuantLayer
 from int8calib.errors import ImageError, StatisticsError
 from int8calib.workers import Batch, single_threaded_blas
@@ -55,6 +55,8 @@ class Executor(Protocol):
         it is the same. By default it is made from `layers` and their weights.
     runner : callable, optional
         As in `StreamingExecutor`.
+    device : Device, optional
+        The GPU that runs it, which has one batch at a time; None for the CPU.
     """
 
     @property
@@ -78,7 +80,7 @@ class Executor(Protocol):
         Returns
         -------
         mapping of str to float array (N, ...)
-            These blobs by key, of any float type.
+            These blobs by key, of any float type; numpy's arrays, or CuPy's.
         """
 
 
@@ -130,11 +132,12 @@ def executor_fingerprint(executor: Executor) -> dict[str, str]:
 
 def float_activations(top: Any, blob: str) -> Array:
     """Return activations of any float type as float32; `StatisticsError` for anything else."""
-    if not isinstance(top, np.ndarray) or top.dtype.kind != "f":
-        kind = f"of type {top.dtype}" if isinstance(top, np.ndarray) else type(top).__name__
+    if not is_array(top) or top.dtype.kind != "f":
+        kind = f"of type {top.dtype}" if is_array(top) else type(top).__name__
         raise StatisticsError(f"blob {blob!r}: {kind}; expected a numpy array of float values")
     with np.errstate(over="ignore"):
-        return top.astype(np.float32, copy=False)
+        activations: Array = top.astype(np.float32, copy=False)
+    return activations
 
 
 def needed_inputs(executor: Executor, blobs: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, to_host
 from int8calib.calibration.assemble import Blobs, Calibration
 from int8calib.calibration.collected import (
     Collected,
@@ -138,8 +138,8 @@ class Observer:
         Parameters
         ----------
         activations : mapping of str to float array (N, ...)
-            The blobs that the layers read, by name, of N images; of any float type. Others are
-            passed over.
+            The blobs that the layers read, by name, of N images; of any float type. Arrays of
+            CuPy are counted on their GPU. Others are passed over.
 
         Raises
         ------
@@ -179,7 +179,7 @@ class Observer:
             if len(arrays[blob]) == images:
                 flat = arrays[blob].reshape(images, -1)
                 some = flat[:, :: max(1, flat.shape[1] // _SAMPLES)]
-                for i, row in enumerate(np.ascontiguousarray(some)):
+                for i, row in enumerate(np.ascontiguousarray(to_host(some))):
                     checksums[i] = zlib.crc32(row.data, checksums[i])
         return tuple(checksums)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, namespace
 from int8calib.calibration.executor import (
     Executor,
     Runner,
@@ -76,10 +76,10 @@ def collect_statistics(
         Whether to count 2048 bins up to the absmax, as ncnn2table does, in two passes; otherwise
         these bins come from finer ones, which are counted in one pass.
     workers : int
-        Batches that run at a time.
+        Batches that run at a time; an executor on a device runs one.
     cache_bytes : int or None
         Memory for activations of the first of two passes. None: a quarter of the free memory, at
-        most 2 GiB.
+        most 2 GiB. Those on a device are not kept.
     total : int
         The number of images, for `progress`; 0 where unknown.
     progress : callable, optional
@@ -120,7 +120,7 @@ def collect_statistics(
         collector = _Collector(
             runner,
             input_check(executor, wanted),
-            workers,
+            workers if getattr(executor, "device", None) is None else 1,
             state,
             checkpoint,
             known,
@@ -216,6 +216,8 @@ class _Collector:
             caching = cache.has_room
 
             def listen(blob: str, top: Array) -> None:
+                nonlocal caching
+                caching = caching and namespace(top) is np  # what is on a device stays there
                 if not caching:
                     ranges.append((blob, measure_range(top, blob)))
                     return

@@ -12,7 +12,7 @@ from functools import reduce
 
 import numpy as np
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, namespace, to_host
 from int8calib.calibration.statistics.cache import CachedValues
 from int8calib.calibration.statistics.checkpoint import Checksums, CollectionState
 from int8calib.calibration.statistics.fine import FineBuilder
@@ -92,20 +92,30 @@ class ExactCounters:
 
 
 def by_image(checksums: Checksums, top: Array) -> Iterator[tuple[int, Array]]:
-    """Yield each image's part of a top with its checksum, whose last bit says which half."""
+    """Yield each image's part of a top with its checksum, whose last bit says which half.
+
+    Of a top on a device, where each call costs, the images of a half come together.
+    """
     if len(checksums) == 1 or len(top) != len(checksums):
         # A top need not have an axis of images: then all of it goes with the first image.
         yield checksums[0], top
-        return
-    for i, checksum in enumerate(checksums):
-        yield checksum, top[i : i + 1]
+    elif (xp := namespace(top)) is np:
+        for i, checksum in enumerate(checksums):
+            yield checksum, top[i : i + 1]
+    else:
+        for half in (0, 1):
+            places = [i for i, checksum in enumerate(checksums) if checksum & 1 == half]
+            if len(places) == len(top):
+                yield half, top
+            elif places:
+                yield half, top[xp.asarray(places)]
 
 
 def image_checksums(batch: Batch) -> Checksums:
     """Return a CRC-32 of each image of a batch, over all its inputs, whatever the batch."""
     checksums = [0] * batch_size(batch)
     for name in sorted(batch):
-        array = batch[name]
+        array = to_host(batch[name])
         # An input need not have an axis of images: then all of it belongs to each image.
         images = array if len(array) == len(checksums) else [array] * len(checksums)
         for i, image in enumerate(images):

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, namespace, to_host
 from int8calib.calibration.statistics.ranges import Range, checked_values, range_of_values
 from int8calib.errors import StatisticsError
 
@@ -179,7 +180,10 @@ def _sum(a: Counts, b: Counts) -> Counts:
 
 
 class FineBuilder:
-    """Counts batches of one blob into its range and a `FineHistogram`; threads may share it."""
+    """Counts batches of one blob into its range and a `FineHistogram`; threads may share it.
+
+    It counts where the values of the first batch lie: on the CPU, or on a device.
+    """
 
     def __init__(self, name: str = "") -> None:
         """Start empty; `name` of the blob is for errors."""
@@ -187,10 +191,7 @@ class FineBuilder:
         self._lock = threading.Lock()
         self._range: Range | None = None
         self._exponent = MIN_EXPONENT
-        self._counts = _slots()
-        self._counted = 0
-        self._spilled: NDArray[np.uint64] | None = None
-        self._zeros = 0
+        self._counts: _HostCounters | _DeviceCounters | None = None
 
     def add(self, x: Array) -> None:
         """Count every value of a batch.
@@ -198,7 +199,7 @@ class FineBuilder:
         Parameters
         ----------
         x : float32 (N, ...)
-            N images.
+            N images; numpy's or on a device.
 
         Raises
         ------
@@ -206,31 +207,52 @@ class FineBuilder:
             Where `x` holds NaN or infinity, or no values, or has another type. Nothing is counted
             then.
         """
-        from int8calib.calibration.statistics import kernels
-
         values = checked_values(x, self._name)
         extremes = range_of_values(values, zeros=0, images=len(x), name=self._name)
-        slots = np.empty(_BLOCK, np.uint32)
         with self._lock:
-            self._widen(exponent_of(extremes.absmax))
+            if self._counts is None:
+                xp = namespace(values)
+                self._counts = _HostCounters() if xp is np else _DeviceCounters(xp)
+            exponent = exponent_of(extremes.absmax)
+            if exponent > self._exponent:
+                self._counts.widen(exponent - self._exponent)
+                self._exponent = exponent
             self._range = extremes if self._range is None else self._range.merge(extremes)
-            for start in range(0, values.size, _MOST):
-                piece = values[start : start + _MOST]
-                self._spill(piece.size)
-                scale = math.ldexp(FINE_BINS, -self._exponent)
-                kernels.count_fine(piece, scale, slots, self._counts)
+            self._counts.add(values, math.ldexp(FINE_BINS, -self._exponent))
 
-    def _widen(self, exponent: int) -> None:
-        """Double the range until it holds values below 2**exponent."""
-        if exponent <= self._exponent:
-            return
-        doublings = exponent - self._exponent
-        for counts in (self._counts, self._spilled):
-            if counts is not None:
-                for side in (counts[:FINE_BINS], counts[FINE_BINS : 2 * FINE_BINS]):
-                    if side.any():
-                        side[:] = _halved(side, doublings)
-        self._exponent = exponent
+    def result(self) -> tuple[Range | None, FineHistogram]:
+        """Return the range (None before the first value) and the histogram so far."""
+        with self._lock:
+            if self._range is None or self._counts is None:
+                return None, FineHistogram(NONE, NONE, self._exponent, 0, 0)
+            counts = self._counts.result()
+            return self._range, FineHistogram(
+                counts[:FINE_BINS].copy(),
+                counts[FINE_BINS : 2 * FINE_BINS].copy() if self._range.minimum < 0 else NONE,
+                self._exponent,
+                int(counts[2 * FINE_BINS :].sum(dtype=np.uint64)),
+                self._range.images,
+            )
+
+
+class _HostCounters:
+    """Counters of one blob: in 32 bits, and in 64 bits what these would not hold."""
+
+    def __init__(self) -> None:
+        self._counts = _slots()
+        self._counted = 0
+        self._spilled: NDArray[np.uint64] | None = None
+
+    def add(self, values: Array, scale: float) -> None:
+        """Count values by ``int(|v| * scale)``."""
+        from int8calib.calibration.statistics import kernels
+
+        values = to_host(values)
+        slots = np.empty(_BLOCK, np.uint32)
+        for start in range(0, values.size, _MOST):
+            piece = values[start : start + _MOST]
+            self._spill(piece.size)
+            kernels.count_fine(piece, scale, slots, self._counts)
 
     def _spill(self, more: int) -> None:
         """Move the counts to counters of 64 bits before so many more values can overflow them."""
@@ -241,22 +263,39 @@ class FineBuilder:
             self._counted = 0
         self._counted += more
 
-    def result(self) -> tuple[Range | None, FineHistogram]:
-        """Return the range (None before the first value) and the histogram so far."""
-        with self._lock:
-            counts = self._counts if self._spilled is None else self._spilled + self._counts
-            images = 0 if self._range is None else self._range.images
-            return self._range, FineHistogram(
-                counts[:FINE_BINS].copy(),
-                counts[FINE_BINS : 2 * FINE_BINS].copy() if _negative(self._range) else NONE,
-                self._exponent,
-                int(counts[2 * FINE_BINS :].sum(dtype=np.uint64)),
-                images,
-            )
+    def widen(self, doublings: int) -> None:
+        """Make each bin 2**doublings times as wide."""
+        for counts in (self._counts, self._spilled):
+            if counts is not None:
+                for side in (counts[:FINE_BINS], counts[FINE_BINS : 2 * FINE_BINS]):
+                    if side.any():
+                        side[:] = _halved(side, doublings)
+
+    def result(self) -> Counts:
+        """The counts, as `count_fine` has them."""
+        return self._counts if self._spilled is None else self._spilled + self._counts
 
 
-def _negative(limits: Range | None) -> bool:
-    return limits is not None and limits.minimum < 0
+class _DeviceCounters:
+    """The same counters on a device."""
+
+    def __init__(self, xp: Any) -> None:
+        from int8calib.calibration.statistics.on_device import DeviceCounts
+
+        self._counts = DeviceCounts(xp, FINE_BINS)
+
+    def add(self, values: Any, scale: float) -> None:
+        """Count values by ``int(|v| * scale)``."""
+        self._counts.add(values, lambda sizes: sizes * scale)
+
+    def widen(self, doublings: int) -> None:
+        """Make each bin 2**doublings times as wide."""
+        self._counts.widen(doublings)
+
+    def result(self) -> Counts:
+        """The counts on the host, of 32 bits where these hold all values."""
+        counts = self._counts.result()
+        return counts.astype(np.uint32 if counts.sum() <= _MOST else np.uint64)
 
 
 def _slots() -> NDArray[np.uint32]:

@@ -11,14 +11,23 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, namespace, to_host
 from int8calib.calibration.statistics.fine import FineHistogram
-from int8calib.calibration.statistics.ranges import blob_label, checked_values, not_finite
+from int8calib.calibration.statistics.ranges import (
+    blob_label,
+    checked_values,
+    not_finite,
+    range_of_values,
+)
 from int8calib.errors import StatisticsError
+
+if TYPE_CHECKING:
+    from int8calib.calibration.statistics.on_device import DeviceCounts
 
 BINS = 2048
 """Bins of a histogram. Source: num_histogram_bins in ncnn's tools/quantize/ncnn2table.cpp."""
@@ -232,6 +241,7 @@ class HistogramBuilder:
         self._absmax = float(np.float32(absmax))
         self._name = name
         self._slots: NDArray[np.int64] | None = None
+        self._on_device: DeviceCounts | None = None
         self._images = 0
         self._lock = threading.Lock()
 
@@ -241,7 +251,8 @@ class HistogramBuilder:
         Parameters
         ----------
         x : float32 (N, ...)
-            Values up to the absmax; the absmax itself belongs to the last bin.
+            Values up to the absmax; the absmax itself belongs to the last bin. numpy's, or on a
+            device, where they are counted then.
 
         Raises
         ------
@@ -249,7 +260,11 @@ class HistogramBuilder:
             Where `x` holds NaN or infinity, a value beyond the absmax, or no values, or has
             another type. Nothing is counted then.
         """
-        self.add_values(checked_values(x, self._name), zeros=0, images=len(x))
+        values = checked_values(x, self._name)
+        if namespace(values) is np:
+            self.add_values(values, zeros=0, images=len(x))
+        else:
+            self._add_on_device(values, images=len(x))
 
     def add_values(self, values: Array, *, zeros: int, images: int) -> None:
         """`add` for the values of some images in any order, of which `zeros` are left out.
@@ -272,6 +287,20 @@ class HistogramBuilder:
             self._slots = total if self._slots is None else self._slots + total
             self._images += images
 
+    def _add_on_device(self, values: Any, images: int) -> None:
+        """`add_values` for values on a device, by the formula of `kernels.count_slots`."""
+        from int8calib.calibration.statistics.on_device import DeviceCounts
+
+        xp = namespace(values)
+        if range_of_values(values, zeros=0, images=images, name=self._name).absmax > self._absmax:
+            raise self._uncountable(to_host(values))
+        absmax = self._absmax or 1.0  # a blob of zeros alone, which are in no bin
+        with self._lock:
+            if self._on_device is None:
+                self._on_device = DeviceCounts(xp, BINS)
+            self._on_device.add(values, lambda sizes: xp.minimum(sizes / absmax * BINS, BINS - 1))
+            self._images += images
+
     def _uncountable(self, values: Array) -> StatisticsError:
         """What is wrong with values that a histogram up to the absmax cannot hold."""
         if not np.isfinite(values).all():
@@ -284,13 +313,16 @@ class HistogramBuilder:
     def result(self) -> Histogram:
         """Return what has been counted so far."""
         with self._lock:
-            slots = np.zeros(2 * BINS, np.int64) if self._slots is None else self._slots
+            parts = [] if self._slots is None else [self._slots]
+            if self._on_device is not None:
+                parts.append(self._on_device.result())
             images = self._images
+        bins = sum((part[: 2 * BINS] for part in parts), np.zeros(2 * BINS, np.int64))
         return Histogram(
-            positive=slots[:BINS].copy(),
-            negative=slots[BINS : 2 * BINS].copy(),
+            positive=bins[:BINS].copy(),
+            negative=bins[BINS:].copy(),
             absmax=self._absmax,
-            zeros=int(slots[2 * BINS :].sum()),
+            zeros=sum(int(part[2 * BINS :].sum()) for part in parts),
             images=images,
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, namespace, to_host
 from int8calib.errors import StatisticsError
 
 _FEW = 1 << 14
@@ -78,6 +78,11 @@ def range_of_values(values: Array, *, zeros: int, images: int, name: str = "") -
 
 def _extremes(values: Array) -> tuple[float, float]:
     """The smallest and the largest value; one of them NaN where there is any."""
+    xp = namespace(values)
+    if xp is not np:
+        # One transfer for both.
+        smallest, largest = to_host(xp.stack([values.min(), values.max()])).tolist()
+        return smallest, largest
     if values.size < _FEW:
         return float(values.min()), float(values.max())
     from int8calib.calibration.statistics import kernels
@@ -95,11 +100,13 @@ def checked_values(x: Array, name: str) -> Array:
             f"{blob_label(name)}: an array of type {x.dtype} and shape {x.shape},"
             " expected float32 with at least one value and images along the first axis"
         )
-    return np.ascontiguousarray(x).reshape(-1)
+    contiguous: Array = namespace(x).ascontiguousarray(x)
+    return contiguous.reshape(-1)
 
 
 def not_finite(values: Array, name: str) -> StatisticsError:
     """Return the error for values of a blob that are NaN or infinite."""
+    values = to_host(values)
     nan = int(np.isnan(values).sum())
     infinite = int(np.isinf(values).sum())
     return StatisticsError(
