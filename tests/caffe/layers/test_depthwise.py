@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -55,6 +55,9 @@ def planned(images: Array, weights: list[Array], windows: Windows) -> Array:
     with_bias=st.booleans(),
     seed=st.integers(0, 99),
 )
+# A phase whose first plane is a shifted one; and a shift beyond the whole image.
+@example((4, 4), (2, 2), (3, 3), (2, 2), (3, 3), (13, 13), True, 1)
+@example((4, 4), (1, 1), (3, 3), (4, 4), (5, 5), (3, 3), True, 2)
 def test_any_geometry(
     kernel: tuple[int, int],
     stride: tuple[int, int],
