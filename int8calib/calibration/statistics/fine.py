@@ -155,11 +155,13 @@ def _between(edges: NDArray[np.float64], counts: Counts) -> NDArray[np.int64]:
     """The counts between 0, the edges (in fine bins) and the end."""
     if not counts.any():
         return np.zeros(len(edges) + 1, np.int64)
-    below = np.zeros(FINE_BINS + 1, np.int64)
-    np.cumsum(counts, out=below[1:])
     whole = np.minimum(edges.astype(np.int64), FINE_BINS - 1)
     shares = np.rint((edges - whole) * counts[whole]).astype(np.int64)
-    return np.diff(below[whole] + shares, prepend=0, append=below[-1])
+    starts = np.concatenate([[0], whole])
+    sums = np.add.reduceat(counts, starts, dtype=np.int64)
+    # Of no fine bins reduceat gives the one where they would begin.
+    sums[:-1][starts[:-1] == starts[1:]] = 0
+    return sums + np.diff(shares, prepend=0, append=0)
 
 
 def _halved(counts: Counts, doublings: int) -> Counts:
