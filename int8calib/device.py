@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from int8calib.arrays import namespace
@@ -76,6 +77,13 @@ def open_device(name: str) -> Device:
     found = re.fullmatch(r"cuda:(\d{1,3})", name) if isinstance(name, str) else None
     if found is None:
         raise OptionError(f"device {name!r}: expected cuda:0 for the first GPU, cuda:1, ...")
+    return _open_gpu(int(found[1]))
+
+
+@cache
+def _open_gpu(number: int) -> Device:
+    """The GPU of a number, the same object each time, so that nets share what is on it."""
+    name = f"cuda:{number}"
     try:
         import cupy
     except ModuleNotFoundError as error:
@@ -84,7 +92,18 @@ def open_device(name: str) -> Device:
         raise OptionError(f"device {name}: CuPy is not installed; {INSTALL} brings it") from None
     except Exception as error:
         raise OptionError(_broken(name, error)) from error
-    return gpu_of(cupy, int(found[1]))
+    return gpu_of(cupy, number)
+
+
+def find_device(device: str | Device | None) -> Device | None:
+    """Return the device of a name; a Device itself, and None, which is the CPU.
+
+    Raises
+    ------
+    OptionError
+        As `open_device`.
+    """
+    return device if device is None or isinstance(device, Device) else open_device(device)
 
 
 def gpu_of(cupy: Any, number: int) -> Device:

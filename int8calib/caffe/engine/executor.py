@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, to_host
 from int8calib.caffe.engine.run import Runner
 from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.graph import Blob, Graph
@@ -13,6 +13,7 @@ from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.runnable import layers_to_quantize
 from int8calib.caffe.network.shapes import reach
 from int8calib.calibration import executor as protocol
+from int8calib.device import Device
 from int8calib.errors import ModelError
 from int8calib.workers import Batch
 
@@ -43,6 +44,8 @@ class CaffeExecutor:
         A hash of layers and weights.
     facts : dict
         For reports: what of the prototxt was left out.
+    device : Device or None
+        The GPU that runs it; listeners of its runners get the GPU's arrays.
 
     Raises
     ------
@@ -51,8 +54,13 @@ class CaffeExecutor:
     """
 
     def __init__(
-        self, graph: Graph, inputs: Mapping[str, Shape], warnings: Sequence[str] = ()
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Shape],
+        warnings: Sequence[str] = (),
+        device: Device | None = None,
     ) -> None:
+        self.device = device
         self.graph = graph
         self.inputs = dict(inputs)
         self.layers, self.blocked = layers_to_quantize(graph, self.inputs)
@@ -84,7 +92,7 @@ class CaffeExecutor:
 
     def runner(self, blobs: Sequence[str]) -> protocol.Runner:
         """Return what runs batches in one thread and hands out these blobs without a copy."""
-        runner = Runner(self.graph, self.versions(blobs))
+        runner = Runner(self.graph, self.versions(blobs), self.device)
 
         def run(batch: Batch, listener: protocol.Listener) -> None:
             runner.run(batch, lambda blob, top: listener(str(blob), top))
@@ -92,7 +100,11 @@ class CaffeExecutor:
         return run
 
     def run(self, inputs: Batch, blobs: Sequence[str]) -> dict[str, Array]:
-        """Run one batch and return copies of the blobs of these keys."""
+        """Run one batch and return copies of the blobs of these keys, as numpy's arrays."""
         tops: dict[str, Array] = {}
-        self.runner(blobs)(inputs, lambda blob, top: tops.__setitem__(blob, top.copy()))
+
+        def keep(blob: str, top: Array) -> None:
+            tops[blob] = top.copy() if self.device is None else to_host(top)
+
+        self.runner(blobs)(inputs, keep)
         return tops

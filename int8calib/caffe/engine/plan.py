@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.layer_shapes import require_weights
 from int8calib.caffe.network.shapes import infer_shapes
+from int8calib.errors import ModelError
 from int8calib.limits import check_memory
 
 
@@ -42,6 +44,15 @@ class Step:
     kind: LayerType | None
     fast_path: FastPath | None
     dead: tuple[Blob, ...]
+
+    def run_plain(self, source: str, weights: Sequence[Any], bottoms: Sequence[Any]) -> list[Any]:
+        """Return what the type's plain function gives; a `ModelError` names `source` too."""
+        if self.kind is None:
+            return list(bottoms)
+        try:
+            return list(self.kind.run(self.layer.params, weights, bottoms))
+        except ModelError as error:
+            raise type(error)(f"{source}: {error}") from error.__cause__
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +155,14 @@ def make_plan(
         died = tuple(blob for owner in owners_died for blob in sharing[owner])
         if layer.bottoms and places.get(owners[layer.bottoms[0]], (None,))[0] in layer.tops:
             fast_path = _nothing_to_do
-        steps.append(Step(layer, _kind(layer), fast_path, died))
+        steps.append(Step(layer, kind_of(layer), fast_path, died))
     needed = {top.name for step in steps if step.kind is None for top in step.layer.tops}
     read = {name: shape for name, shape in inputs.items() if name in needed}
     return Plan(graph.source, read, kept, tuple(steps), arrays)
 
 
-def _kind(layer: Layer) -> LayerType | None:
+def kind_of(layer: Layer) -> LayerType | None:
+    """Return the type of a layer; None for a data layer, whose tops are given."""
     return None if layer.type in INPUT_TYPES else find_type(layer.type)
 
 
@@ -160,7 +172,7 @@ def _fast_paths(
     """The fast path of each layer whose type has a planner."""
     fast_paths: list[FastPath | None] = []
     for layer in layers:
-        kind = _kind(layer)
+        kind = kind_of(layer)
         scratch.start()
         if kind is None or kind.plan is None:
             fast_paths.append(None)
@@ -182,7 +194,7 @@ def _memory_owners(layers: Sequence[Layer], kept: Sequence[Blob]) -> dict[Blob, 
     last_read = {blob: i for i, layer in enumerate(layers) for blob in layer.bottoms}
     read_until: dict[Blob, int] = {}
     for i, layer in enumerate(layers):
-        kind = _kind(layer)
+        kind = kind_of(layer)
         made = {top: top for top in layer.tops}
         if kind is not None and layer.bottoms:
             owner = owners[layer.bottoms[0]]
@@ -230,12 +242,12 @@ def _joined_places(
     All bottoms of a Concat, or none: each has memory of its own that a fast path writes, and that
     nobody reads after the Concat.
     """
-    made_by = {top: _kind(layer) for layer in layers for top in layer.tops}
+    made_by = {top: kind_of(layer) for layer in layers for top in layer.tops}
     last_read = {owners[blob]: i for i, layer in enumerate(layers) for blob in layer.bottoms}
     kept_owners = {owners[blob] for blob in kept}
     places: dict[Blob, tuple[Blob, int]] = {}
     for i, layer in enumerate(layers):
-        kind = _kind(layer)
+        kind = kind_of(layer)
         if kind is None or kind.joins is None:
             continue
         bottoms = [shapes[bottom] for bottom in layer.bottoms]
@@ -281,7 +293,7 @@ def _allocate(
         return owner, first
 
     for layer, died in zip(layers, dead, strict=True):
-        if _is_written(_kind(layer)):
+        if _is_written(kind_of(layer)):
             for top in layer.tops:
                 whole = place(top)[0]
                 if owners[top] == top and whole not in block_of:

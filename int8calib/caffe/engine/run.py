@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeAlias
 
 from numpy.typing import ArrayLike
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, to_host
+from int8calib.caffe.engine.on_device import plan_on_device, run_on_device, weights_on
 from int8calib.caffe.engine.plan import Plan, Step, make_plan
-from int8calib.caffe.layers.registry import LayerType
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.load import load_graph
 from int8calib.caffe.network.runnable import batch_statistics
-from int8calib.errors import ModelError, OptionError, ShapeError
+from int8calib.device import Device, find_device
+from int8calib.errors import OptionError, ShapeError
 from int8calib.limits import within_memory
 from int8calib.workers import Batch, blas_threads, float_batch
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 OnTop: TypeAlias = Callable[[str, str, Array], None]
 Listener: TypeAlias = Callable[[Layer, Blob, Array], None]
+MakePlan: TypeAlias = Callable[..., Plan]
 
 
 def run_plan(plan: Plan, inputs: Mapping[str, Array], listen: Listener) -> dict[Blob, Array]:
@@ -58,7 +61,7 @@ def run_plan(plan: Plan, inputs: Mapping[str, Array], listen: Listener) -> dict[
             tops = [inputs[top.name] for top in layer.tops]
         else:
             bottoms = [values[bottom] for bottom in layer.bottoms]
-            tops = _run_layer(plan, step, step.kind, bottoms)
+            tops = _run_step(plan, step, bottoms)
         for blob, top in zip(layer.tops, tops, strict=True):
             values[blob] = top
             listen(layer, blob, top)
@@ -67,24 +70,35 @@ def run_plan(plan: Plan, inputs: Mapping[str, Array], listen: Listener) -> dict[
     return {blob: values[blob] for blob in plan.kept}
 
 
-def _run_layer(plan: Plan, step: Step, kind: LayerType, bottoms: Sequence[Array]) -> list[Array]:
+def _run_step(plan: Plan, step: Step, bottoms: Sequence[Array]) -> list[Array]:
     """The tops of one layer."""
     layer = step.layer
-    if step.fast_path is not None:
-        tops = [plan.arrays[top] for top in layer.tops]
-        step.fast_path(bottoms, tops)
-        return tops
-    try:
-        return list(kind.run(layer.params, layer.weights, bottoms))
-    except ModelError as error:
-        raise type(error)(f"{plan.source}: {error}") from error.__cause__
+    if step.fast_path is None:
+        return step.run_plain(plan.source, layer.weights, bottoms)
+    tops = [plan.arrays[top] for top in layer.tops]
+    step.fast_path(bottoms, tops)
+    return tops
+
+
+def _planner(device: Device | None) -> MakePlan:
+    """`make_plan`, or what does the same for a device."""
+    return make_plan if device is None else plan_on_device
+
+
+def _run(
+    graph: Graph, device: Device | None, plan: Plan, inputs: Batch, listen: Listener
+) -> dict[Blob, Array]:
+    """Run a plan of `_planner` where it belongs."""
+    if device is None:
+        return run_plan(plan, inputs, listen)
+    return run_on_device(weights_on(graph, device), plan, inputs, listen)
 
 
 class Net:
-    """A Caffe network that runs in numpy.
+    """A Caffe network that runs in numpy, or on a GPU with CuPy.
 
-    Not safe to share between threads: copy it with ``Net(net.graph, net.input_shapes)`` (weights
-    are shared).
+    Not safe to share between threads: copy it with ``Net(net.graph, net.input_shapes)``, or
+    ``Net(net.graph, net.input_shapes, net.device)`` (weights are shared, those on a GPU too).
 
     Parameters
     ----------
@@ -92,11 +106,33 @@ class Net:
         Its structure, with weights.
     input_shapes : mapping of str to Shape
         The declared shape of each input.
+    device : str or Device, optional
+        The GPU that runs it, such as ``cuda:0``; needs ``pip install "int8calib[gpu]"``. Inputs
+        go there, results come back as numpy's arrays. None for the CPU.
+
+    Raises
+    ------
+    OptionError
+        For a device that is not there, or no CuPy; says what was found or what to install.
+
+    Notes
+    -----
+    A GPU adds up in another order than the CPU, and its exponentials and roots may differ in the
+    last digit: blobs agree within float32 rounding, not bit for bit. On one GPU the same batch
+    gives the same values, but a batch of another size may not, because the library of matrix
+    products chooses by size. Layer types that go box by box (`int8calib inspect --gpu` lists
+    them), and those of `register_layer`, run on the CPU between two transfers.
     """
 
-    def __init__(self, graph: Graph, input_shapes: Mapping[str, Shape]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        input_shapes: Mapping[str, Shape],
+        device: str | Device | None = None,
+    ) -> None:
         self.graph = graph
         self.input_shapes = dict(input_shapes)
+        self.device = find_device(device)
         self._plan: Plan | None = None
 
     def plan(self, inputs: Mapping[str, Shape], wanted: Iterable[Blob]) -> Plan:
@@ -123,7 +159,7 @@ class Net:
         old = self._plan
         same = old is not None and old.kept == wanted
         if old is None or not same or any(shapes[n] != s for n, s in old.inputs.items()):
-            self._plan = old = make_plan(self.graph, shapes, wanted)
+            self._plan = old = _planner(self.device)(self.graph, shapes, wanted)
         return old
 
     def executor(self, *, fold_bn: bool = True) -> CaffeExecutor:
@@ -147,7 +183,8 @@ class Net:
         from int8calib.caffe.engine.executor import CaffeExecutor
 
         graph = fold_batch_norm(self.graph) if fold_bn else self.graph
-        return CaffeExecutor(graph, self.input_shapes, tuple(batch_statistics(self.graph)))
+        warnings = tuple(batch_statistics(self.graph))
+        return CaffeExecutor(graph, self.input_shapes, warnings, self.device)
 
     def forward(
         self,
@@ -207,10 +244,13 @@ class Net:
 
         def listen(layer: Layer, blob: Blob, top: Array) -> None:
             if on_top is not None:
-                on_top(layer.name, blob.name, top)
+                on_top(layer.name, blob.name, to_host(top))
 
-        with within_memory(self.graph.source), blas_threads(threads):
-            tops = run_plan(plan, arrays, listen)
+        current = nullcontext() if self.device is None else self.device.current()
+        with within_memory(self.graph.source), blas_threads(threads), current:
+            tops = _run(self.graph, self.device, plan, arrays, listen)
+            if self.device is not None:
+                return {blob.name: to_host(top) for blob, top in tops.items()}
             return {blob.name: top.copy() for blob, top in tops.items()}
 
     def _check(self, inputs: Mapping[str, ArrayLike]) -> Batch:
@@ -239,27 +279,34 @@ class Runner:
     graph : Graph
     blobs : iterable of Blob
         What to make; only what they need is run.
+    device : Device, optional
+        Where they are made.
     """
 
-    def __init__(self, graph: Graph, blobs: Iterable[Blob]) -> None:
+    def __init__(self, graph: Graph, blobs: Iterable[Blob], device: Device | None = None) -> None:
         self._graph = graph
+        self._device = device
         self._blobs = frozenset(blobs)
         self._plan: Plan | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def run(self, batch: Batch, hear: Callable[[Blob, Array], None]) -> None:
-        """Run one batch; `hear(blob, top)` gets each wanted top, valid until it returns."""
+        """Run one batch; `hear(blob, top)` gets each wanted top, valid until it returns.
+
+        On a device `top` is its array, and `hear` runs where the device is the current one.
+        """
         batch = float_batch(batch)
         shapes = {name: array.shape for name, array in batch.items()}
         if self._plan is None or shapes != self._shapes:
-            self._plan = make_plan(self._graph, shapes, self._blobs, keep=False)
+            make = _planner(self._device)
+            self._plan = make(self._graph, shapes, self._blobs, keep=False)
             self._shapes = shapes
 
         def listen(layer: Layer, blob: Blob, top: Array) -> None:
             if blob in self._blobs:
                 hear(blob, top)
 
-        run_plan(self._plan, batch, listen)
+        _run(self._graph, self._device, self._plan, batch, listen)
 
 
 def load_caffe(
@@ -268,6 +315,7 @@ def load_caffe(
     *,
     input_shapes: Mapping[str, Shape] | None = None,
     ignore_fields: Sequence[str] = (),
+    device: str | Device | None = None,
 ) -> Net:
     """Load a Caffe model from its two files, ready to run.
 
@@ -282,6 +330,8 @@ def load_caffe(
         Fields of the prototxt that are not known and shall not matter, such as
         ``convolution_param.foo``. Without that, a layer that must run and says something that is
         not known is an error.
+    device : str or Device, optional
+        The GPU that runs it, such as ``cuda:0``, see `Net`. None for the CPU.
 
     Returns
     -------
@@ -293,6 +343,7 @@ def load_caffe(
     ModelError
         Or one of its kin, each naming the file and layer.
     OptionError
-        For a shape given to something that is no input.
+        For a shape given to something that is no input, and for a device that is not there.
     """
-    return Net(*load_graph(prototxt, caffemodel, input_shapes, ignore_fields))
+    found = find_device(device)
+    return Net(*load_graph(prototxt, caffemodel, input_shapes, ignore_fields), found)

@@ -31,7 +31,10 @@ COLUMNS = 1 << 20
 """Values of a column matrix (4 MiB): more misses the cache, less makes the products too small."""
 
 MOST_COLUMNS = 1 << 26
-"""Values of the column matrix of the plain function (256 MiB), if one image's is not larger."""
+"""Values of the column matrix of a plain function (256 MiB), if one image's is not larger."""
+
+MOST_PRODUCTS = (1 << 16) - 1
+"""Matrix products in one call, if one image does not need more: GPUs count blocks in 16 bits."""
 
 
 def groups(params: LayerParameter) -> int:
@@ -67,6 +70,24 @@ def check_images(params: LayerParameter, shape: Shape, group: int) -> None:
             f"{shape[1]} channels in and num_output {param.num_output} "
             f"do not divide into {group} groups"
         )
+
+
+def images_at_once(columns: int, group: int) -> int:
+    """Count the images whose columns a plain function makes together.
+
+    Parameters
+    ----------
+    columns
+        Values of the column matrix of one image.
+    group
+        Matrix products that one image needs.
+
+    Returns
+    -------
+    int
+        At least 1; see `MOST_COLUMNS` and `MOST_PRODUCTS`.
+    """
+    return max(1, min(MOST_COLUMNS // max(columns, 1), MOST_PRODUCTS // group))
 
 
 def _shape(params: LayerParameter, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -126,7 +147,7 @@ def convolution(
     tops = []
     for images in bottoms:
         size = windows.output_size(*images.shape[2:])
-        step = max(1, MOST_COLUMNS // (group * rows.shape[2] * size[0] * size[1]))
+        step = images_at_once(group * rows.shape[2] * size[0] * size[1], group)
         parts = []
         for first in range(0, max(len(images), 1), step):
             padded = pad_images(images[first : first + step], windows)

@@ -8,7 +8,7 @@ import numpy as np
 
 from caffe_proto import LayerParameter
 from int8calib.arrays import Array, Shape, namespace
-from int8calib.caffe.layers.convolution import check_images
+from int8calib.caffe.layers.convolution import check_images, images_at_once
 from int8calib.caffe.layers.registry import FastPath, Scratch, layer
 from int8calib.caffe.layers.windows import Windows, convolution_windows
 from int8calib.errors import ShapeError
@@ -126,10 +126,16 @@ def deconvolution(
     for images in bottoms:
         n, channels, height, width = images.shape
         rows = weights[0].reshape(group, channels // group, -1).transpose(0, 2, 1)
-        columns = xp.matmul(rows, images.reshape(n, group, channels // group, -1))
         full = _spread_size(windows, height, width)
         spread = xp.zeros((n * param.num_output, *full), np.float32)
-        _add_taps(columns.reshape(-1, *windows.kernel, height, width), windows, spread)
+        step = images_at_once(group * rows.shape[1] * height * width, group)
+        for first in range(0, n, step):
+            part = images[first : first + step].reshape(
+                -1, group, channels // group, height * width
+            )
+            columns = xp.matmul(rows, part).reshape(-1, *windows.kernel, height, width)
+            begin = first * param.num_output
+            _add_taps(columns, windows, spread[begin : begin + len(columns)])
         down, across = _cut(windows, *full)
         cut = spread.reshape(n, -1, *full)[:, :, down, across]
         tops.append(cut + weights[1].reshape(-1, 1, 1) if len(weights) > 1 else cut.copy())
