@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from int8calib.device import Device, open_device
+from int8calib.errors import OptionError
+from tests.strict_arrays import strict_device
+
 # A busy machine is no reason to fail, and a failure should come again.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -25,3 +29,14 @@ def shared() -> Path:
     if not (SHARED / "golden").is_dir():
         pytest.skip(f"no folder of real models at {SHARED} (set INT8CALIB_SHARED)")
     return SHARED
+
+
+@pytest.fixture(params=["strict", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Device:
+    """A device that is not there and allows what CuPy has; with a GPU, that too."""
+    if request.param == "strict":
+        return strict_device()
+    try:
+        return open_device(request.param)
+    except OptionError as error:
+        pytest.skip(str(error))

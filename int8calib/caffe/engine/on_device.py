@@ -176,21 +176,38 @@ def device_batch(
     int
         From 1 to `MOST_IMAGES`; 1 where a layer on the way mixes or fixes the batch.
     """
-    layers = graph.ancestors(graph.outputs if blobs is None else blobs)
+    blobs = graph.outputs if blobs is None else tuple(blobs)
+    layers = graph.ancestors(blobs)
     if not is_batchable(graph, input_shapes, layers):
         return 1
-    fixed, image = _bytes_needed(graph, input_shapes, layers)
+    fixed, image = device_bytes(graph, input_shapes, blobs)
     return max(1, min(MOST_IMAGES, (int(USABLE * free_bytes) - fixed) // image))
 
 
-def _bytes_needed(
-    graph: Graph, input_shapes: Mapping[str, Shape], layers: Sequence[Layer]
+def device_bytes(
+    graph: Graph, input_shapes: Mapping[str, Shape], blobs: Iterable[Blob] | None = None
 ) -> tuple[int, int]:
-    """The bytes that a run takes however large its batch is, and those of each image.
+    """Estimate the memory of a run on a device.
 
-    A step has the blobs that live, and up to two intermediate arrays of the size of its bottoms
-    and tops. A convolution has a column matrix, see `MOST_COLUMNS`.
+    Parameters
+    ----------
+    graph : Graph
+        The network, with weights.
+    input_shapes : mapping of str to Shape
+        The shape of each input.
+    blobs : iterable of Blob, optional
+        What is to be made; by default the outputs.
+
+    Returns
+    -------
+    fixed : int
+        Bytes that a run takes however large its batch is: weights, and the column matrix of a
+        convolution, see `MOST_COLUMNS`.
+    image : int
+        Bytes of each image more: at the largest step the blobs that live, and two intermediate
+        arrays of the size of its bottoms and tops.
     """
+    layers = graph.ancestors(graph.outputs if blobs is None else blobs)
     single = {name: (1, *shape[1:]) for name, shape in input_shapes.items()}
     sizes = {blob: prod(shape) for blob, shape in infer_shapes(graph, single, layers).items()}
     weights = sum(blob.size for layer in layers for blob in layer.weights)
@@ -198,15 +215,12 @@ def _bytes_needed(
     for layer, dead in zip(layers, _deaths(layers, ()), strict=True):
         kind = kind_of(layer)
         alive += sum(sizes[top] for top in layer.tops)
-        if kind is not None and not kind.view:
-            touched = sum(sizes[blob] for blob in (*layer.bottoms, *layer.tops))
-            most = max(most, alive + 2 * touched)
-        most = max(most, alive)
+        computes = kind is not None and not kind.view
+        touched = sum(sizes[blob] for blob in (*layer.bottoms, *layer.tops)) if computes else 0
+        most = max(most, alive + 2 * touched)
         columns = max(columns, _columns(layer, sizes))
         alive -= sum(sizes[blob] for blob in dead)
-    if columns:
-        columns = max(columns, MOST_COLUMNS)
-    return 4 * (weights + columns), 4 * most
+    return 4 * (weights + (max(columns, MOST_COLUMNS) if columns else 0)), 4 * most
 
 
 def _columns(layer: Layer, sizes: Mapping[Blob, int]) -> int:

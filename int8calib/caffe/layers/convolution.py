@@ -141,25 +141,31 @@ def convolution(
     """
     windows = convolution_windows(params.convolution_param)
     weight, group = weights[0], groups(params)
-    num_output = weight.shape[0]
-    rows = weight.reshape(group, num_output // group, -1)
-    xp = namespace(bottoms[0])
+    rows = weight.reshape(group, weight.shape[0] // group, -1)
     tops = []
     for images in bottoms:
         size = windows.output_size(*images.shape[2:])
         step = images_at_once(group * rows.shape[2] * size[0] * size[1], group)
-        parts = []
-        for first in range(0, max(len(images), 1), step):
-            padded = pad_images(images[first : first + step], windows)
-            columns = window_view(padded, windows, size).reshape(
-                len(padded), group, rows.shape[2], size[0] * size[1]
-            )
-            parts.append(xp.matmul(rows, columns).reshape(len(padded), num_output, *size))
-        top = parts[0] if len(parts) == 1 else xp.concatenate(parts)
+        parts = [
+            _products(images[first : first + step], windows, rows, size)
+            for first in range(0, max(len(images), 1), step)
+        ]
+        top = parts[0] if len(parts) == 1 else namespace(images).concatenate(parts)
         if len(weights) > 1:
             top += weights[1].reshape(-1, 1, 1)
         tops.append(top)
     return tops
+
+
+def _products(images: Array, windows: Windows, rows: Array, size: tuple[int, int]) -> Array:
+    """All windows of images (N, C, H, W) times rows (group, outputs / group, values of one)."""
+    padded = pad_images(images, windows)
+    group, outputs, values = rows.shape
+    columns = window_view(padded, windows, size).reshape(
+        len(images), group, values, size[0] * size[1]
+    )
+    products: Array = namespace(images).matmul(rows, columns)
+    return products.reshape(len(images), group * outputs, *size)
 
 
 def _plan_one(

@@ -109,6 +109,14 @@ def _plan(
     return run
 
 
+def _add_products(images: Array, windows: Windows, rows: Array, spread: Array) -> None:
+    """Add what the pixels of images (N, C, H, W) give to windows (N * outputs, ...)."""
+    height, width = images.shape[2:]
+    pixels = images.reshape(len(images), rows.shape[0], rows.shape[2], height * width)
+    columns = namespace(images).matmul(rows, pixels)
+    _add_taps(columns.reshape(-1, *windows.kernel, height, width), windows, spread)
+
+
 @layer("Deconvolution", shape=_shape, weights=_weights, plan=_plan, macs=_macs)
 def deconvolution(
     params: LayerParameter, weights: Sequence[Array], bottoms: Sequence[Array]
@@ -121,21 +129,17 @@ def deconvolution(
     """
     param = params.convolution_param
     windows, group = convolution_windows(param), param.group
-    xp = namespace(bottoms[0])
     tops = []
     for images in bottoms:
         n, channels, height, width = images.shape
         rows = weights[0].reshape(group, channels // group, -1).transpose(0, 2, 1)
         full = _spread_size(windows, height, width)
-        spread = xp.zeros((n * param.num_output, *full), np.float32)
+        spread = namespace(images).zeros((n * param.num_output, *full), np.float32)
         step = images_at_once(group * rows.shape[1] * height * width, group)
         for first in range(0, n, step):
-            part = images[first : first + step].reshape(
-                -1, group, channels // group, height * width
-            )
-            columns = xp.matmul(rows, part).reshape(-1, *windows.kernel, height, width)
-            begin = first * param.num_output
-            _add_taps(columns, windows, spread[begin : begin + len(columns)])
+            part = images[first : first + step]
+            begin, count = first * param.num_output, len(part) * param.num_output
+            _add_products(part, windows, rows, spread[begin : begin + count])
         down, across = _cut(windows, *full)
         cut = spread.reshape(n, -1, *full)[:, :, down, across]
         tops.append(cut + weights[1].reshape(-1, 1, 1) if len(weights) > 1 else cut.copy())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +10,8 @@ import pytest
 import int8calib
 from int8calib.caffe.layers.registry import add_type, find_type, has_type, type_names
 from int8calib.errors import OptionError, UnsupportedLayerError
+from tests.caffe.layers.families import CASES
 from tests.layer_cases import Case, deviation
-
-FAMILIES = tuple(
-    import_module(f"tests.caffe.layers.test_{family}")
-    for family in (
-        "activation",
-        "arithmetic",
-        "combine",
-        "convolution",
-        "detection",
-        "normalization",
-        "pooling",
-        "regions",
-        "reshaping",
-        "resizing",
-        "yolo",
-    )
-)
 
 # What Caffe networks in the field are made of, data and loss layers aside.
 FIELD = (
@@ -48,7 +31,7 @@ PAIRS = (
 
 
 def test_every_type_has_a_case() -> None:
-    tested = {case.type for family in FAMILIES for case in family.CASES}
+    tested = {case.type for case in CASES}
     assert sorted(tested, key=lambda name: (name.lower(), name)) == type_names()
 
 

@@ -1,0 +1,323 @@
+"""Networks on a device: every layer's case, whole networks, what travels, and what memory it takes.
+
+The device allows only what CuPy has and has numpy inside; with a GPU the same runs on that.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import int8calib
+from caffe_proto import LayerParameter
+from int8calib.arrays import to_host
+from int8calib.caffe.engine import on_device
+from int8calib.caffe.engine.on_device import MOST_IMAGES, device_batch, device_bytes
+from int8calib.caffe.engine.run import Net, Runner
+from int8calib.caffe.layers import convolution, registry
+from int8calib.caffe.layers.registry import find_type, type_names
+from int8calib.caffe.network.graph import Blob, Graph, Layer
+from int8calib.device import Device
+from int8calib.errors import ModelError, OptionError
+from tests.caffe.layers.families import CASES
+from tests.generated import make_model
+from tests.layer_cases import Case, deviation
+from tests.network_styles import STYLES, conv, conv_bn, data, head, layer
+from tests.random_networks import Network, networks
+from tests.strict_arrays import STRICT, StrictArray, Transfers, strict_device
+
+HOST = "DetectionOutput PSROIPooling ROIAlign ROIPooling YoloDetectionOutput Yolov3DetectionOutput"
+ROUNDING = 1e-5
+"""Of the largest value, where a GPU adds up in another order."""
+
+
+def case_net(case: Case, device: Device | None) -> tuple[Net, dict[str, np.ndarray]]:
+    """A network of one layer and inputs, and arrays for these."""
+    weights, bottoms = case.arrays(seed=7)
+    inputs = {f"in{i}": bottom for i, bottom in enumerate(bottoms)}
+    rule = case.kind.weights
+    for i, shape in enumerate(rule(case.message(), case.bottoms) if rule else ()):
+        weights[i] = weights[i].reshape(shape)  # as a loaded network has them
+    layers = [
+        Layer(name, "Input", LayerParameter(name=name, type="Input"), (), (Blob(name),))
+        for name in inputs
+    ]
+    tops = tuple(Blob(f"out{i}") for i in range(case.tops))
+    blobs = tuple(Blob(name) for name in inputs)
+    layers.append(Layer("op", case.type, case.message(), blobs, tops, tuple(weights)))
+    shapes = {name: bottom.shape for name, bottom in inputs.items()}
+    return Net(Graph("case", "case.prototxt", tuple(layers), shapes, tops), shapes, device), inputs
+
+
+def test_types_that_run_on_the_host() -> None:
+    assert [name for name in type_names() if find_type(name).host] == HOST.split()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layer(case: Case, device: Device) -> None:
+    net, inputs = case_net(case, device)
+    got = net.forward(inputs)
+    weights, bottoms = case.arrays(seed=7)
+    expected = case.kind.run(case.message(), weights, bottoms)
+    assert list(got) == [f"out{i}" for i in range(len(expected))]
+    for top, wanted in zip(got.values(), expected, strict=True):
+        assert isinstance(top, np.ndarray)
+        assert top.dtype == np.float32
+        if device.xp is STRICT:
+            np.testing.assert_array_equal(top, wanted)
+        else:
+            assert deviation(top, wanted) <= max(ROUNDING, case.tolerance)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_network(style: str, device: Device, tmp_path: Path) -> None:
+    files = make_model(tmp_path, STYLES[style](), opening=1.0)
+    cpu = int8calib.load_caffe(*files)
+    net = int8calib.load_caffe(*files, device=device)
+    shape = (3, *cpu.input_shapes["data"][1:])
+    images = np.random.default_rng(5).normal(0, 60, shape).astype(np.float32)
+    seen: dict[tuple[str, str], np.ndarray] = {}
+    tops = net.forward({"data": images}, lambda name, blob, top: seen.update({(name, blob): top}))
+    expected: dict[tuple[str, str], np.ndarray] = {}
+    outputs = cpu.forward(
+        {"data": images}, lambda name, blob, top: expected.update({(name, blob): top.copy()})
+    )
+    assert list(seen) == list(expected)
+    for key, wanted in expected.items():
+        if seen[key].shape == wanted.shape:
+            assert deviation(seen[key], wanted) <= 20 * ROUNDING, key
+    assert tops.keys() == outputs.keys()
+    for name, top in tops.items():
+        assert isinstance(top, np.ndarray)
+        assert top.shape[-1] == outputs[name].shape[-1]
+
+
+@settings(max_examples=60)
+@given(network=networks())
+def test_random_network(network: Network) -> None:
+    graph = network.graph()
+    net = Net(graph, {"data": network.images[0].shape}, strict_device())
+    for image in network.images:
+        heard: list[tuple[str, str, np.ndarray]] = []
+        net.forward({"data": image}, lambda *top, heard=heard: heard.append(top))
+        expected = network.expected(image)
+        names = [top[:2] for top in heard]
+        wanted = [top for top in expected if top[:2] in names]
+        assert names == [top[:2] for top in wanted]
+        for (_, _, top), (_, _, value) in zip(heard, wanted, strict=True):
+            assert deviation(top, value) <= ROUNDING
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    text = data(1, 3, 23, 29) + conv_bn("conv1", "data", "num_output: 5 kernel_size: 3")
+    text += conv("conv2", "conv1", "num_output: 7 kernel_size: 3 group: 1") + head("conv2", 11)
+    return make_model(tmp_path_factory.mktemp("small"), text)
+
+
+def test_an_executor_hands_out_what_is_on_the_device(
+    small: tuple[Path, Path], device: Device
+) -> None:
+    executor = int8calib.load_caffe(*small, device=device).executor()
+    cpu = int8calib.load_caffe(*small).executor()
+    assert executor.device is device
+    assert cpu.device is None
+    blobs = [layer.bottom for layer in executor.layers]
+    keys = list(map(str, blobs))
+    images = np.random.default_rng(3).normal(0, 60, (2, 3, 23, 29)).astype(np.float32)
+    heard = {}
+    kind = type(device.asarray(images))
+
+    def listen(blob: str, top: object) -> None:
+        assert type(top) is kind
+        heard[blob] = to_host(top)
+
+    executor.runner(keys)({"data": images}, listen)
+    expected = cpu.run({"data": images}, keys)
+    copied = executor.run({"data": images}, keys)
+    assert heard.keys() == expected.keys() == copied.keys()
+    for key, wanted in expected.items():
+        assert isinstance(copied[key], np.ndarray)
+        assert deviation(heard[key], wanted) <= ROUNDING
+        np.testing.assert_array_equal(copied[key], heard[key])
+
+
+def test_weights_go_there_once(small: tuple[Path, Path]) -> None:
+    device = strict_device()
+    executor = int8calib.load_caffe(*small, device=device).executor()
+    images = {"data": np.ones((2, 3, 23, 29), np.float32)}
+    keys = [str(layer.bottom) for layer in executor.layers]
+    Transfers.reset()
+    executor.runner(keys)(images, lambda blob, top: None)
+    # The input, and weight and bias of two convolutions (BatchNorm is folded); Pooling's counts of
+    # pixels. The last bottom is the InnerProduct's, whose own weights are not needed.
+    assert (Transfers.uploads, Transfers.downloads) == (1 + 4 + 1, 0)
+    executor.runner(keys)(images, lambda blob, top: None)
+    assert (Transfers.uploads, Transfers.downloads) == (6 + 2, 0)
+    copied = Net(executor.graph, executor.inputs, device)
+    Transfers.reset()
+    assert list(copied.forward(images)) == ["prob"]
+    # The input, the counts, and weight and bias of the InnerProduct; the output.
+    assert (Transfers.uploads, Transfers.downloads) == (1 + 1 + 2, 1)
+
+
+def _double(params: object, weights: object, bottoms: list[np.ndarray]) -> list[np.ndarray]:
+    assert all(isinstance(bottom, np.ndarray) for bottom in bottoms)
+    return [bottoms[0] * np.float32(2)]
+
+
+def _same(params: object, bottoms: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [bottoms[0]]
+
+
+def test_a_host_layer_stands_between_two_transfers(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_types", dict(registry._types))
+    int8calib.register_layer("TwiceOnHost", _double, _same, replace=True)
+    text = data(1, 2, 5, 7) + layer("ReLU", "relu", "data") + layer("TwiceOnHost", "a", "relu")
+    text += layer("TwiceOnHost", "b", "a") + layer("Eltwise", "sum", "b relu")
+    net = int8calib.load_caffe(*make_model(tmp_path, text), device=device)
+    images = np.random.default_rng(3).normal(0, 1, (3, 2, 5, 7)).astype(np.float32)
+    Transfers.reset()
+    top = net.forward({"data": images})["sum"]
+    np.testing.assert_allclose(top, 5 * np.maximum(images, 0), rtol=1e-6)
+    if device.xp is STRICT:
+        # Up: the input, `a`, `b`, and Eltwise's coefficients. Down: `relu` (`a` is here), `sum`.
+        assert (Transfers.uploads, Transfers.downloads) == (4, 2)
+
+
+def test_default_boxes_need_no_bottom_on_the_host(tmp_path: Path) -> None:
+    net = int8calib.load_caffe(*make_model(tmp_path, STYLES["ssd"]()), device=strict_device())
+    boxes = [layer for layer in net.graph.layers if layer.type == "PriorBox"]
+    assert boxes
+    Transfers.reset()
+    names = [box.tops[0].name for box in boxes]
+    net.forward({"data": np.ones((1, 3, 61, 67), np.float32)}, outputs=names)
+    assert Transfers.downloads == len(boxes)
+
+
+def test_errors_name_the_layer(device: Device) -> None:
+    case = Case("Embed", "embed_param { num_output: 3 input_dim: 5 }", ((2, 7),))
+    net, inputs = case_net(case, device)
+    inputs["in0"] = np.full((2, 7), 5, np.float32)
+    with pytest.raises(ModelError) as caught:
+        net.forward(inputs)
+    assert str(caught.value) == (
+        "case.prototxt: layer 'op' (Embed): the indices are 5 to 5; expected 0 to 4"
+    )
+
+
+def test_memory_that_is_not_there_is_told_in_our_words(small: tuple[Path, Path]) -> None:
+    class Full:
+        def asarray(self, x: object) -> object:
+            raise MemoryError("Out of memory allocating 8,008 bytes")
+
+    net = int8calib.load_caffe(*small, device=Device("full:0", Full()))
+    with pytest.raises(ModelError, match=r"Out of memory allocating .*; give fewer images"):
+        net.forward({"data": np.ones((1, 3, 23, 29), np.float32)})
+
+
+def test_a_device_that_is_not_there(small: tuple[Path, Path]) -> None:
+    for device in ("gpu", "cuda:999"):
+        with pytest.raises(OptionError, match=f"^device '?{device}'?: "):
+            int8calib.load_caffe(*small, device=device)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.type in ("Convolution", "Deconvolution")],
+    ids=str,
+)
+def test_images_in_parts_are_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, bottoms = case.arrays(seed=7)
+    bottoms = [np.concatenate([bottom, bottom[::-1], bottom]) for bottom in bottoms]
+    whole = case.kind.run(case.message(), weights, bottoms)
+    most = max(map(len, bottoms)) - 1  # the last part is smaller
+    monkeypatch.setattr(convolution, "MOST_COLUMNS", 1 << 60)
+    monkeypatch.setattr(convolution, "MOST_PRODUCTS", most * convolution.groups(case.message()))
+    for top, wanted in zip(case.kind.run(case.message(), weights, bottoms), whole, strict=True):
+        np.testing.assert_array_equal(top, wanted)
+
+
+def test_one_image_at_a_time_takes_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("Convolution", "convolution_param { num_output: 2 kernel_size: 7 pad: 3 }",
+                ((11, 3, 53, 61),))  # fmt: skip
+    weights, bottoms = case.arrays(seed=7)
+    columns = 4 * 3 * 49 * 53 * 61
+
+    def peak() -> int:
+        tracemalloc.start()
+        case.kind.run(case.message(), weights, bottoms)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak() > 11 * columns
+    monkeypatch.setattr(convolution, "MOST_COLUMNS", 1)
+    assert peak() < 2 * columns
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_memory_is_what_a_run_takes(
+    style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "MOST_COLUMNS", 1)
+    monkeypatch.setattr(on_device, "MOST_COLUMNS", 1)
+    net = int8calib.load_caffe(*make_model(tmp_path, STYLES[style]()), device=strict_device())
+    graph = net.graph
+    shapes = {"data": (1, *net.input_shapes["data"][1:])}
+    # What stands before the detections: their rows are few, and are made on the host.
+    blobs = [b for b in graph.outputs if graph.producer(b).type != "DetectionOutput"]
+    last = blobs or list(graph.producer(graph.outputs[0]).bottoms[:2])
+    runner = Runner(graph, last, net.device)
+    fixed, image = device_bytes(graph, shapes, last)
+    images = np.ones((7, *shapes["data"][1:]), np.float32)
+    runner.run({"data": images[:1]}, lambda blob, top: None)
+    tracemalloc.start()
+    runner.run({"data": images}, lambda blob, top: None)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most <= fixed + 7 * image <= 6 * most
+
+
+def test_a_batch_fills_the_memory(small: tuple[Path, Path]) -> None:
+    net = int8calib.load_caffe(*small)
+    fixed, image = device_bytes(net.graph, net.input_shapes)
+    # 256 MiB for columns, and the weights: BatchNorm's and Scale's too, which are not folded.
+    weights = 5 * 27 + 5 + 5 + 1 + 5 + 5 + 7 * 45 + 7 + 11 * 7 + 11
+    assert fixed == 4 * ((1 << 26) + weights)
+    # conv1 makes 5x21x27 of 3x23x29 values.
+    assert image >= 4 * 3 * (5 * 21 * 27 + 3 * 23 * 29)
+    free = int((fixed + 7.5 * image) / on_device.USABLE)
+    assert device_batch(net.graph, net.input_shapes, free) == 7
+    assert device_batch(net.graph, net.input_shapes, 0) == 1
+    assert device_batch(net.graph, net.input_shapes, 1 << 50) == MOST_IMAGES
+
+
+def test_a_network_that_mixes_its_images_has_one_at_a_time(tmp_path: Path) -> None:
+    text = data(1, 3, 5, 7) + conv("conv1", "data", "num_output: 2 kernel_size: 3")
+    flat = "reshape_param { shape { dim: -1 dim: 5 } }"
+    mixed = text + layer("Reshape", "flat", "conv1", param=flat)
+    for network, batch in ((text, MOST_IMAGES), (mixed, 1)):
+        net = int8calib.load_caffe(*make_model(tmp_path, network))
+        assert device_batch(net.graph, net.input_shapes, 1 << 50) == batch
+    # Only what is wanted counts.
+    assert device_batch(net.graph, net.input_shapes, 1 << 50, [Blob("conv1")]) == MOST_IMAGES
+
+
+def test_a_copy_of_a_net_runs(small: tuple[Path, Path]) -> None:
+    net = int8calib.load_caffe(*small, device=strict_device())
+    images = {"data": np.ones((2, 3, 23, 29), np.float32)}
+    wanted = net.forward(images)["prob"]
+    same = Net(net.graph, net.input_shapes, net.device).forward(images)["prob"]
+    np.testing.assert_array_equal(same, wanted)
+    cpu = Net(net.graph, net.input_shapes).forward(images)["prob"]
+    assert deviation(cpu, wanted) <= ROUNDING
+    assert replace(net.graph) is not net.graph
+    assert isinstance(net.device.asarray(cpu), StrictArray)
