@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, overload
 import numpy as np
 
 from int8calib.arrays import Shape
+from int8calib.device import Device, find_device
 from int8calib.errors import ModelFileError, OptionError, ShapeError
 from int8calib.ncnn.execution.network import NcnnNet, optimized
 from int8calib.ncnn.model import NcnnModel, load_model
@@ -28,6 +29,7 @@ def load_ncnn(
     input_shapes: Mapping[str, Shape] | None = None,
     optimize: bool = False,
     threads: int | None = None,
+    device: str | Device | None = None,
 ) -> TranslatedNet: ...
 @overload
 def load_ncnn(
@@ -38,6 +40,7 @@ def load_ncnn(
     input_shapes: Mapping[str, Shape] | None = None,
     optimize: bool = False,
     threads: int | None = None,
+    device: str | Device | None = None,
 ) -> NcnnNet: ...
 @overload
 def load_ncnn(
@@ -48,6 +51,7 @@ def load_ncnn(
     input_shapes: Mapping[str, Shape] | None = None,
     optimize: bool = False,
     threads: int | None = None,
+    device: str | Device | None = None,
 ) -> TranslatedNet | NcnnNet: ...
 def load_ncnn(
     param: str | os.PathLike[str],
@@ -57,6 +61,7 @@ def load_ncnn(
     input_shapes: Mapping[str, Shape] | None = None,
     optimize: bool = False,
     threads: int | None = None,
+    device: str | Device | None = None,
 ) -> TranslatedNet | NcnnNet:
     """Load an ncnn model from its `.param` and `.bin`, ready to run.
 
@@ -76,6 +81,9 @@ def load_ncnn(
         the model as it is in the files.
     threads : int, optional
         Threads of ncnn for one image, by default as many as there are cores.
+    device : str or Device, optional
+        The GPU that runs it, such as ``cuda:0``, see `Net`; not with ncnn itself. None for the
+        CPU.
 
     Returns
     -------
@@ -91,19 +99,22 @@ def load_ncnn(
     ShapeError
         With ``engine="numpy"`` where the size of an input is not known.
     OptionError
-        Where the package `ncnn` is needed and missing, for an unknown engine, and for a shape
-        given to something that is no input.
+        Where the package `ncnn` is needed and missing, for an unknown engine, for a shape given
+        to something that is no input, and for a device that is not there or that ncnn itself
+        would have to run on.
     """
     if engine is not None and engine not in ENGINES:
         raise OptionError(f"engine {engine!r}; expected one of {', '.join(ENGINES)}")
+    found = find_device(device)
     if engine == "runtime":
+        _need_cpu(found, "engine 'runtime'")
         import_ncnn()
     model = load_model(param, weights)
     _refuse_no_numbers(model, os.fspath(weights))
     model = optimized(model) if optimize else model
     if engine != "runtime":
         try:
-            net = translate_model(model, input_shapes)
+            net = translate_model(model, input_shapes, found)
             reason = next(iter(obstacles(net)), "")
         except ShapeError as error:
             if engine == "numpy":
@@ -111,8 +122,17 @@ def load_ncnn(
             reason = str(error)
         if engine == "numpy" or not reason:
             return net
+        _need_cpu(found, reason)
         _need_runtime(reason)
     return NcnnNet(model, input_shapes=input_shapes, threads=threads)
+
+
+def _need_cpu(device: Device | None, reason: str) -> None:
+    """Raise `OptionError` for a device where a model runs in ncnn itself for some reason."""
+    if device is not None:
+        raise OptionError(
+            f"{reason}; so the model runs in ncnn itself, on the CPU: leave the device out"
+        )
 
 
 def _need_runtime(reason: str) -> None:

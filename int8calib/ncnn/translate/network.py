@@ -13,6 +13,7 @@ from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import shape_advice
 from int8calib.caffe.network.layer_shapes import top_shapes
 from int8calib.caffe.network.shapes import reach
+from int8calib.device import Device
 from int8calib.errors import ModelError, OptionError, ShapeError, UnsupportedLayerError
 from int8calib.limits import check_shape
 from int8calib.ncnn.execution.quantizable import QuantizableModel
@@ -39,12 +40,12 @@ class TranslatedExecutor(CaffeExecutor):
     """A translated network that a calibration runs."""
 
     def __init__(self, net: TranslatedNet) -> None:
-        super().__init__(net.graph, net.input_shapes)
+        super().__init__(net.graph, net.input_shapes, device=net.device)
         self.weight_rows = net.weight_rows
 
 
 class TranslatedNet(QuantizableModel, Net):
-    """An ncnn model as a network that runs in numpy.
+    """An ncnn model as a network that runs in numpy, or on a GPU with CuPy.
 
     Parameters
     ----------
@@ -54,10 +55,18 @@ class TranslatedNet(QuantizableModel, Net):
         The shape of each input.
     model : NcnnModel
         What was translated.
+    device : str or Device, optional
+        The GPU that runs it, such as ``cuda:0``, see `Net`. None for the CPU.
     """
 
-    def __init__(self, graph: Graph, input_shapes: Mapping[str, Shape], model: NcnnModel) -> None:
-        super().__init__(graph, input_shapes)
+    def __init__(
+        self,
+        graph: Graph,
+        input_shapes: Mapping[str, Shape],
+        model: NcnnModel,
+        device: str | Device | None = None,
+    ) -> None:
+        super().__init__(graph, input_shapes, device)
         self.model = model
 
     def executor(self, *, fold_bn: bool = True) -> TranslatedExecutor:
@@ -82,7 +91,9 @@ class TranslatedNet(QuantizableModel, Net):
 
 
 def translate_model(
-    model: NcnnModel, input_shapes: Mapping[str, Shape] | None = None
+    model: NcnnModel,
+    input_shapes: Mapping[str, Shape] | None = None,
+    device: Device | None = None,
 ) -> TranslatedNet:
     """Translate an ncnn model into a network that runs in numpy.
 
@@ -93,6 +104,8 @@ def translate_model(
     input_shapes : mapping of str to Shape, optional
         Shapes by input name with the batch first, such as ``{"data": (1, 3, 224, 224)}``, for
         inputs of which the model does not say it, or in its place.
+    device : Device, optional
+        The GPU that runs it.
 
     Returns
     -------
@@ -123,7 +136,8 @@ def translate_model(
     outputs = tuple(
         top for layer in layers if layer.bottoms for top in layer.tops if top not in read
     )
-    return TranslatedNet(Graph("", model.source, tuple(layers), inputs, outputs), inputs, model)
+    graph = Graph("", model.source, tuple(layers), inputs, outputs)
+    return TranslatedNet(graph, inputs, model, device)
 
 
 def obstacles(net: Net) -> tuple[str, ...]:
