@@ -123,11 +123,19 @@ def layers_fingerprint(layers: Sequence[QuantLayer]) -> str:
 
 
 def executor_fingerprint(executor: Executor) -> dict[str, str]:
-    """Return what tells a network from another: its own `fingerprint`, or a hash of its layers."""
+    """Return what tells a run from another: a hash of the network, and a GPU, which rounds so."""
     known = getattr(executor, "fingerprint", None)
-    if known is not None:
-        return {"network": str(known)}
-    return {"network": layers_fingerprint(executor.layers)}
+    network = layers_fingerprint(executor.layers) if known is None else str(known)
+    return {"network": network, **device_fingerprint(executor)}
+
+
+def device_fingerprint(executor: Executor) -> dict[str, str]:
+    """Return the kind of device that runs the network; nothing for the CPU.
+
+    What GPUs compute differs from what the CPU does by rounding, so one run takes one of both.
+    """
+    device = getattr(executor, "device", None)
+    return {} if device is None else {"device": device.name.partition(":")[0]}
 
 
 def float_activations(top: Any, blob: str) -> Array:

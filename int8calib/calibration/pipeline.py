@@ -176,8 +176,9 @@ def calibrate(
     ImageError
         Where there are no images, or others than in the `checkpoint`.
     OptionError
-        For the `checkpoint` of another network, a pattern without a layer, something that is
-        no executor and gives none, and a `cluster` that cannot be used.
+        For the `checkpoint` of another network, or of the CPU for a network on a GPU, a pattern
+        without a layer, something that is no executor and gives none, and a `cluster` that cannot
+        be used.
     """
     options = options or Options()
     job = prepare(network, options)
@@ -210,6 +211,8 @@ def run_job(
 
         if checkpoint is not None:
             raise OptionError("checkpoint: a run on a cluster has none; leave it out")
+        if getattr(job.executor, "device", None) is not None:
+            raise OptionError("cluster: it runs on its CPUs; give a network without a device")
         statistics = collect_on_cluster(
             cluster,
             job.executor,
@@ -241,7 +244,11 @@ def make_table(
     meta: Mapping[str, Any] = MappingProxyType({}),
 ) -> Calibration:
     """Return the table of a job from statistics of its blobs; `assemble` tells the rest."""
-    meta = {**getattr(job.executor, "facts", {}), **meta}
+    device = getattr(job.executor, "device", None)
+    facts = dict(getattr(job.executor, "facts", {}))
+    if device is not None:
+        facts["device"] = {"name": device.name, "hardware": device.hardware}
+    meta = {**facts, **meta}
     return assemble(
         job.candidates,
         statistics,

@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 from int8calib.cli.config import add_config_argument, config_text
 from int8calib.cli.console import Console
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.network import NetworkOptions, add_network_arguments, open_job
+from int8calib.cli.network import (
+    DeviceOptions,
+    NetworkOptions,
+    add_device_arguments,
+    add_network_arguments,
+    open_job,
+    say_device,
+)
 from int8calib.cli.options import (
     CheckpointOptions,
     ClusterOptions,
@@ -76,9 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_table_arguments(group)
     add_run_arguments(parser)
+    add_device_arguments(parser)
     add_checkpoint_arguments(parser)
     add_cluster_arguments(parser)
-    parser.add_argument("--gpu", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,9 +100,8 @@ def run(args: argparse.Namespace) -> int:
     machine = read_options(RunOptions, args)
     long_run = read_options(CheckpointOptions, args)
     cluster = read_options(ClusterOptions, args)
+    gpu = read_options(DeviceOptions, args)
     files = TableFiles(args.output, ".json", ".toml")
-    if args.gpu:
-        console.say("--gpu: this build runs on the CPU; going on")
     models = NcnnFiles(args.ncnn)
     files.check(*models.paths, long_run.checkpoint, inputs=model.files)
     options = read_options(TableOptions, args).calibration(
@@ -104,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
         exact=machine.exact,
         cache_bytes=machine.cache_bytes,
     )
-    net = model.load(machine.worker_count)
+    device = gpu.open()
+    net = model.load(machine.worker_count, device)
     models.check(net)
     second_order = bool(models.paths) and args.rounding == "second-order" and isinstance(net, Net)
     if models.paths and args.rounding == "second-order" and not second_order:
@@ -114,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
     opened.images.send_files = cluster.send_images
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
-    checkpoint = long_run.open({**fingerprint, **batches.order()})
+    say_device(console, device, min(batches.batch_size, len(batches)))
+    checkpoint = long_run.open({**fingerprint, **batches.order(), **opened.device})
     rounding = _Rounding.of(job, len(batches)) if second_order else None
     with cluster.open(checkpoint=long_run.checkpoint) as client, console.progress() as progress:
         done = run_job(
@@ -123,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
             options,
             total=len(batches),
             progress=progress,
-            meta=_meta(vars(args), model, fingerprint),
+            meta=_meta(vars(args), model, fingerprint, batches.batch_size),
             checkpoint=checkpoint,
             cluster=client,
         )
@@ -192,13 +200,14 @@ class _Rounding:
 
 
 def _meta(
-    arguments: Mapping[str, Any], model: NetworkOptions, fingerprint: Mapping[str, Any]
+    arguments: Mapping[str, Any], model: NetworkOptions, fingerprint: Mapping[str, Any], batch: int
 ) -> dict[str, Any]:
-    """What the report says of the files and the command."""
+    """What the report says of the files, the images of a batch, and the command."""
     kinds = ("prototxt", "caffemodel") if model.is_caffe else ("param", "bin")
     hashes = [fingerprint[kind] for kind in kinds]
     return {
         "files": dict(zip(model.files, hashes, strict=True)),
+        "batch": batch,
         "arguments": {
             name: value
             for name, value in arguments.items()

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 from int8calib.cli.config import add_config_argument
 from int8calib.cli.console import Console
 from int8calib.cli.image_options import add_image_arguments, image_options
-from int8calib.cli.network import NetworkOptions, add_network_arguments, file_sha256, open_job
+from int8calib.cli.network import (
+    DeviceOptions,
+    NetworkOptions,
+    add_device_arguments,
+    add_network_arguments,
+    file_sha256,
+    open_job,
+    say_device,
+)
 from int8calib.cli.options import (
     CheckpointOptions,
     ClusterOptions,
@@ -69,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the second pass of --exact alone: the merged ranges of all shards",
     )
     add_run_arguments(parser)
+    add_device_arguments(parser)
     add_checkpoint_arguments(parser)
     add_cluster_arguments(parser)
 
@@ -85,9 +94,11 @@ def run(args: argparse.Namespace) -> int:
     machine = read_options(RunOptions, args)
     long_run = read_options(CheckpointOptions, args)
     cluster = read_options(ClusterOptions, args)
+    gpu = read_options(DeviceOptions, args)
     outputs = [path for path in (args.output, long_run.checkpoint) if path is not None]
     check_outputs(outputs, inputs=(*model.files, args.ranges))
-    net = model.load(machine.worker_count)
+    device = gpu.open()
+    net = model.load(machine.worker_count, device)
     options = Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs)
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
     opened.images.send_files = cluster.send_images
@@ -95,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
     known = _known_ranges(args.ranges, fingerprint)
     exact = _exact(machine.exact, one_of_two=bool(args.ranges_only or args.ranges))
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}
-    checkpoint = long_run.open({**fingerprint, **batches.order(), **phase})
+    say_device(console, device, min(batches.batch_size, len(batches)))
+    checkpoint = long_run.open({**fingerprint, **batches.order(), **phase, **opened.device})
     how: dict[str, Any] = {
         "exact": exact,
         "total": len(batches),

@@ -24,7 +24,7 @@ from int8calib.parsing import parse_toml
 
 OPTION = "--config"
 PRESET = "--like"
-_NOT_KEPT = frozenset(("help", "config", "quiet", "verbose", "debug", "gpu"))
+_NOT_KEPT = frozenset(("help", "config", "quiet", "verbose", "debug"))
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from int8calib.cli import main as command_line
-from int8calib.cli.options import add_input_shape_argument, add_message_arguments
+from int8calib.cli.console import Console
+from int8calib.cli.options import (
+    MessageOptions,
+    add_input_shape_argument,
+    add_message_arguments,
+    read_options,
+)
 from int8calib.cli.process import Parser, run_process
 
 
@@ -32,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--group", type=int, choices=(0, 1), default=1, help="1: scale per channel, 0: per layer"
     )
-    parser.add_argument("--gpu", type=int, default=0, help="ignored: this build runs on the CPU")
+    parser.add_argument("--gpu", type=int, default=0, help="ignored: it runs on the CPU")
     add_message_arguments(parser)
     return parser
 
@@ -44,12 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     given = build_parser().parse_args(words)
+    if given.gpu:
+        Console(read_options(MessageOptions, given)).say(
+            "--gpu: this command runs on the CPU; int8calib calibrate --gpu 0 runs on a GPU"
+        )
     messages = [f"--{name}" for name in ("quiet", "verbose", "debug") if getattr(given, name)]
     return command_line.main(
         [
             *("calibrate", "--like=tool", f"--proto={given.proto}", f"--model={given.model}"),
             *(f"--images={given.images}", f"--output={given.output}"),
-            *(f"--group={given.group}", f"--gpu={given.gpu}"),
+            f"--group={given.group}",
             *(f"--input-shape={shape}" for shape in given.input_shape),
             *("--mean", *given.mean, f"--norm={given.norm}", *messages),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,13 @@ from int8calib.cli.options import read_options, whole
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from int8calib.caffe.engine.run import Net
+    from int8calib.caffe.network.graph import Blob
+    from int8calib.device import Device
     from int8calib.images import ChannelOrder, ResizeMode
+    from int8calib.ncnn.execution.network import NcnnNet
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class ImageOptions:
     shuffle, seed
         Whether images are taken in a random order, and what that order depends on.
     batch
-        Images per forward pass.
+        Images per forward pass; None: 1, and on a GPU as many as its memory holds.
     fast_jpeg
         Whether large JPEGs are decoded at a reduced size.
     """
@@ -47,7 +54,7 @@ class ImageOptions:
     limit: int | None = None
     shuffle: bool = False
     seed: int = 0
-    batch: int = 1
+    batch: int | None = None
     fast_jpeg: bool = False
 
     def __post_init__(self) -> None:
@@ -56,8 +63,41 @@ class ImageOptions:
             raise OptionError(f"--resize-to takes 1 or 2 numbers; found {len(self.resize_to)}")
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"--limit {self.limit}: expected at least 1")
-        if self.batch < 1:
+        if self.batch is not None and self.batch < 1:
             raise OptionError(f"--batch {self.batch}: expected at least 1")
+
+
+def device_of(net: Net | NcnnNet) -> Device | None:
+    """Return the GPU that runs the network, None where the CPU does."""
+    device: Device | None = getattr(net, "device", None)
+    return device
+
+
+def images_at_a_time(
+    options: ImageOptions, net: Net | NcnnNet, blobs: Iterable[Blob] | None
+) -> int:
+    """Return `--batch`, by default 1, on a GPU what fits; 1 where a layer needs single images."""
+    from int8calib.caffe.engine.run import Net
+    from int8calib.caffe.network.batch import is_batchable
+
+    device = device_of(net)
+    if options.batch is None and device is not None and isinstance(net, Net):
+        from int8calib.caffe.engine.on_device import device_batch
+
+        if options.resize in ("height", "width", "none"):
+            return 1  # how large the images become is not known
+        return device_batch(net.graph, net.input_shapes, device.free_bytes, blobs)
+    if options.batch is None or options.batch == 1:
+        return 1
+    if isinstance(net, Net):
+        layers = net.graph.ancestors(net.graph.outputs if blobs is None else blobs)
+        if is_batchable(net.graph, net.input_shapes, layers):
+            return options.batch
+        reason = f"{net.graph.source}: its layers need one image at a time"
+    else:
+        reason = f"{net.source}: ncnn takes one image at a time"
+    warnings.warn(f"{reason}; --batch {options.batch} is not used", stacklevel=1)
+    return 1
 
 
 def image_options(args: argparse.Namespace) -> ImageOptions:
@@ -126,7 +166,10 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=whole(), default=0, help="what --shuffle depends on (default: 0)"
     )
     group.add_argument(
-        "--batch", type=int, default=1, metavar="N", help="images per forward pass (default: 1)"
+        "--batch",
+        type=int,
+        metavar="N",
+        help="images per forward pass (default: 1; on a GPU as many as its memory holds)",
     )
     group.add_argument(
         "--fast-jpeg",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from caffe_proto.errors import one_line
+from int8calib.cli.image_options import device_of, images_at_a_time
 from int8calib.cli.network import text_sha256
 from int8calib.cli.start import stderr_is_apart
 from int8calib.errors import ImageError, OptionError, ShapeError
@@ -34,6 +34,8 @@ class ImageLoader:
     ----------
     send_files : bool
         Whether the workers of a cluster get the files themselves, not their paths.
+    batch_size : int
+        Images of a batch.
 
     Passes after the first must see the same values: an image that has changed, or that can no
     longer be read, ends the run with an error that names it.
@@ -61,7 +63,8 @@ class ImageLoader:
         blobs
             What is to be computed from them, by default the outputs.
         workers
-            How many images run at a time; decoding takes at most two threads.
+            How many images run at a time; decoding takes at most two threads, but as many as
+            this beside a GPU, which leaves the cores free.
 
         Raises
         ------
@@ -69,8 +72,8 @@ class ImageLoader:
             Where images or options do not fit the inputs.
         """
         self.send_files = False
-        self._batch = _batch_size(options, net, blobs)
-        self._threads = max(1, min(2, workers))
+        self.batch_size = images_at_a_time(options, net, blobs)
+        self._threads = max(1, workers if device_of(net) else min(2, workers))
         self._net = net
         self._skips: dict[str, None] = {}
         self._seen: dict[int, int | None] = {}
@@ -111,7 +114,7 @@ class ImageLoader:
 
         stream = batches_of_inputs(
             self.inputs,
-            self._batch,
+            self.batch_size,
             threads=self._threads,
             report=self._skip,
             check_shapes=partial(check_shapes, self._net),
@@ -147,7 +150,7 @@ class ImageLoader:
         """Yield chunks of about so many images, in whole batches, for the workers of a cluster."""
         from int8calib.images.chunks import divided
 
-        return divided(self.inputs, self._batch, images, send=self.send_files)
+        return divided(self.inputs, self.batch_size, images, send=self.send_files)
 
     def reader(self) -> Callable[..., Iterable[Mapping[str, Array]]]:
         """Return what reads a chunk on a worker."""
@@ -176,7 +179,7 @@ class ImageLoader:
     def order(self) -> dict[str, Any]:
         """Which images come in which order and batches, as JSON values."""
         names = {name: text_sha256(*source.names) for name, (source, _) in self.inputs.items()}
-        return {"images": names, "batch": self._batch}
+        return {"images": names, "batch": self.batch_size}
 
     def _skip(self, message: str) -> None:
         self._skips[message] = None
@@ -283,24 +286,6 @@ def preprocessing(options: ImageOptions, shape: tuple[int, ...], refusal: str) -
         reduced_jpeg=options.fast_jpeg,
         transpose=options.transpose,
     )
-
-
-def _batch_size(options: ImageOptions, net: Net | NcnnNet, blobs: Iterable[Blob] | None) -> int:
-    """`--batch`, or 1 where a layer on the way to `blobs` mixes or fixes the batch."""
-    from int8calib.caffe.engine.run import Net
-    from int8calib.caffe.network.batch import is_batchable
-
-    if options.batch == 1:
-        return 1
-    if isinstance(net, Net):
-        layers = net.graph.ancestors(net.graph.outputs if blobs is None else blobs)
-        if is_batchable(net.graph, net.input_shapes, layers):
-            return options.batch
-        reason = f"{net.graph.source}: its layers need one image at a time"
-    else:
-        reason = f"{net.source}: ncnn takes one image at a time"
-    warnings.warn(f"{reason}; --batch {options.batch} is not used", stacklevel=1)
-    return 1
 
 
 def _described(how: Preprocess) -> dict[str, Any]:

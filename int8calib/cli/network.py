@@ -1,4 +1,4 @@
-"""The network of a command: its files, fingerprints of them, and the job of a calibration."""
+"""The network of a command: its files, what runs it, fingerprints, and the job of a calibration."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from int8calib.cli.console import Console
 from int8calib.cli.options import (
     ModelOptions,
     add_ignore_field_argument,
     add_input_shape_argument,
     parse_input_shapes,
+    whole,
 )
 from int8calib.errors import OptionError
 from int8calib.files import file_mode
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from int8calib.calibration.pipeline import Job
     from int8calib.cli.image_options import ImageOptions
     from int8calib.cli.loader import ImageLoader
+    from int8calib.device import Device
     from int8calib.ncnn.execution.network import NcnnNet
 
 _NCNN = ("--param", "--bin")
@@ -81,15 +84,15 @@ class NetworkOptions:
         pair = (self.proto, self.model) if self.is_caffe else (self.param, self.bin)
         return pair[0] or "", pair[1] or ""
 
-    def load(self, threads: int | None = None) -> Net | NcnnNet:
-        """Return the network, an ncnn model with so many threads.
+    def load(self, threads: int | None = None, device: Device | None = None) -> Net | NcnnNet:
+        """Return the network: on a device, or in ncnn with so many threads.
 
         Raises `ModelError`, and `OptionError` for a shape and where the package ncnn is missing.
         """
         structure, weights = self.files
         if self.is_caffe:
             caffe = ModelOptions(structure, weights, self.input_shape, self.ignore_field)
-            return caffe.load()
+            return caffe.load(device)
         import int8calib
 
         return int8calib.load_ncnn(
@@ -99,6 +102,7 @@ class NetworkOptions:
             input_shapes=parse_input_shapes(self.input_shape),
             optimize=self.optimize,
             threads=threads,
+            device=device,
         )
 
 
@@ -163,6 +167,49 @@ def add_network_arguments(
     add_ignore_field_argument(group)
 
 
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Which GPU runs the network, by its number; None: the CPU does."""
+
+    gpu: int | None = None
+    engine: str | None = None
+    cluster: str | None = None
+
+    def open(self) -> Device | None:
+        """Return the GPU, None where none is wanted.
+
+        Raises `OptionError` where it cannot be used, and beside what runs on a CPU.
+        """
+        if self.gpu is None:
+            return None
+        if self.engine == "runtime":
+            raise OptionError("--gpu: --engine runtime runs on the CPU; leave one of both out")
+        if self.cluster is not None:
+            raise OptionError("--gpu: a cluster runs on its CPUs; leave --gpu or --cluster out")
+        from int8calib import device
+
+        return device.open_device(f"cuda:{self.gpu}")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `DeviceOptions`."""
+    group = parser.add_argument_group("GPU")
+    group.add_argument(
+        "--gpu",
+        type=whole(),
+        metavar="N",
+        help="run the network and count its values on CUDA device N, 0 for the first (needs the "
+        "extra gpu); values differ from the CPU's by float32 rounding",
+    )
+
+
+def say_device(console: Console, device: Device | None, batch: int) -> None:
+    """Say which GPU runs how many images at a time."""
+    if device is not None:
+        hardware = f" ({device.hardware})" if device.hardware else ""
+        console.say(f"on {device.name}{hardware}, {batch} images at a time")
+
+
 def file_sha256(path: str) -> str | None:
     """Return the SHA-256 of a file, in hex; None for a pipe, which can be read once only."""
     if not stat.S_ISREG(file_mode(path)):
@@ -216,11 +263,14 @@ class OpenedJob:
         The images for its inputs.
     fingerprint : dict
         What must be the same for two collections to belong together, as JSON values.
+    device : dict
+        What must be the same besides for one run to go on: the kind of its device.
     """
 
     job: Job[Any]
     images: ImageLoader
     fingerprint: dict[str, Any]
+    device: dict[str, str]
 
 
 def open_job(
@@ -252,6 +302,7 @@ def open_job(
         Where the network cannot be calibrated, or its inputs cannot be filled.
     """
     from int8calib.caffe.engine.run import Net
+    from int8calib.calibration.executor import device_fingerprint
     from int8calib.calibration.pipeline import prepare
     from int8calib.cli.loader import ImageLoader, wanted_blobs
 
@@ -265,4 +316,5 @@ def open_job(
         "blobs": list(job.blobs),
         **(net.graph.facts if isinstance(net, Net) else net.facts),
     }
-    return OpenedJob(job, loader, json.loads(json.dumps(fingerprint)))
+    plain = json.loads(json.dumps(fingerprint))
+    return OpenedJob(job, loader, plain, device_fingerprint(job.executor))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from int8calib.arrays import Shape
     from int8calib.caffe.engine.run import Net
     from int8calib.calibration.statistics.checkpoint import Checkpoint
+    from int8calib.device import Device
 
 Options = TypeVar("Options")
 
@@ -113,8 +114,11 @@ class ModelOptions:
     input_shape: tuple[str, ...] = ()
     ignore_field: tuple[str, ...] = ()
 
-    def load(self) -> Net:
-        """Return the network; raises `ModelError`, and `OptionError` for a shape."""
+    def load(self, device: Device | None = None) -> Net:
+        """Return the network, on a device where one is given.
+
+        Raises `ModelError`, and `OptionError` for a shape.
+        """
         import int8calib
 
         return int8calib.load_caffe(
@@ -122,6 +126,7 @@ class ModelOptions:
             self.model,
             input_shapes=parse_input_shapes(self.input_shape),
             ignore_fields=self.ignore_field,
+            device=device,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, to_host
 from int8calib.caffe.engine.executor import CaffeExecutor
 from int8calib.caffe.network.quantized import QuantizedLayer
 from int8calib.calibration.executor import Listener, Runner
@@ -64,9 +64,9 @@ class ColumnSampler:
         for layer, count in self._by_blob.get(blob, ()):
             kept = self._columns[layer.name]
             every = 1 if layer.kind == "InnerProduct" else self._every
-            for image, checksum in zip(top, checksums, strict=True):
+            for i, checksum in enumerate(checksums):
                 if checksum % every == 0 and checksum not in kept:
-                    bottom = [image[None]]
+                    bottom = [to_host(top[i : i + 1])]
                     positions = SampledPositions(layer.layer, bottom, count, seed=checksum)
                     kept[checksum] = positions.columns(bottom)
 

@@ -16,8 +16,8 @@ from int8calib.arrays import to_host
 
 DeviceArray: TypeAlias = Any
 """An array of the device's own namespace, which is `xp` below."""
-CHUNK = 1 << 24
-"""Values counted at a time: what is computed on the way takes about 0.5 GB."""
+CHUNK = 1 << 23
+"""Values counted at a time: what is computed on the way takes about 0.3 GB."""
 _ZERO_SLOTS = 1 << 10
 """Slots for exact zeros, often half of all values: adds to one slot wait for each other."""
 
