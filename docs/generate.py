@@ -16,7 +16,8 @@ import numpy as np
 
 import int8calib
 from int8calib import errors
-from int8calib.caffe.layers.listing import layers_markdown
+from int8calib.caffe.layers.listing import host_layers, layers_markdown
+from int8calib.caffe.layers.registry import type_names
 from int8calib.cli import convert_tool
 from int8calib.cli.main import build_parser
 from int8calib.ncnn.translate.network import translated_types
@@ -246,12 +247,20 @@ def layers_page() -> str:
             *(NOTE, "", "# Supported Caffe layers", ""),
             "Only layers on the way to a quantized layer's input have to run.",
             *("", layers_markdown(), ""),
+            "On a GPU, these run on the CPU between two transfers, as do types of",
+            f"`register_layer`: {_host_types()}.",
+            "",
             *("# ncnn layers that run in numpy", ""),
             f"{', '.join(f'`{name}`' for name in translated_types())}.",
             *("", "A model with others, or with options of them that are not supported, runs in"),
             *("ncnn's own runtime.", ""),
         ]
     )
+
+
+def _host_types() -> str:
+    """The types that a GPU leaves to the CPU."""
+    return ", ".join(f"`{name}`" for name in host_layers((name, name) for name in type_names()))
 
 
 PAGES: Mapping[str, Callable[[], str]] = {

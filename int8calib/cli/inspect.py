@@ -3,6 +3,7 @@
 examples:
   int8calib inspect --proto deploy.prototxt --model net.caffemodel
   int8calib inspect --param net.ncnn.param --bin net.ncnn.bin --input-shape in0=1,3,224,224
+  int8calib inspect --proto deploy.prototxt --gpu
   int8calib inspect --layers
 
 A Caffe network is not run, and the caffemodel may be left out; an ncnn model is run once, for its
@@ -12,11 +13,13 @@ shapes, if its weights are given. Multiply-adds are for one image.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from int8calib.cli.console import Console
 from int8calib.cli.network import StructureOptions, add_network_arguments
 from int8calib.cli.options import MessageOptions, parse_input_shapes, read_options
+from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
     from int8calib.arrays import Shape
@@ -29,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `int8calib inspect`."""
     add_network_arguments(parser, run=False)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="list also the layers that run on the CPU, between two transfers, where a GPU runs "
+        "the others; needs neither a GPU nor CuPy, for an ncnn model both of its files",
+    )
     parser.add_argument(
         "--layers",
         action=_ListLayers,
@@ -65,13 +74,40 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         found = int8calib.inspect_ncnn(structure, weights or None, input_shapes=shapes)
+    on_cpu = _layers_on_cpu(model, found) if args.gpu else None
     if args.json:
-        console.result_json(found.as_json())
+        more = {} if on_cpu is None else {"on_cpu": on_cpu}
+        console.result_json({**found.as_json(), **more})
         return 0
     _show(console, found)
+    if on_cpu is not None:
+        console.result(*_gpu_lines(on_cpu))
     for warning in found.warnings:
         console.say(f"warning: {warning}")
     return 0
+
+
+def _layers_on_cpu(model: StructureOptions, found: Inspection) -> dict[str, list[str]]:
+    """Type and names of the layers that a GPU leaves to the CPU."""
+    import int8calib
+    from int8calib.caffe.layers.listing import host_layers
+
+    if model.is_caffe:
+        return host_layers((layer.name, layer.type) for layer in found.layers if layer.supported)
+    if not model.files[1]:
+        raise OptionError("--gpu: give --bin too; an ncnn model is translated with its weights")
+    net = int8calib.load_ncnn(
+        *model.files, engine="numpy", input_shapes=parse_input_shapes(model.input_shape)
+    )
+    layers = host_layers((layer.name, layer.type) for layer in net.graph.layers)
+    return {kind.rpartition(".")[2]: names for kind, names in layers.items()}
+
+
+def _gpu_lines(on_cpu: Mapping[str, Sequence[str]]) -> list[str]:
+    if not on_cpu:
+        return ["with a GPU, all layers run there"]
+    lines = [f"  {kind}: {', '.join(names)}" for kind, names in on_cpu.items()]
+    return ["with a GPU, these run on the CPU, between two transfers:", *lines]
 
 
 def _show(console: Console, found: Inspection) -> None:

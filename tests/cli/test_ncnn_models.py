@@ -209,6 +209,15 @@ def test_a_network_as_a_table(two: list[str], capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)["macs"] == 0
 
 
+def test_layers_of_a_model_that_a_gpu_leaves_to_the_cpu(
+    two: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", *two[:4], "--gpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["on_cpu"] == {}
+    assert main(["inspect", *two[:2], "--gpu"]) == 2
+    assert "--gpu: give --bin too" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 
-from int8calib.caffe.layers.registry import find_type, type_names
+from int8calib.caffe.layers.registry import find_type, has_type, type_names
 
 
 def layer_families() -> dict[str, list[str]]:
@@ -30,6 +31,26 @@ def layers_markdown() -> str:
         for family, names in layer_families().items()
     )
     return "\n".join(["| family | layer types |", "|---|---|", *rows])
+
+
+def host_layers(layers: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """List the layers that run on the CPU where a GPU runs the others.
+
+    Parameters
+    ----------
+    layers
+        Name and type of each layer; types that do not run are passed over.
+
+    Returns
+    -------
+    dict
+        Each such type with the names of its layers, in the order given.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, kind in layers:
+        if has_type(kind) and find_type(kind).host:
+            found[kind].append(name)
+    return dict(found)
 
 
 def _family(module: str) -> str:

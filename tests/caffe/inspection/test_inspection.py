@@ -161,6 +161,25 @@ def test_every_layer_says_why_it_stays_in_float(tmp_path: Path) -> None:
     assert not found["warp"].supported
 
 
+def test_command_lists_what_a_gpu_leaves_to_the_cpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = STYLES["ssd"]() + layer("NoSuchType", "own", "conv1")
+    proto, _ = make_model(tmp_path, STYLES["ssd"]())
+    proto.write_text(text, encoding="utf-8")
+    words = ["inspect", "--proto", str(proto)]
+    assert main([*words, "--gpu"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    place = out.index("with a GPU, these run on the CPU, between two transfers:")
+    assert out[place + 1 :] == ["  DetectionOutput: detections"]
+    assert main([*words, "--gpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["on_cpu"] == {"DetectionOutput": ["detections"]}
+    plain, _ = make_model(tmp_path, STYLES["fire"](), name="plain")
+    assert main(["inspect", "--proto", str(plain), "--gpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "with a GPU, all layers run there"
+
+
 def test_command_prints_table_totals_and_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

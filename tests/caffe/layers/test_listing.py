@@ -9,7 +9,7 @@ import pytest
 
 import int8calib
 from int8calib.caffe.layers import registry
-from int8calib.caffe.layers.listing import layers_markdown
+from int8calib.caffe.layers.listing import host_layers, layers_markdown
 from int8calib.cli.main import main
 
 
@@ -20,6 +20,13 @@ def test_every_type_stands_once_in_a_named_family() -> None:
     families = {name: family for family, names in rows for name in re.findall(r"`(\w+)`", names)}
     assert families["ReLU"] == families["PReLU"] == "Activations"
     assert families["Convolution"] == "Convolution, grouped and depthwise"
+
+
+def test_layers_that_a_gpu_leaves_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_types", dict(registry._types))
+    int8calib.register_layer("Odd", lambda *_: [], lambda *_: [])
+    layers = [("a", "Odd"), ("b", "ReLU"), ("c", "ROIPooling"), ("d", "Odd"), ("e", "Unknown")]
+    assert host_layers(layers) == {"Odd": ["a", "d"], "ROIPooling": ["c"]}
 
 
 def test_types_from_outside_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,4 +122,4 @@ def _never(
 REFUSED = "ncnn"
 """The type of a layer that has no equivalent; its message says why, as Caffe's module name."""
 
-add_type(LayerType(REFUSED, _never, _refused, internal=True), replace=True)
+add_type(LayerType(REFUSED, _never, _refused, internal=True, host=False), replace=True)
