@@ -14,7 +14,7 @@ from int8calib.caffe.layers.registry import type_names
 from int8calib.errors import Int8CalibError, ModelError
 from int8calib.ncnn.convert.network import CONVERTERS, DROPPED, convert_network
 from int8calib.ncnn.optimize import optimize_model
-from tests.caffe.layers.test_registry import FAMILIES
+from tests.caffe.layers.families import FAMILIES
 from tests.layer_cases import Case
 from tests.ncnn.runtime import run_blobs
 

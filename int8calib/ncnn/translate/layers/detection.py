@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.ncnn.translate.layers.registry import ncnn_layer
 from int8calib.ncnn.translate.options import Options
@@ -74,4 +74,6 @@ def prior_box(options: Options, weights: Sequence[Array], bottoms: Sequence[Arra
         np.clip(boxes, 0, 1, out=boxes)
     variance = [options.number(f"variances[{i}]") for i in range(4)]
     spread = np.tile(np.array(variance, np.float32), boxes.size // 4)
-    return [np.stack([boxes.reshape(-1), spread])[None]]
+    top = np.stack([boxes.reshape(-1), spread])[None]
+    # Worked out here, whatever device the bottoms are on.
+    return [namespace(bottoms[0]).asarray(top)]

@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.ncnn.translate.layers.registry import ncnn_layer
 from int8calib.ncnn.translate.options import Options
@@ -43,8 +43,9 @@ def matmul(options: Options, weights: Sequence[Array], bottoms: Sequence[Array])
     ndim = max(bottom.ndim for bottom in bottoms)
     a, b = (x.reshape(len(x), *(1,) * (ndim - x.ndim), *x.shape[1:]) for x in bottoms)
     if options.integer("transB"):
-        b = np.swapaxes(b, -1, -2)
-    return [np.ascontiguousarray(np.matmul(a, b))]
+        b = b.swapaxes(-1, -2)
+    xp = namespace(a)
+    return [xp.ascontiguousarray(xp.matmul(a, b))]
 
 
 def _gemm_matrices(options: Options) -> list[Shape]:
@@ -101,15 +102,16 @@ def gemm(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -
     pair = []
     for name in "AB":
         matrix = stored.pop(0) if options.integer(f"constant{name}") else given.pop(0)
-        pair.append(np.swapaxes(matrix, -1, -2) if options.integer(f"trans{name}") else matrix)
-    top = np.matmul(pair[0], pair[1])
+        pair.append(matrix.swapaxes(-1, -2) if options.integer(f"trans{name}") else matrix)
+    xp = namespace(bottoms[0])
+    top = xp.matmul(pair[0], pair[1])
     rest = stored or given
     if rest:
         top = top + np.float32(options.number("beta")) * _spread(rest[0], top.shape, bool(stored))
     top = top * np.float32(options.number("alpha"))
     if options.integer("output_transpose"):
-        top = np.swapaxes(top, -1, -2)
-    return [np.ascontiguousarray(top, np.float32)]
+        top = top.swapaxes(-1, -2)
+    return [xp.ascontiguousarray(top, np.float32)]
 
 
 def _spread(c: Array, product: Shape, stored: bool) -> Array:
@@ -172,18 +174,20 @@ def attention(options: Options, weights: Sequence[Array], bottoms: Sequence[Arra
     scale = 1 / sqrt(embed // heads)
     if options.given("scale"):
         scale = options.number("scale")
-    scores = np.matmul(q * np.float32(scale), np.swapaxes(k, -1, -2))
+    xp = namespace(q)
+    scores = xp.matmul(q * np.float32(scale), k.swapaxes(-1, -2))
     if len(parts) > 3:
         mask = parts[3]
         scores = scores + (mask if mask.ndim == 4 else mask[:, None])
-    joined = np.matmul(_shares(scores), v).transpose(0, 2, 1, 3)
+    joined = xp.matmul(_shares(scores), v).transpose(0, 2, 1, 3)
     joined = joined.reshape(*joined.shape[:2], embed)
-    return [np.ascontiguousarray(joined @ weights[6].T + weights[7], np.float32)]
+    return [xp.ascontiguousarray(joined @ weights[6].T + weights[7], np.float32)]
 
 
 def _by_head(x: Array, heads: int) -> Array:
     """(N, rows, heads * width) as (N, heads, rows, width)."""
-    return np.asarray(x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3))
+    split: Array = x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+    return split
 
 
 def _sdpa_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -207,15 +211,17 @@ def sdpa(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -
     """
     q, k, v = bottoms[:3]
     scale = options.number("scale") or 1 / sqrt(q.shape[-1])
-    k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
-    scores = np.matmul(q * np.float32(scale), np.swapaxes(k, -1, -2))
+    xp = namespace(q)
+    k, v = (x.repeat(q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+    scores = xp.matmul(q * np.float32(scale), k.swapaxes(-1, -2))
     if options.integer("attn_mask"):
         mask = bottoms[3]
         scores = scores + (mask if mask.ndim == 4 else mask[:, None])
-    return [np.ascontiguousarray(np.matmul(_shares(scores), v), np.float32)]
+    return [xp.ascontiguousarray(xp.matmul(_shares(scores), v), np.float32)]
 
 
 def _shares(scores: Array) -> Array:
     """The softmax along the last axis."""
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.asarray(shares / shares.sum(axis=-1, keepdims=True))
+    exponentials = namespace(scores).exp(scores - scores.max(axis=-1, keepdims=True))
+    shares: Array = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return shares

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.ncnn.translate.layers.registry import ShapeRule, ncnn_layer, same_shape
 from int8calib.ncnn.translate.options import Options
@@ -15,9 +15,11 @@ from int8calib.ncnn.translate.options import Options
 
 def _normalized(x: Array, axes: tuple[int, ...], eps: float) -> Array:
     """(x - mean) / sqrt(variance + eps) over `axes`."""
+    xp = namespace(x)
     centered = x - x.mean(axis=axes, keepdims=True)
-    variance = np.square(centered).mean(axis=axes, keepdims=True)
-    return np.asarray(centered / np.sqrt(variance + np.float32(eps)))
+    variance = xp.square(centered).mean(axis=axes, keepdims=True)
+    top: Array = centered / xp.sqrt(variance + np.float32(eps))
+    return top
 
 
 def _norm_axes(options: Options, shape: Shape) -> tuple[int, ...]:
@@ -59,8 +61,8 @@ def rms_norm(options: Options, weights: Sequence[Array], bottoms: Sequence[Array
     """Each row, or each channel, over its root mean square. Source: ncnn's rmsnorm.cpp."""
     x = bottoms[0]
     axes = _norm_axes(options, x.shape)
-    squares = np.square(x).mean(axis=axes, keepdims=True)
-    top = x / np.sqrt(squares + np.float32(options.number("eps")))
+    squares = namespace(x).square(x).mean(axis=axes, keepdims=True)
+    top = x / namespace(x).sqrt(squares + np.float32(options.number("eps")))
     return [top * weights[0].reshape(x.shape[axes[0] :]) if weights else top]
 
 
@@ -130,15 +132,15 @@ def normalize(options: Options, weights: Sequence[Array], bottoms: Sequence[Arra
     `eps_mode`: eps is added to the sum of squares (0), or is the least norm (1), or the least sum
     (2). Source: ncnn's normalize.cpp.
     """
-    x = bottoms[0].reshape(_as_images(bottoms[0].shape))
+    x, xp = bottoms[0].reshape(_as_images(bottoms[0].shape)), namespace(bottoms[0])
     eps, mode = np.float32(options.number("eps")), options.integer("eps_mode")
     axes = (1,) if options.integer("across_channel") else ()
     axes = (*axes, 2, 3) if options.integer("across_spatial") else axes
     if not axes:
         return [bottoms[0].copy()]
-    squares = np.square(x).sum(axis=axes, keepdims=True)
+    squares = xp.square(x).sum(axis=axes, keepdims=True)
     if mode == 1:
-        norm = np.maximum(np.sqrt(squares), eps)
+        norm = xp.maximum(xp.sqrt(squares), eps)
     else:
-        norm = np.sqrt(squares + eps if mode == 0 else np.maximum(squares, eps))
+        norm = xp.sqrt(squares + eps if mode == 0 else xp.maximum(squares, eps))
     return [(x / norm * weights[0].reshape(-1, 1, 1)).reshape(bottoms[0].shape)]

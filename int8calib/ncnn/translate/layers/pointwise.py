@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.ncnn.translate.layers.registry import ncnn_layer, same_shape
 from int8calib.ncnn.translate.options import Options
 
-_BINARY: tuple[Callable[[Array, Array], Array], ...] = (
-    np.add,
-    np.subtract,
-    np.multiply,
-    np.divide,
-    np.maximum,
-    np.minimum,
-    np.power,
-    lambda a, b: np.subtract(b, a),
-    lambda a, b: np.divide(b, a),
-    lambda a, b: np.power(b, a),
-    np.arctan2,
-    lambda a, b: np.arctan2(b, a),
+_BINARY = (
+    *("add", "subtract", "multiply", "divide", "maximum", "minimum", "power"),
+    *("subtract", "divide", "power", "arctan2", "arctan2"),
 )
-"""The operations of BinaryOp, by number."""
+"""The operations of BinaryOp, by number; those of `_REVERSED` with the operands exchanged."""
+_REVERSED = (7, 8, 9, 11)
 
-_UNARY: tuple[Callable[[Array], Array], ...] = (
-    np.abs,
-    np.negative,
-    np.floor,
-    np.ceil,
-    np.square,
-    np.sqrt,
-    lambda x: np.float32(1) / np.sqrt(x),
-    np.exp,
-    np.log,
-    np.sin,
-    np.cos,
-    np.tan,
-    np.arcsin,
-    np.arccos,
-    np.arctan,
-    np.reciprocal,
-    np.tanh,
-    np.log10,
-    np.rint,
-    np.trunc,
+_UNARY = (
+    *("abs", "negative", "floor", "ceil", "square", "sqrt", "rsqrt", "exp", "log", "sin", "cos"),
+    *("tan", "arcsin", "arccos", "arctan", "reciprocal", "tanh", "log10", "rint", "trunc"),
 )
 """The operations of UnaryOp, by number."""
 
@@ -94,18 +68,22 @@ def _binary_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
 @ncnn_layer("BinaryOp", shape=_binary_shape)
 def binary_op(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
     """One of `_BINARY` of two blobs, or of a blob and a scalar. Source: ncnn's binaryop.cpp."""
-    combine = _BINARY[_operation(options, _BINARY)]
+    number = _operation(options, _BINARY)
+    combine = getattr(namespace(bottoms[0]), _BINARY[number])
     if options.integer("with_scalar"):
-        return [_quietly(combine, bottoms[0], np.asarray(options.number("b"), np.float32))]
-    shapes = _operands([bottom.shape for bottom in bottoms])
-    a, b = (bottom.reshape(shape) for bottom, shape in zip(bottoms, shapes, strict=True))
-    return [_quietly(combine, a, b)]
+        pair = [bottoms[0], np.float32(options.number("b"))]
+    else:
+        shapes = _operands([bottom.shape for bottom in bottoms])
+        pair = [bottom.reshape(shape) for bottom, shape in zip(bottoms, shapes, strict=True)]
+    return [_quietly(combine, *(reversed(pair) if number in _REVERSED else pair))]
 
 
-def _quietly(function: Callable[..., Array], *operands: Array) -> Array:
+def _quietly(function: Callable[..., Array], *operands: Any) -> Array:
     """The function's float32 values; infinities and NaN are results as in C."""
     with np.errstate(all="ignore"):
-        return np.ascontiguousarray(function(*operands), np.float32)
+        top = function(*operands)
+        values: Array = namespace(top).ascontiguousarray(top, np.float32)
+        return values
 
 
 def _unary_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -116,23 +94,28 @@ def _unary_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
 @ncnn_layer("UnaryOp", shape=_unary_shape)
 def unary_op(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
     """One of `_UNARY`; halves are rounded to even. Source: ncnn's unaryop.cpp."""
-    return [_quietly(_UNARY[_operation(options, _UNARY)], bottoms[0])]
+    name, xp = _UNARY[_operation(options, _UNARY)], namespace(bottoms[0])
+    if name == "rsqrt":
+        return [_quietly(lambda x: np.float32(1) / xp.sqrt(x), bottoms[0])]
+    return [_quietly(getattr(xp, name), bottoms[0])]
 
 
 def sigmoid(options: Options, x: Array) -> Array:
     """1 / (1 + exp(-x)), far below 0 too, where Caffe's is 0. Source: ncnn's sigmoid.cpp."""
-    return np.asarray(1 / (1 + np.exp(-x)))
+    top: Array = 1 / (1 + namespace(x).exp(-x))
+    return top
 
 
 def swish(options: Options, x: Array) -> Array:
     """x / (1 + exp(-x)). Source: ncnn's swish.cpp."""
-    return np.asarray(x / (1 + np.exp(-x)))
+    top: Array = x / (1 + namespace(x).exp(-x))
+    return top
 
 
 def hard_sigmoid(options: Options, x: Array) -> Array:
     """alpha * x + beta, kept within 0 and 1. Source: ncnn's hardsigmoid.cpp."""
     alpha, beta = (np.float32(options.number(name)) for name in ("alpha", "beta"))
-    top: Array = np.clip(x * alpha + beta, np.float32(0), np.float32(1))
+    top: Array = namespace(x).clip(x * alpha + beta, np.float32(0), np.float32(1))
     return top
 
 
@@ -158,30 +141,39 @@ def erfc(x: Array) -> Array:
         1.00002368,
         -1.26551223,
     )
-    size = np.abs(x, dtype=np.float64)
+    xp = namespace(x)
+    size = xp.abs(x, dtype=np.float64)
     t = 1 / (1 + size / 2)
-    exponent = np.polyval(coefficients, t) - size * size
-    tail = t * np.exp(exponent)
-    return np.asarray(np.where(x >= 0, tail, 2 - tail))
+    exponent = xp.zeros_like(t)
+    for coefficient in coefficients:
+        exponent = exponent * t + coefficient
+    tail = t * xp.exp(exponent - size * size)
+    values: Array = xp.where(x >= 0, tail, 2 - tail)
+    return values
 
 
 def gelu(options: Options, x: Array) -> Array:
     """x times the normal distribution at x, or its approximation by tanh. Source: gelu.cpp."""
     if options.integer("fast_gelu"):
         inner = np.float32(0.79788452) * (x + np.float32(0.044715) * x * x * x)
-        return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)))
-    return np.asarray(0.5 * x * erfc(-np.sqrt(0.5) * x))
+        top: Array = np.float32(0.5) * x * (1 + namespace(x).tanh(inner))
+        return top
+    exact: Array = 0.5 * x * erfc(-np.sqrt(0.5) * x)
+    return exact
 
 
 def softplus(options: Options, x: Array) -> Array:
     """log(1 + exp(x)). Source: ncnn's softplus.cpp."""
-    return np.asarray(np.logaddexp(x, np.float32(0)))
+    top: Array = namespace(x).logaddexp(x, np.float32(0))
+    return top
 
 
 def celu(options: Options, x: Array) -> Array:
     """x above 0, else alpha * (exp(x / alpha) - 1). Source: ncnn's celu.cpp."""
     alpha = np.float32(options.number("alpha"))
-    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / alpha))
+    xp = namespace(x)
+    top: Array = xp.where(x > 0, x, alpha * xp.expm1(xp.minimum(x, 0) / alpha))
+    return top
 
 
 def erf(options: Options, x: Array) -> Array:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.caffe.layers.windows import Windows, window_view
 from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.limits import check_shape
@@ -122,15 +122,15 @@ def pooling(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]
     Where it does not, the padding of SAME counts all the same, as in ncnn. Adaptive windows go
     from floor(i * size / count) to ceil((i + 1) * size / count). Source: ncnn's pooling.cpp.
     """
-    x = bottoms[0]
+    x, xp = bottoms[0], namespace(bottoms[0])
     size, maximum = (x.shape[2], x.shape[3]), options.integer("pooling_type") == MAX
     if options.integer("adaptive_pooling"):
-        reduce: Callable[..., Array] = np.max if maximum else np.mean
+        reduce: Callable[..., Array] = xp.max if maximum else xp.mean
         rows, columns = _adaptive_size(options, size)
         return [_adaptive(_adaptive(x, 2, rows, reduce), 3, columns, reduce)]
     windows = _windows(options, size)
     (above, left), (below, right) = windows.pad_begin, windows.pad_end
-    padded = np.pad(
+    padded = xp.pad(
         x,
         ((0, 0), (0, 0), (above, below), (left, right)),
         constant_values=_LOWEST if maximum else 0,
@@ -138,7 +138,8 @@ def pooling(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]
     view = window_view(padded, windows, windows.output_size(*size))
     if maximum:
         return [view.max(axis=(2, 3))]
-    return [np.asarray(view.sum(axis=(2, 3)) / _counts(options, windows, size), np.float32)]
+    counts = xp.asarray(_counts(options, windows, size))
+    return [xp.asarray(view.sum(axis=(2, 3)) / counts, np.float32)]
 
 
 def _counts(options: Options, windows: Windows, size: tuple[int, int]) -> Array:
@@ -168,4 +169,6 @@ def _adaptive(x: Array, axis: int, count: int, reduce: Callable[..., Array]) -> 
         part = [slice(None)] * x.ndim
         part[axis] = slice(i * length // count, -(-(i + 1) * length // count))
         parts.append(reduce(x[tuple(part)], axis=axis))
-    return np.ascontiguousarray(np.stack(parts, axis=axis), np.float32)
+    xp = namespace(x)
+    top: Array = xp.ascontiguousarray(xp.stack(parts, axis=axis), np.float32)
+    return top

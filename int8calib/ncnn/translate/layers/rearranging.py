@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.ncnn.translate.layers.pooling import same_padding
 from int8calib.ncnn.translate.layers.registry import blob_shape, engine_axis, extents, ncnn_layer
@@ -158,12 +158,13 @@ def padding(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]
     Source: ncnn's padding.cpp.
     """
     pads, mode = _pads(options, bottoms[0].shape), _MODES[options.integer("type")]
+    xp = namespace(bottoms[0])
     if mode != "constant":
-        return [np.pad(bottoms[0], pads, mode="edge" if mode == "edge" else "reflect")]
+        return [xp.pad(bottoms[0], pads, mode="edge" if mode == "edge" else "reflect")]
     value = np.float32(options.number("value"))
     if not weights:
-        return [np.pad(bottoms[0], pads, constant_values=value)]
-    top = np.empty(_padding_shape(options, [bottoms[0].shape])[0], np.float32)
+        return [xp.pad(bottoms[0], pads, constant_values=value)]
+    top = xp.empty(_padding_shape(options, [bottoms[0].shape])[0], np.float32)
     top[:] = weights[0].reshape(-1, *(1,) * (top.ndim - 2))
     inside = (
         slice(begin, begin + size) for (begin, _), size in zip(pads, bottoms[0].shape, strict=True)
@@ -205,7 +206,7 @@ def same_padding_layer(
     """
     value = np.float32(options.number("pad_value"))
     pads = _same_pads(options, bottoms[0].shape)
-    return [np.pad(bottoms[0], pads, constant_values=value)]
+    return [namespace(bottoms[0]).pad(bottoms[0], pads, constant_values=value)]
 
 
 OUTPUT_CUT = "OutputCut"
@@ -280,7 +281,8 @@ def _tile_shape(options: Options, bottoms: Sequence[Shape]) -> list[Shape]:
 @ncnn_layer("Tile", shape=_tile_shape)
 def tile(options: Options, weights: Sequence[Array], bottoms: Sequence[Array]) -> list[Array]:
     """The bottom several times along `axis`, or along all. Source: ncnn's tile.cpp."""
-    return [np.ascontiguousarray(np.tile(bottoms[0], _tiles(options, bottoms[0].shape)))]
+    xp = namespace(bottoms[0])
+    return [xp.ascontiguousarray(xp.tile(bottoms[0], _tiles(options, bottoms[0].shape)))]
 
 
 def memory_data_shape(options: Options) -> Shape:
@@ -302,4 +304,4 @@ def memory_data(
     options: Options, weights: Sequence[Array], bottoms: Sequence[Array]
 ) -> list[Array]:
     """The stored blob, once for each image of the bottom, an input. Source: memorydata.cpp."""
-    return [np.repeat(weights[0][None], len(bottoms[0]), axis=0)]
+    return [namespace(bottoms[0]).repeat(weights[0][None], len(bottoms[0]), axis=0)]

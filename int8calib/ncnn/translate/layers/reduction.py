@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.errors import UnsupportedLayerError
 from int8calib.ncnn.translate.layers.registry import engine_axis, ncnn_layer
 from int8calib.ncnn.translate.options import Options
@@ -22,16 +22,16 @@ def _sum(x: Array, axes: _Axes) -> Any:
 
 _REDUCE: Sequence[Callable[[Array, _Axes], Any]] = (
     _sum,
-    lambda x, axes: _sum(np.abs(x), axes),
-    lambda x, axes: _sum(np.square(x), axes),
+    lambda x, axes: _sum(namespace(x).abs(x), axes),
+    lambda x, axes: _sum(namespace(x).square(x), axes),
     lambda x, axes: _sum(x, axes) / np.float32(prod(x.shape[axis] for axis in axes)),
     lambda x, axes: x.max(axis=axes, keepdims=True),
     lambda x, axes: x.min(axis=axes, keepdims=True),
     lambda x, axes: x.prod(axis=axes, keepdims=True),
-    lambda x, axes: _sum(np.abs(x), axes),
-    lambda x, axes: np.sqrt(_sum(np.square(x), axes)),
-    lambda x, axes: np.log(_sum(x, axes)),
-    lambda x, axes: np.log(_sum(np.exp(x), axes)),
+    lambda x, axes: _sum(namespace(x).abs(x), axes),
+    lambda x, axes: namespace(x).sqrt(_sum(namespace(x).square(x), axes)),
+    lambda x, axes: namespace(x).log(_sum(x, axes)),
+    lambda x, axes: namespace(x).log(_sum(namespace(x).exp(x), axes)),
 )
 """The operations, by number."""
 
@@ -64,5 +64,6 @@ def reduction(options: Options, weights: Sequence[Array], bottoms: Sequence[Arra
     x = bottoms[0]
     with np.errstate(all="ignore"):
         top = _REDUCE[options.integer("operation")](x, _axes(options, x.ndim))
-        top = np.asarray(top * np.float32(options.number("coeff")), np.float32)
-    return [np.ascontiguousarray(top.reshape(_reduction_shape(options, [x.shape])[0]))]
+        top = namespace(x).asarray(top * np.float32(options.number("coeff")), np.float32)
+    top = top.reshape(_reduction_shape(options, [x.shape])[0])
+    return [namespace(x).ascontiguousarray(top)]

@@ -45,7 +45,8 @@ def ncnn_layer(
     Returns
     -------
     callable
-        The decorator of `run(options, weights, bottoms)`, which returns the tops.
+        The decorator of `run(options, weights, bottoms)`, which returns the tops by functions of
+        `namespace(bottom)`.
     """
 
     def add(run: Run) -> Run:
@@ -61,6 +62,7 @@ def ncnn_layer(
             None if weights is None else _of_message(weights),
             view=view,
             internal=True,
+            host=False,
         )
         add_type(kind, replace=True)
         if not part:

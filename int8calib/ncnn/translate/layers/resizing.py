@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import Array, Shape, namespace
 from int8calib.errors import ShapeError, UnsupportedLayerError
 from int8calib.ncnn.translate.layers.registry import extents, ncnn_layer
 from int8calib.ncnn.translate.layers.sizes import evaluate
@@ -72,9 +72,9 @@ def interp(options: Options, weights: Sequence[Array], bottoms: Sequence[Array])
     `align_corner` the corners meet. Source: ncnn's interp.cpp.
     """
     shapes = [bottom.shape for bottom in bottoms]
-    x, size = bottoms[0], _size(options, shapes)
+    x, size, xp = bottoms[0], _size(options, shapes), namespace(bottoms[0])
     if x.ndim == 2:
-        return [np.ascontiguousarray(np.broadcast_to(x[:, :, None, None], (*x.shape, *size)))]
+        return [xp.ascontiguousarray(xp.broadcast_to(x[:, :, None, None], (*x.shape, *size)))]
     if x.ndim == 3:
         x, size = x[:, :, None], (1, size[1])
     if x.shape[2:] == size:
@@ -96,7 +96,10 @@ def _resized(options: Options, shapes: Sequence[Shape], x: Array, size: tuple[in
             _nearest(length, count, step)
             for length, count, step in zip(x.shape[2:], size, steps, strict=True)
         )
-        return np.ascontiguousarray(x[:, :, rows[:, None], columns])
+        xp = namespace(x)
+        picked = x[:, :, xp.asarray(rows[:, None]), xp.asarray(columns)]
+        nearest: Array = xp.ascontiguousarray(picked)
+        return nearest
     weigh = _linear if kind == BILINEAR else _cubic
     top = x
     for axis, count, step in ((3, size[1], steps[1]), (2, size[0], steps[0])):
@@ -153,7 +156,15 @@ def _blended(x: Array, axis: int, indices: Indices, factors: Array) -> Array:
     """The entries at `indices` along an axis, each times its factors, added up."""
     shape = [1] * x.ndim
     shape[axis] = -1
-    top = np.take(x, indices[0], axis=axis) * factors[0].reshape(shape)
-    for places, factor in zip(indices[1:], factors[1:], strict=True):
-        top += np.take(x, places, axis=axis) * factor.reshape(shape)
-    return np.asarray(top, np.float32)
+    xp = namespace(x)
+
+    def weighed(i: int) -> Array:
+        part: Array = x.take(xp.asarray(indices[i]), axis=axis)
+        part *= xp.asarray(factors[i].reshape(shape))
+        return part
+
+    top = weighed(0)
+    for i in range(1, len(indices)):
+        top += weighed(i)
+    values: Array = xp.asarray(top, np.float32)
+    return values

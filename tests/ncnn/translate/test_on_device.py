@@ -1,0 +1,39 @@
+"""ncnn's layers on a device: every case's own function, on arrays that allow what CuPy has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from int8calib.caffe.engine.run import Net
+from int8calib.caffe.layers.registry import find_type
+from int8calib.device import Device
+from int8calib.ncnn.translate.layers.registry import OWN
+from int8calib.ncnn.translate.network import translate_model
+from int8calib.ncnn.translate.options import PREFIX
+from tests.layer_cases import deviation
+from tests.ncnn.translate.cases import CASES, Case
+from tests.ncnn.translate.layers.test_layers import images_of
+from tests.ncnn.translate.models import model_of
+from tests.strict_arrays import STRICT
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layer(case: Case, device: Device) -> None:
+    images = images_of(case)
+    shapes = {name: (1, *x.shape[1:]) for name, x in images.items()}
+    cpu = translate_model(model_of(case), shapes)
+    expected = cpu.forward(images)
+    found = Net(cpu.graph, cpu.input_shapes, device).forward(images)
+    assert list(found) == list(expected)
+    for name, top in found.items():
+        assert top.dtype == np.float32
+        # Where the CPU has a fast path, that adds up in another order.
+        tolerance = 2e-6 if device.xp is STRICT else 1e-4
+        np.testing.assert_array_equal(np.isfinite(top), np.isfinite(expected[name]))
+        assert deviation(np.nan_to_num(top), np.nan_to_num(expected[name])) <= tolerance
+
+
+def test_all_types_of_ncnn_run_there() -> None:
+    assert OWN
+    assert not [name for name in OWN if find_type(PREFIX + name).host]
