@@ -36,7 +36,9 @@ class DeviceCounts:
     def __init__(self, xp: Any, bins: int) -> None:
         self._xp = xp
         self._bins = bins
-        self._counts = xp.zeros(2 * bins + _ZERO_SLOTS, np.int64)
+        # CuPy adds in place to integers of these 64 bits, but not to signed ones.
+        self._counts = xp.zeros(2 * bins + _ZERO_SLOTS, np.uint64)
+        self._one = xp.ones(1, np.uint64)
 
     def add(self, values: Any, place: Callable[[DeviceArray], DeviceArray]) -> None:
         """Count some values.
@@ -57,7 +59,7 @@ class DeviceCounts:
             slots = xp.where(piece < 0, slots + self._bins, slots)
             zeros = xp.arange(piece.size, dtype=np.int32) % _ZERO_SLOTS + 2 * self._bins
             slots = xp.where(sizes == 0, zeros, slots)
-            self._counts += xp.bincount(slots, minlength=self._counts.size)
+            xp.add.at(self._counts, slots, self._one)
 
     def widen(self, doublings: int) -> None:
         """Add neighboring bins, so that each is 2**doublings times as wide."""
@@ -71,5 +73,5 @@ class DeviceCounts:
 
     def result(self) -> NDArray[np.int64]:
         """Return the counts: bins of positive values, bins of negative values, zeros in parts."""
-        counts: NDArray[np.int64] = to_host(self._counts)
+        counts: NDArray[np.int64] = to_host(self._counts).astype(np.int64)
         return counts
