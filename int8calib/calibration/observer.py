@@ -139,7 +139,7 @@ class Observer:
         ----------
         activations : mapping of str to float array (N, ...)
             The blobs that the layers read, by name, of N images; of any float type. Arrays of
-            CuPy are counted on their GPU. Others are passed over.
+            CuPy are counted on the current GPU. Others are passed over.
 
         Raises
         ------
