@@ -196,7 +196,7 @@ def test_an_internal_error_names_the_layer(
     ]
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert "internal error in collect, layer 'norm' (caffe/engine/run.py:" in said
+    assert "internal error in collect, layer 'norm' (caffe/engine/plan.py:" in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
