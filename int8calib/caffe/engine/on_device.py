@@ -143,9 +143,10 @@ def run_on_device(
                 tops = step.run_plain(plan.source, weights.of(layer), bottoms)
             if kind is None or kind.host:
                 here.update(zip(layer.tops, tops, strict=True))
+                tops = [device.asarray(top) for top in tops]
             for blob, top in zip(layer.tops, tops, strict=True):
-                there[blob] = device.asarray(top)
-                listen(layer, blob, there[blob])
+                there[blob] = top
+                listen(layer, blob, top)
             for blob in step.dead:
                 there.pop(blob, None)
                 here.pop(blob, None)

@@ -54,6 +54,14 @@ def case_net(case: Case, device: Device | None) -> tuple[Net, dict[str, np.ndarr
     return Net(Graph("case", "case.prototxt", tuple(layers), shapes, tops), shapes, device), inputs
 
 
+def types_made(net: Net, inputs: dict[str, np.ndarray]) -> set[type]:
+    """The types of a network's outputs where they are made."""
+    kinds = set()
+    runner = Runner(net.graph, net.graph.outputs, net.device)
+    runner.run(inputs, lambda blob, top: kinds.add(type(top)))
+    return kinds
+
+
 def test_types_that_run_on_the_host() -> None:
     assert [name for name in type_names() if find_type(name).host] == HOST.split()
 
@@ -65,6 +73,8 @@ def test_layer(case: Case, device: Device) -> None:
     weights, bottoms = case.arrays(seed=7)
     expected = case.kind.run(case.message(), weights, bottoms)
     assert list(got) == [f"out{i}" for i in range(len(expected))]
+    if inputs and expected:
+        assert types_made(net, inputs) == {type(device.asarray(np.zeros(1, np.float32)))}
     for top, wanted in zip(got.values(), expected, strict=True):
         assert isinstance(top, np.ndarray)
         assert top.dtype == np.float32
@@ -241,8 +251,12 @@ def test_images_in_parts_are_the_same(case: Case, monkeypatch: pytest.MonkeyPatc
     most = max(map(len, bottoms)) - 1  # the last part is smaller
     monkeypatch.setattr(convolution, "MOST_COLUMNS", 1 << 60)
     monkeypatch.setattr(convolution, "MOST_PRODUCTS", most * convolution.groups(case.message()))
-    for top, wanted in zip(case.kind.run(case.message(), weights, bottoms), whole, strict=True):
+    parts = case.kind.run(case.message(), weights, bottoms)
+    there = [[STRICT.asarray(array) for array in arrays] for arrays in (weights, bottoms)]
+    on_device = case.kind.run(case.message(), *there)
+    for wanted, top, strict in zip(whole, parts, on_device, strict=True):
         np.testing.assert_array_equal(top, wanted)
+        np.testing.assert_array_equal(strict.get(), wanted)
 
 
 def test_one_image_at_a_time_takes_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:

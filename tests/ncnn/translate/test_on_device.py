@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from int8calib.caffe.engine.run import Net
+from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.layers.registry import find_type
 from int8calib.device import Device
+from int8calib.ncnn.model import NcnnModel
+from int8calib.ncnn.param import parse_param
 from int8calib.ncnn.translate.layers.registry import OWN
 from int8calib.ncnn.translate.network import translate_model
 from int8calib.ncnn.translate.options import PREFIX
@@ -24,7 +28,12 @@ def test_layer(case: Case, device: Device) -> None:
     shapes = {name: (1, *x.shape[1:]) for name, x in images.items()}
     cpu = translate_model(model_of(case), shapes)
     expected = cpu.forward(images)
-    found = Net(cpu.graph, cpu.input_shapes, device).forward(images)
+    net = Net(cpu.graph, cpu.input_shapes, device)
+    kinds = set()
+    runner = Runner(net.graph, net.graph.outputs, device)
+    runner.run(images, lambda blob, top: kinds.add(type(top)))
+    assert kinds == {type(device.asarray(np.zeros(1, np.float32)))}
+    found = net.forward(images)
     assert list(found) == list(expected)
     for name, top in found.items():
         assert top.dtype == np.float32
@@ -37,3 +46,17 @@ def test_layer(case: Case, device: Device) -> None:
 def test_all_types_of_ncnn_run_there() -> None:
     assert OWN
     assert not [name for name in OWN if find_type(PREFIX + name).host]
+
+
+def test_stored_blobs_are_there_for_each_image(device: Device) -> None:
+    lines = ["Input in0 0 1 in0 0=3 1=5", "MemoryData m 0 1 m 0=3 1=5", "MatMul op 2 1 in0 m t 0=1"]
+    layers = parse_param("\n".join(["7767517", "3 3", *lines]), "case")
+    stored = np.arange(15, dtype=np.float32)
+    layers = tuple(
+        replace(layer, weights=(stored,)) if layer.type == "MemoryData" else layer
+        for layer in layers
+    )
+    images = np.random.default_rng(3).normal(size=(2, 5, 3)).astype(np.float32)
+    cpu = translate_model(NcnnModel(layers, "case"), {"in0": (1, 5, 3)})
+    top = Net(cpu.graph, cpu.input_shapes, device).forward({"in0": images})["t"]
+    np.testing.assert_allclose(top, images @ stored.reshape(5, 3).T, rtol=1e-4, atol=1e-4)
