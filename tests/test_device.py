@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from int8calib.arrays import namespace, to_host
 from int8calib.device import Device, gpu_of, open_device
 from int8calib.errors import OptionError
+from tests.cupy_functions import describe, read_list
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda", "cuda:", "cuda:-1", "cuda:x", "CUDA:0", "", None])
@@ -107,6 +109,19 @@ class _Array:
 
 
 _THERE = SimpleNamespace(asarray=_Array)
+
+
+def test_arrays_that_name_no_namespace_are_cupys(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert namespace(SimpleNamespace(get=None)) is cupy
+
+
+def test_the_list_of_functions_is_cupys() -> None:
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if cupy.__version__ != read_list()["version"]:
+        pytest.skip(f"the list is of CuPy {read_list()['version']}, this is {cupy.__version__}")
+    assert describe(cupy) == read_list()
 
 
 def test_arrays_go_there_and_back() -> None:

@@ -61,7 +61,9 @@ def register_layer(
     kept as they were written: ``caffe_proto.unknown_fields(params)`` gives them, so that
     ``foo_param { size: 3 }`` reads ``int(unknown_fields(params)["foo_param"][0]["size"][0])``.
     What `run` and `shape` find wrong they raise as `int8calib.errors.ShapeError`, without the
-    layer's name. A top of another shape or dtype than announced is a `ModelError`.
+    layer's name. A top of another shape or dtype than announced is a `ModelError`. `run` gets
+    numpy's arrays also where the network runs on a GPU: its bottoms come from there and its tops
+    go back.
 
     Examples
     --------
