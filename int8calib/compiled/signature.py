@@ -6,7 +6,7 @@ import ctypes
 import math
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ _CTYPES: dict[str, Any] = {
     "int32": ctypes.c_int32,
     "int64": ctypes.c_int64,
 }
-_ITEMS = (*_CTYPES, "uint16", "uint32")
+_DTYPES = {item: np.dtype(item) for item in (*_CTYPES, "uint16", "uint32")}
 _LIMITS: dict[str, tuple[float, float]] = {
     "float32": (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)),
     "float64": (float(np.finfo(np.float64).min), float(np.finfo(np.float64).max)),
@@ -52,12 +52,19 @@ class Parameter:
             return (_CTYPES[self.item],)
         return (ctypes.c_void_p, *[ctypes.c_int64] * self.axes)
 
-    def values(self, argument: Any) -> Iterator[Any]:
-        """Yield what stands for `argument` in the call; TypeError where it does not fit."""
+    def values(self, argument: Any) -> tuple[Any, ...]:
+        """Return what stands for `argument` in the call; TypeError where it does not fit."""
         if not self.axes:
-            yield self._number(argument)
-            return
-        fits = isinstance(argument, np.ndarray) and argument.dtype == self.item
+            return (self._number(argument),)
+        fits = isinstance(argument, np.ndarray) and argument.dtype == _DTYPES[self.item]
+        # Of an array that may be written all three flags are usual, so one look is enough.
+        if not (fits and argument.ndim == self.axes and argument.flags.carray):
+            self._check_array(argument)
+        return (argument.ctypes.data, *argument.shape)
+
+    def _check_array(self, argument: Any) -> None:
+        """Raise TypeError, which says why, for what is not an array of this parameter."""
+        fits = isinstance(argument, np.ndarray) and argument.dtype == _DTYPES[self.item]
         if not fits or argument.ndim != self.axes or not argument.flags.c_contiguous:
             found = getattr(argument, "dtype", type(argument).__name__)
             raise TypeError(
@@ -67,8 +74,6 @@ class Parameter:
         if not argument.flags.aligned or (self.out and not argument.flags.writeable):
             kind = "read-only" if argument.flags.aligned else "misaligned"
             raise TypeError(f"the array is {kind}; make a copy")
-        yield argument.ctypes.data
-        yield from argument.shape
 
     def _number(self, argument: Any) -> int | float:
         least, most = _LIMITS[self.item]
@@ -140,9 +145,9 @@ def parse_signature(text: str) -> Signature:
 def _parameter(text: str) -> Parameter:
     match = re.fullmatch(r"(out )?(\w+)(|\[:\]|\[:, :\])", text)
     out, item, axes = (bool(match[1]), match[2], match[3].count(":")) if match else (False, "", 0)
-    if item not in (_ITEMS if axes else _CTYPES) or (out and not axes):
+    if item not in (_DTYPES if axes else _CTYPES) or (out and not axes):
         raise ValueError(
-            f"kernel parameter {text!r}: expected one of {', '.join(_ITEMS)}, with [:] or [:, :] "
+            f"kernel parameter {text!r}: expected one of {', '.join(_DTYPES)}, with [:] or [:, :] "
             "for an array, and out before one that is written"
         )
     return Parameter(item, axes, out)
