@@ -108,7 +108,7 @@ def measure(
         "cpu_images_per_second": len(images) / cpu,
         "gpu_images_per_second": len(images) / gpu,
         "milliseconds": parts(there_job, device, many[0], rounds),
-        "bins_apart": {"worst": max(gaps), "within_1": float(np.mean(np.array(gaps) <= 1))},
+        "bins_apart": {"worst": max(gaps), "within_1": float(np.mean(np.round(gaps) <= 1))},
     }
 
 

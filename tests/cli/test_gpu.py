@@ -21,7 +21,8 @@ from int8calib.calibration.collected import load_collected
 from int8calib.calibration.statistics.histogram import BINS
 from int8calib.cli import convert_tool
 from int8calib.cli.main import main
-from int8calib.ncnn.model import load_model
+from int8calib.ncnn.convert.network import convert_network
+from int8calib.ncnn.model import load_model, save_model
 from tests.caffe.engine.test_engine import NET
 from tests.generated import make_model
 from tests.strict_arrays import STRICT, Transfers
@@ -145,6 +146,22 @@ def test_int8_weights_are_rounded_by_what_ran_there(
                 x, y = np.asarray(x, float), np.asarray(y, float)
                 same = np.abs(x - y) <= 1e-3 * np.abs(x).max()
                 assert same.mean() > 0.98, a.name
+
+
+def test_an_ncnn_model_runs_there_too(folder: Path, tmp_path: Path, gpu: list[str]) -> None:
+    files = tmp_path / "net.param", tmp_path / "net.bin"
+    caffe = int8calib.load_caffe(folder / "net.prototxt", folder / "net.caffemodel")
+    save_model(convert_network(caffe).layers, *files)
+    tables = []
+    for more in ((), ("--gpu", "0")):
+        table = tmp_path / f"{len(more)}.table"
+        given = ["calibrate", "--param", str(files[0]), "--bin", str(files[1]), "--quiet"]
+        given += ["--images", str(folder / "images.npy"), "--output", str(table), *more]
+        assert main([*given, "--engine", "numpy", "--ncnn", str(tmp_path / "int8")]) == 0
+        tables.append(thresholds(table))
+    assert gpu == ["cuda:0"]
+    assert tables[0].keys() == tables[1].keys()
+    assert all(abs(a - b) <= 1 for a, b in zip(*map(dict.values, tables), strict=True))
 
 
 @pytest.mark.parametrize("first", [(), ("--gpu", "0")])
