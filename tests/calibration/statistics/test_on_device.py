@@ -27,6 +27,7 @@ from int8calib.calibration.statistics.on_device import DeviceCounts
 from int8calib.calibration.statistics.ranges import Range, measure_range
 from int8calib.device import Device
 from int8calib.errors import StatisticsError
+from tests.strict_arrays import Transfers, strict_device
 
 RNG = np.random.default_rng(29)
 
@@ -180,6 +181,20 @@ def test_images_are_counted_in_their_halves(
         assert_same(states[0].histograms["top"], states[1].histograms["top"])
         assert_same(states[0].halves["top"], states[1].halves["top"])
         assert states[0].ranges == states[1].ranges
+
+
+def test_only_extremes_and_counts_travel() -> None:
+    device = strict_device()
+    tops = [device.asarray(values((7, 3, 11), 2.0)) for _ in range(5)]
+    counters = OnePassCounters(["top"])
+    Transfers.reset()
+    for top in tops:
+        counters.add((3, 4, 5, 6, 7, 8, 9), "top", top)
+    # Extremes of each half; up go which images these are.
+    assert (Transfers.downloads, Transfers.uploads) == (10, 10)
+    state = counters.add_to(CollectionState())
+    assert (Transfers.downloads, Transfers.uploads) == (12, 10)
+    assert state.ranges["top"].images == 35
 
 
 def test_a_batch_takes_two_counts_at_most(device: Device) -> None:
