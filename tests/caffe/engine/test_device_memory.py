@@ -112,3 +112,30 @@ def test_a_network_that_mixes_its_images_has_one_at_a_time(tmp_path: Path) -> No
         assert device_batch(net.graph, net.input_shapes, 1 << 50) == batch
     # Only what is wanted counts.
     assert device_batch(net.graph, net.input_shapes, 1 << 50, [Blob("conv1")]) == MOST_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "weights", "columns"),
+    [
+        ("Convolution", "num_output: 4 group: 2 kernel_h: 3 kernel_w: 5", 4 * 3 * 15 + 4,
+         6 * 15 * (11 - 2) * (13 - 4)),
+        ("ConvolutionDepthwise", "num_output: 6 kernel_size: 3", 6 * 9 + 6, 6 * 9 * 9 * 11),
+        ("Deconvolution", "num_output: 4 group: 2 kernel_h: 3 kernel_w: 5", 6 * 2 * 15 + 4,
+         4 * 15 * 11 * 13),
+    ],
+)  # fmt: skip
+def test_a_column_matrix_is_of_one_image(
+    kind: str,
+    options: str,
+    weights: int,
+    columns: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(on_device, "MOST_COLUMNS", 1)
+    text = data(1, 6, 11, 13) + layer(
+        kind, "op", "data", param=f"convolution_param {{ {options} }}"
+    )
+    net = int8calib.load_caffe(*make_model(tmp_path, text))
+    fixed, _ = device_bytes(net.graph, net.input_shapes)
+    assert fixed == 4 * (weights + columns)

@@ -22,7 +22,7 @@ from int8calib.caffe.layers import registry
 from int8calib.caffe.layers.registry import find_type, is_built_in, type_names
 from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.device import Device
-from int8calib.errors import ModelError, OptionError
+from int8calib.errors import ModelError, OptionError, WeightsError
 from tests.caffe.layers.families import CASES
 from tests.generated import make_model
 from tests.layer_cases import Case, deviation
@@ -262,6 +262,14 @@ def test_memory_that_is_not_there_is_told_in_our_words(small: tuple[Path, Path])
 
     net = int8calib.load_caffe(*small, device=Device("full:0", Full()))
     with pytest.raises(ModelError, match=r"Out of memory allocating .*; give fewer images"):
+        net.forward({"data": np.ones((1, 3, 23, 29), np.float32)})
+
+
+def test_missing_weights_are_told(small: tuple[Path, Path]) -> None:
+    net = int8calib.load_caffe(small[0], None, device=strict_device())
+    with pytest.raises(
+        WeightsError, match=r"layer 'conv1' .* load the network with its caffemodel"
+    ):
         net.forward({"data": np.ones((1, 3, 23, 29), np.float32)})
 
 
