@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from int8calib.arrays import Array
+from int8calib.arrays import Array, is_array, to_host
 from int8calib.errors import ImageError, OptionError
 from int8calib.limits import MAX_WORKERS, check_memory, check_shape, within_memory
 
@@ -126,7 +126,7 @@ def float_batch(given: Mapping[str, ArrayLike]) -> Batch:
     Parameters
     ----------
     given : mapping of str to array (N, ...)
-        The arrays by input. Values too large for float32 become infinite.
+        The arrays by input, those of a GPU too. Values too large for float32 become infinite.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def float_batch(given: Mapping[str, ArrayLike]) -> Batch:
 def _float_array(name: str, value: ArrayLike) -> Array:
     expected = "expected an array of numbers, images along its first axis"
     try:
-        array = np.asarray(value)
+        array = np.asarray(to_host(value) if is_array(value) else value)
     except ValueError:
         raise ImageError(f"input {name!r}: parts of different lengths; {expected}") from None
     if array.dtype.kind not in "fiub" or array.size == 0 or array.ndim == 0:

@@ -157,6 +157,14 @@ def test_an_executor_hands_out_what_is_on_the_device(
         np.testing.assert_array_equal(copied[key], heard[key])
 
 
+def test_inputs_may_be_on_the_device(small: tuple[Path, Path], device: Device) -> None:
+    images = np.random.default_rng(3).normal(0, 60, (2, 3, 23, 29)).astype(np.float32)
+    for net in (int8calib.load_caffe(*small), int8calib.load_caffe(*small, device=device)):
+        expected = net.forward({"data": images})["prob"]
+        found = net.forward({"data": device.asarray(images)})["prob"]
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_weights_go_there_once(small: tuple[Path, Path]) -> None:
     device = strict_device()
     executor = int8calib.load_caffe(*small, device=device).executor()
