@@ -77,7 +77,7 @@ def int8_bytes(param: Path, net: Net, table: CalibrationTable) -> bytes:
             continue
         options = dict(word.split("=") for word in rest[int(bottoms) + int(tops) :])
         top = scale_behind(rest[int(bottoms)]) if int(options["8"]) > 100 else None
-        levels, _, bias, _ = twins[name].weights
+        levels, _, bias, *_ = twins[name].weights
         scales = np.asarray(table[name].weight_scales, np.float32)
         data += layer_bytes(levels.reshape(-1), bias, scales, table[name].bottom_scale, top)
     return data

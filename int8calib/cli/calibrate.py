@@ -53,8 +53,10 @@ from int8calib.cli.table_options import TableOptions, add_table_arguments
 
 if TYPE_CHECKING:
     from int8calib.caffe.engine.executor import CaffeExecutor
+    from int8calib.caffe.engine.run import Net
     from int8calib.caffe.network.graph import Graph
     from int8calib.caffe.network.quantized import QuantizedLayer
+    from int8calib.calibration.assemble import Calibration
     from int8calib.calibration.options import Options
     from int8calib.calibration.pipeline import Job
     from int8calib.ncnn.rounded import RoundedWeights
@@ -135,11 +137,16 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=checkpoint,
             cluster=client,
         )
-        rounded = {} if rounding is None else rounding.weights(done.table, options, progress)
+        int8_table = done.table
+        rounded: Mapping[str, RoundedWeights] = {}
+        if rounding is not None:
+            if args.offsets and isinstance(net, Net):
+                int8_table = _with_offsets(net, done, options)
+            rounded = rounding.weights(int8_table, options, progress)
     batches.print_skipped(console)
     contents, notes = models.contents(
         net,
-        done.table,
+        int8_table,
         fold_bn=args.fold_bn,
         rounded=rounded,
         winograd=options.weights.winograd == "safe",
@@ -197,6 +204,14 @@ class _Rounding:
             workers=options.workers,
             progress=progress,
         )
+
+
+def _with_offsets(net: Net, done: Calibration, options: Options) -> CalibrationTable:
+    """The table of the INT8 model, whose blobs have an offset where that is possible."""
+    from int8calib.rounding.unsigned import network_groups, unsigned_table
+
+    groups = network_groups(net, done.table, fold_bn=options.fold_bn)
+    return unsigned_table(done.table, groups, done.statistics.histograms)
 
 
 def _meta(

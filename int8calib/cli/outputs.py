@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -331,10 +332,17 @@ def add_model_output_argument(group: Any) -> None:
 
 
 def add_ncnn_argument(group: Any) -> None:
-    """Declare `--ncnn`."""
+    """Declare `--ncnn` and `--offsets`."""
     group.add_argument(
         "--ncnn",
         metavar="PREFIX",
         help="also write the ncnn models: PREFIX.param and .bin in float, PREFIX-int8.param and "
         ".bin in INT8",
+    )
+    group.add_argument(
+        "--offsets",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="store blobs behind a ReLU that INT8 layers alone read with an offset in that INT8 "
+        "model, which gives them 255 levels in place of 128 (default)",
     )

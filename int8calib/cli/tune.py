@@ -209,6 +209,7 @@ class _TuneOptions:
     output: str
     write_model: tuple[str, str] | None
     ncnn: str | None
+    offsets: bool
     fold_bn: bool
     skip: tuple[str, ...] | None
     more_work: float | None
@@ -273,6 +274,7 @@ class _TuneOptions:
             validation=self.validation,
             seconds=self.time,
             kind=self.kind,
+            offsets=self.offsets and self.ncnn is not None,
             scores=self.scores,
             outputs=self.outputs,
         )

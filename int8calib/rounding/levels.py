@@ -102,7 +102,7 @@ def _rounded(
     group, outputs, _ = weights.shape
     known = np.asarray(rows.weight_scales, np.float32)
     scales = np.broadcast_to(known[:, None] if group > 1 else known[None], (group, outputs))
-    quantized = quantize_dequantize(columns, rows.bottom_scale)
+    quantized = quantize_dequantize(columns, rows.bottom_scale, unsigned=rows.unsigned)
     levels = np.concatenate(
         [
             best_levels(

@@ -14,11 +14,18 @@ from int8calib.levels import LEVELS
 
 BLOCK = 1 << 15
 """Values dealt with at a time (128 KiB of float32)."""
+SIGNED, UNSIGNED = (-LEVELS, LEVELS), (0, 2 * LEVELS)
+"""The levels of a blob, and of one that is stored with an offset, counted from its zero."""
 _HALF = np.float32(0.5)
 
 
-def quantize(values: Array, scale: np.float32, levels: Array) -> None:
-    """Write round(value * scale), half away from zero, clamped to -127..127, into `levels`.
+def quantize(
+    values: Array,
+    scale: np.float32,
+    levels: Array,
+    limits: tuple[int, int] = SIGNED,
+) -> None:
+    """Write round(value * scale), half away from zero, clamped to `limits`, into `levels`.
 
     0.5 is added in float32 before the fraction is cut off, so 0.49999997 gives 1. Plain C and ARM
     would give 0 there; the value is met often enough to show in a comparison on x86.
@@ -32,6 +39,8 @@ def quantize(values: Array, scale: np.float32, levels: Array) -> None:
         Levels per unit of the values.
     levels
         float32, contiguous, of the size of `values`: the result, whole numbers.
+    limits
+        The smallest and the largest level.
     """
     source, target = values.reshape(-1), levels.reshape(-1)
     away = np.empty(min(BLOCK, source.size), np.float32)
@@ -43,10 +52,10 @@ def quantize(values: Array, scale: np.float32, levels: Array) -> None:
         np.copysign(_HALF, part, out=half)
         np.add(part, half, out=part)
         np.trunc(part, out=part)
-        np.clip(part, -LEVELS, LEVELS, out=part)
+        np.clip(part, *limits, out=part)
 
 
-def quantize_dequantize(values: Array, scale: float) -> Array:
+def quantize_dequantize(values: Array, scale: float, *, unsigned: bool = False) -> Array:
     """Return values as INT8 has them, back in their own unit.
 
     Parameters
@@ -54,11 +63,14 @@ def quantize_dequantize(values: Array, scale: float) -> Array:
     values
         float32, contiguous.
     scale
-        Levels per unit of the values.
+        127 over the threshold.
+    unsigned
+        Whether they are rounded to 0..254 in place of -127..127, to steps of half the size.
     """
     levels = np.empty(values.shape, np.float32)
-    quantize(values, np.float32(scale), levels)
-    levels /= np.float32(scale)
+    per_unit = np.float32(2 * scale if unsigned else scale)
+    quantize(values, per_unit, levels, UNSIGNED if unsigned else SIGNED)
+    levels /= per_unit
     return levels
 
 

@@ -14,7 +14,7 @@ from int8calib.caffe.network.graph import Graph, Layer
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.caffe.network.shapes import reach
 from int8calib.errors import TableError, WeightsError
-from int8calib.simulation.arithmetic import quantize
+from int8calib.simulation.arithmetic import SIGNED, UNSIGNED, quantize
 from int8calib.simulation.fusion import input_scales
 from int8calib.simulation.layers import PREFIX, Int8Weights
 from int8calib.table.model import CalibrationTable, LayerScales, require_table
@@ -169,14 +169,16 @@ def _int8_layer(layer: QuantizedLayer, rows: LayerScales, scale: np.float32) -> 
     outputs = _outputs(layer)
     per_output = np.repeat(weight_scales, outputs // len(weight_scales))
     # ncnn takes a weight scale of 0 for a channel that gives its bias alone.
-    product = np.float32(rows.bottom_scale) * per_output
+    finer = np.float32(2 if rows.unsigned else 1)
+    product = np.float32(rows.bottom_scale) * finer * per_output
     factors = np.where(per_output == 0, 0, 1 / np.where(per_output == 0, 1, product))
     bias = caffe.weights[1].reshape(-1) if len(caffe.weights) > 1 else np.zeros(outputs)
     weights = Int8Weights(
         levels.reshape(weight.shape),
         factors.astype(np.float32),
         np.ascontiguousarray(bias, np.float32),
-        np.array([scale], np.float32),
+        np.array([scale * finer], np.float32),
+        np.array(UNSIGNED if rows.unsigned else SIGNED, np.float32),
     )
     return replace(caffe, type=PREFIX + FLOAT_TYPES[layer.kind], weights=weights.arrays())
 

@@ -41,24 +41,32 @@ class Int8Weights:
         float32 (num_output,), zeros where the layer has none.
     scale
         float32 (1,): what the bottom is multiplied with before it is rounded.
+    limits
+        float32 (2,): the smallest and the largest level of the bottom.
     """
 
     levels: Array
     factors: Array
     bias: Array
     scale: Array
+    limits: Array
 
     def arrays(self) -> tuple[Array, ...]:
-        """The four arrays as a layer's weights."""
-        return self.levels, self.factors, self.bias, self.scale
+        """The arrays as a layer's weights."""
+        return self.levels, self.factors, self.bias, self.scale, self.limits
+
+    def quantize(self, bottom: Array, levels: Array) -> None:
+        """Write the levels of a bottom into `levels`."""
+        quantize(bottom, self.scale[0], levels, (int(self.limits[0]), int(self.limits[1])))
 
 
-def sums_fit(rows: Array) -> bool:
+def sums_fit(rows: Array, largest: float = LEVELS) -> bool:
     """Whether whole sums of weight levels (rows, values) x bottom levels are exact in float32.
 
-    In any order of adding, a sum stays within 127 times the absolute weights of its row.
+    In any order of adding, a sum stays within the largest level of the bottom times the absolute
+    weights of its row.
     """
-    return LEVELS * float(np.abs(rows).sum(axis=1, dtype=np.float64).max()) <= EXACT
+    return largest * float(np.abs(rows).sum(axis=1, dtype=np.float64).max()) <= EXACT
 
 
 class _Int8Type:
@@ -92,7 +100,7 @@ class _Int8Type:
         """
         int8 = Int8Weights(*weights)
         levels = np.empty(bottoms[0].shape, np.float32)
-        quantize(np.ascontiguousarray(bottoms[0]), int8.scale[0], levels)
+        int8.quantize(np.ascontiguousarray(bottoms[0]), levels)
         sums = self._wide_sums(params, int8.levels, levels)
         top = np.ascontiguousarray(sums, np.float32)
         self._dequantize(top, int8)
@@ -111,11 +119,12 @@ class _Int8Type:
         rows = int8.levels
         if self._last and params.inner_product_param.transpose:
             rows = rows.T
-        plan = self._kind.plan if sums_fit(rows.reshape(len(int8.factors), -1)) else None
+        fits = sums_fit(rows.reshape(len(int8.factors), -1), float(int8.limits[1]))
+        plan = self._kind.plan if fits else None
         fast_path = plan(params, [int8.levels], [bottoms[0]], scratch) if plan else None
 
         def run(images: Sequence[Array], tops: Sequence[Array]) -> None:
-            quantize(images[0], int8.scale[0], levels)
+            int8.quantize(images[0], levels)
             if fast_path is None:
                 np.copyto(
                     tops[0], self._wide_sums(params, int8.levels, levels), casting="same_kind"

@@ -62,6 +62,9 @@ class LayerScales:
     dead_channels : tuple of int
         The indices into `weight_scales` whose weights are all zero. Their scale is 1.0; formats
         that write them otherwise (the tool's 0) find them here.
+    unsigned : bool
+        Whether the bottom is never negative and the INT8 model shall store it with an offset, so
+        that it has the levels 0 to 254 below its threshold. A table for ncnn2int8 cannot say so.
     """
 
     name: str
@@ -69,6 +72,12 @@ class LayerScales:
     bottom_scale: float
     evidence: BottomEvidence | None = None
     dead_channels: tuple[int, ...] = ()
+    unsigned: bool = False
+
+    @property
+    def levels_per_unit(self) -> float:
+        """What the INT8 model multiplies the bottom with before it is rounded."""
+        return self.bottom_scale * (2 if self.unsigned else 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -204,6 +204,7 @@ def _equalized(
             infer_shapes(graph, inputs),
             batches,
             {rows.name: grids[rows.name] for rows in prepared.start.layers},
+            unsigned=[rows.name for rows in prepared.start.layers if rows.unsigned],
             workers=options.workers,
             progress=progress,
         )

@@ -142,7 +142,7 @@ def split_channels(
     if not makers or more_work <= 0:
         return SplitNetwork(graph, {}, 0.0)
     whole_work = multiply_adds(graph, inputs)
-    scales = {rows.name: rows.bottom_scale for rows in table.layers}
+    scales = {rows.name: rows.levels_per_unit for rows in table.layers}
     losses = _rounding_losses(graph, batches, scales, reference, workers, progress)
     cost = _rounding_cost(graph, shapes, channels, scales, losses)
     min_gain = WORTH * sum(losses.values()) / whole_work

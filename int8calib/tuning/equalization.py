@@ -9,7 +9,7 @@ arXiv:2211.10438), here chosen for each blob by the error of the outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -75,7 +75,8 @@ class _BottomStatistics:
 class _Reader:
     """A quantized layer that reads scaled channels.
 
-    `ids`: those of its bottom's channels; `sensitivity`: that of its top's.
+    `ids`: those of its bottom's channels; `sensitivity`: that of its top's; `unsigned`: whether its
+    bottom has the levels 0 to 254.
     """
 
     weights: Array
@@ -85,6 +86,7 @@ class _Reader:
     ids: Ids
     sensitivity: Float64Array
     qmax: int
+    unsigned: bool
 
 
 def equalize(
@@ -93,6 +95,7 @@ def equalize(
     batches: Sequence[Batch],
     grids: Mapping[str, Grid],
     *,
+    unsigned: Collection[str] = (),
     workers: int,
     progress: Progress | None = None,
 ) -> Equalized:
@@ -108,6 +111,8 @@ def equalize(
         Images that tell how large values are.
     grids
         The layers that will be quantized, with what their weights may become.
+    unsigned
+        Those whose bottoms have the levels 0 to 254.
     workers
         Batches in parallel; the result does not depend on it.
     progress
@@ -132,6 +137,7 @@ def equalize(
             channels.of[layer.bottom],
             sensitivity[layer.layer.tops[0]],
             grids[layer.name].qmax,
+            layer.name in unsigned,
         )
     bounds = _bounds(graph, channels, members, statistics)
     with ThreadPoolExecutor(workers) as pool:
@@ -291,7 +297,7 @@ def _reader_error(reader: _Reader, factors: Array) -> float:
         return 0.0
     best = np.inf
     for clip in CLIPS:
-        rounded = quantize_dequantize(columns, LEVELS / (absmax * clip))
+        rounded = quantize_dequantize(columns, LEVELS / (absmax * clip), unsigned=reader.unsigned)
         outputs = np.matmul(rounded_weights, rounded)
         best = min(best, weighted_error(outputs - reference, sensitivity, centered=True))
     return best

@@ -7,7 +7,7 @@ layers solved before it. What these lose is known then, and can be made good.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -88,12 +88,15 @@ class SolverOptions:
         None leaves the threshold that suits the layers that read the blob.
     workers
         Threads; the result does not depend on it.
+    shared
+        By layer: the layer whose bottom has the same offset, and so the same scale.
     """
 
     changes: Changes
     thresholds: bool
     reference: ReferenceOutputs | None
     workers: int
+    shared: Mapping[str, str] = field(default_factory=dict)
 
 
 def solve_layers(
@@ -166,6 +169,7 @@ class _Solver:
             if layer.name in start
         }
         self._scales: dict[Blob, float] = {}
+        self._shared: dict[str, float] = {}
         self._columns: dict[str, _LayerColumns] = {}
 
     def solve(self, name: str, grid: Grid) -> LayerSolution:
@@ -176,11 +180,14 @@ class _Solver:
             group = self._readers[source]
             bottoms = self._nets.bottoms(layer.bottom)
             self._columns.update({each.name: _columns(each, *bottoms) for each in group})
-            self._scales[source] = (
-                self._best_scale(layer, group, bottoms[1])
-                if self._options.thresholds
-                else self._start[name].bottom_scale
-            )
+            shared = self._options.shared.get(name, name)
+            if shared not in self._shared:
+                self._shared[shared] = (
+                    self._best_scale(layer, group, bottoms[1])
+                    if self._options.thresholds
+                    else self._start[name].bottom_scale
+                )
+            self._scales[source] = self._shared[shared]
         columns, scale = self._columns.pop(name), self._scales[source]
         return _solution(layer, columns, scale, self._start[name], grid, self._options.changes)
 
@@ -203,7 +210,11 @@ class _Solver:
             workers=self._options.workers,
         )
         return LEVELS / threshold_by_network(
-            suffix, LEVELS / scale, MAX_SHARE * absmax, headroom=not is_input
+            suffix,
+            LEVELS / scale,
+            MAX_SHARE * absmax,
+            headroom=not is_input,
+            unsigned=self._start[layer.name].unsigned,
         )
 
     def _threshold_by_layers(
@@ -224,6 +235,7 @@ class _Solver:
                     sample(columns.float_columns, count),
                     sample(columns.int8_columns, count),
                     self._sensitivity[layer.layer.tops[0]].reshape(columns.matrices.bias.shape),
+                    self._start[layer.name].unsigned,
                 )
             )
         return threshold_by_layers(consumers, absmax, known, 1.0 if is_input else MAX_SHARE)
@@ -262,7 +274,7 @@ def _solution(
     changes: Changes,
 ) -> LayerSolution:
     """The layer with its weights solved for a bottom that is rounded with `scale`."""
-    rounded = quantize_dequantize(columns.int8_columns, scale)
+    rounded = quantize_dequantize(columns.int8_columns, scale, unsigned=start.unsigned)
     if changes.any:
         solved = solve_weights(columns.matrices, columns.float_columns, rounded, grid, changes)
     else:

@@ -44,6 +44,9 @@ class TuneOptions:
         Most images that are used, tuning and validation together.
     validation : float
         The share of the images that only decide between results.
+    offsets : bool
+        Whether the INT8 model will store blobs that are never negative with an offset, so that
+        they have 255 levels; only where a model of ncnn is written.
     seconds : float or None
         After about that time the best result so far is returned; None: no limit.
     memory : int
@@ -75,6 +78,7 @@ class TuneOptions:
     scores: str | None = None
     outputs: tuple[str, ...] | None = None
     kind: str | None = None
+    offsets: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing; raises `OptionError`."""

@@ -22,6 +22,8 @@ from int8calib.calibration.statistics.store import Statistics
 from int8calib.evaluation.evaluate import LabeledLoader
 from int8calib.evaluation.outputs import compared_blobs
 from int8calib.evaluation.results import Evaluation
+from int8calib.ncnn.convert.offsets import OffsetGroup
+from int8calib.rounding.unsigned import network_groups, unsigned_table
 from int8calib.rounding.weights import Changes
 from int8calib.simulation.build import int8_layers, simulate
 from int8calib.table.model import CalibrationTable
@@ -110,9 +112,9 @@ def tune(
     )
     check_targets(tuning, held_out, validator.compared)
     within_time = _with_deadline(progress, tuning.seconds)
-    search = _Search(net, job, options, tuning, tuned, validator, within_time, meta)
     images = sum(batch_size(batch) for batch in tuned)
     statistics = run_job(job, lambda: tuned, options, total=images, progress=progress).statistics
+    search = _Search(net, job, options, tuning, tuned, validator, within_time, meta, statistics)
     plain = {method: search.plain_table(job, statistics, method) for method in PLAIN}
     best = Candidate(net, plain[PLAIN[0]], PLAIN[0])
     stopped = None
@@ -180,6 +182,7 @@ class _Search:
     validator: Validator
     progress: Progress
     meta: Mapping[str, Any]
+    statistics: Statistics
 
     def plain_table(
         self, job: Job[CaffeExecutor], statistics: Statistics, method: str = PLAIN[0]
@@ -188,11 +191,26 @@ class _Search:
         chosen = replace(self.options, method=method, layer_methods=())
         return make_table(job, statistics, chosen, self.meta).table
 
+    def start_table(self, job: Job[CaffeExecutor], statistics: Statistics) -> CalibrationTable:
+        """The table that solving starts from."""
+        return self._with_offsets(self.plain_table(job, statistics), statistics)
+
+    def _with_offsets(self, table: CalibrationTable, statistics: Statistics) -> CalibrationTable:
+        if not self.tuning.offsets:
+            return table
+        return unsigned_table(table, self._offset_groups(table), statistics.histograms)
+
+    def _offset_groups(self, table: CalibrationTable) -> tuple[OffsetGroup, ...]:
+        """What the INT8 model can store with an offset."""
+        if not self.tuning.offsets:
+            return ()
+        return network_groups(self.net, table)
+
     def improve(self, plain: Mapping[str, CalibrationTable]) -> Iterator[Candidate]:
         """Give the best candidate so far, again and again, until nothing is left to try."""
         best = self._best_plain(plain)
         yield best
-        prepared = self._prepare(plain[PLAIN[0]])
+        prepared = self._prepare(self._with_offsets(plain[PLAIN[0]], self.statistics))
         for name in (TUNED,) if self.tuning.change_model else (TUNED, SCALES):
             tuned = best
             for tuned in self._solve(prepared, best, name):
@@ -236,7 +254,7 @@ class _Search:
             self.validator.compared,
             self.options,
             self.tuning,
-            make_table=self.plain_table,
+            make_table=self.start_table,
             progress=self.progress,
         )
 
@@ -256,6 +274,11 @@ class _Search:
             thresholds=name == TUNED,
             reference=prepared.reference,
             workers=self.options.workers,
+            shared={
+                name: group.readers[0]
+                for group in self._offset_groups(prepared.start)
+                for name in group.readers
+            },
         )
         solutions: dict[str, LayerSolution] = {}
         shapes = infer_shapes(graph, self.net.input_shapes)

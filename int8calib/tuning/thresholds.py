@@ -45,12 +45,15 @@ class Consumer:
         they are rounded.
     sensitivity
         float64 (G, M): what a squared error of each output costs.
+    unsigned
+        Whether the blob has the levels 0 to 254.
     """
 
     weights: Array
     float_columns: Array
     int8_columns: Array
     sensitivity: Float64Array
+    unsigned: bool = False
 
     def reference(self) -> Array:
         """The outputs of the float network without bias, (G, M, n)."""
@@ -118,7 +121,7 @@ def threshold_by_layers(
         scale = LEVELS / threshold
         total = 0.0
         for consumer, reference in zip(consumers, references, strict=True):
-            rounded = quantize_dequantize(consumer.int8_columns, scale)
+            rounded = quantize_dequantize(consumer.int8_columns, scale, unsigned=consumer.unsigned)
             outputs = np.matmul(consumer.weights, rounded)
             total += weighted_error(outputs - reference, consumer.sensitivity)
         return total
@@ -134,7 +137,12 @@ def threshold_by_layers(
 
 
 def threshold_by_network(
-    suffix: SuffixNetwork, start: float, largest: float, *, headroom: bool
+    suffix: SuffixNetwork,
+    start: float,
+    largest: float,
+    *,
+    headroom: bool,
+    unsigned: bool = False,
 ) -> float:
     """Find the threshold with the least loss of a suffix network's outputs: `start`, or better.
 
@@ -149,6 +157,8 @@ def threshold_by_network(
     headroom
         Whether some images count as if their values were larger, as those of images to come
         will be.
+    unsigned
+        Whether the blob has the levels 0 to 254.
     """
     if not suffix.complete:
         return start
@@ -159,7 +169,9 @@ def threshold_by_network(
     def loss(threshold: float) -> float:
         scale = LEVELS / threshold
         pairs = zip(suffix.bottoms, factors, strict=True)
-        return suffix.loss(quantize_dequantize(b, scale * float(factor)) for b, factor in pairs)
+        return suffix.loss(
+            quantize_dequantize(b, scale * float(factor), unsigned=unsigned) for b, factor in pairs
+        )
 
     losses = {start: loss(start)}
     for step in (1 / NETWORK_STEP, NETWORK_STEP):

@@ -198,6 +198,7 @@ def test_sums_beyond_float32_are_exact(source: str) -> None:
         np.ones(3, np.float32),
         np.zeros(3, np.float32),
         np.ones(1, np.float32),
+        np.array([-127, 127], np.float32),
     )
     shape = (2, 2003, 1, 1) if conv else (2, 2003)
     kind = find_type(f"Int8{source}")

@@ -12,6 +12,7 @@ import numpy as np
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.graph import Blob
 from int8calib.ncnn.convert.network import convert_network
+from int8calib.ncnn.convert.offsets import finer_rows, offset_groups, with_offsets
 from int8calib.ncnn.model import NcnnModel
 from int8calib.ncnn.optimize import optimize_model
 from int8calib.ncnn.param import NcnnLayer
@@ -52,8 +53,17 @@ def int8_model(
     *,
     winograd: bool = True,
 ) -> NcnnModel:
-    """The INT8 model of a float one; parameters and errors as of `ncnn_pair`."""
-    rows = read_rows(get_format("ncnn").write(table), "the table")
+    """The INT8 model of a float one; parameters and errors as of `ncnn_pair`.
+
+    Bottoms that the table calls unsigned are stored with an offset.
+    """
+    unsigned = {rows.name for rows in table.layers if rows.unsigned}
+    groups = [
+        group
+        for group in offset_groups(model.layers, {rows.name for rows in table.layers})
+        if unsigned.issuperset(group.readers)
+    ]
+    rows = read_rows(get_format("ncnn").write(finer_rows(table, groups)), "the table")
     layers = {layer.name: layer for layer in model.layers}
     fitting = {
         name: each
@@ -63,7 +73,7 @@ def int8_model(
     others = [name for name in rounded if name in table and name not in fitting]
     notes = [f"{name}: ncnn has other weights there, they are rounded plainly" for name in others]
     made = quantize_model(model.layers, rows, rounded=fitting, winograd=winograd)
-    return replace(model, layers=made, notes=(*model.notes, *notes))
+    return replace(model, layers=with_offsets(made, groups), notes=(*model.notes, *notes))
 
 
 def _stands_for(rounded: RoundedWeights, layer: NcnnLayer) -> bool:

@@ -12,6 +12,7 @@ from int8calib.evaluation.outputs import compared_blobs
 from int8calib.images import Preprocess, open_source
 from int8calib.ncnn.convert.deploy import ncnn_pair
 from int8calib.ncnn.convert.network import blob_names
+from int8calib.rounding.unsigned import network_groups, unsigned_table
 from tests.generated import make_model
 from tests.ncnn.runtime import run_blobs
 from tests.network_styles import STYLES
@@ -25,9 +26,15 @@ def sqnr(expected: np.ndarray, found: np.ndarray) -> float:
     return 10 * np.log10(float(np.square(expected).sum()) / max(error, 1e-30))
 
 
-def compare(net: int8calib.Net, images: np.ndarray, folder: Path) -> dict[str, float]:
+def compare(
+    net: int8calib.Net, images: np.ndarray, folder: Path, *, offsets: bool = False
+) -> dict[str, float]:
     """The SQNR of each compared blob; class scores must have the same order at the top."""
-    table = int8calib.calibrate(net, lambda: ({"data": image[None]} for image in images)).table
+    done = int8calib.calibrate(net, lambda: ({"data": image[None]} for image in images))
+    table = done.table
+    if offsets:
+        table = unsigned_table(table, network_groups(net, table), done.statistics.histograms)
+        assert any(rows.unsigned for rows in table.layers)
     simulated = int8calib.simulate(net, table)
     layers = ncnn_pair(net, table).int8_model.layers
     assert sum(bool(layer.params.get(8)) for layer in layers) == len(table.layers) > 2
@@ -51,13 +58,14 @@ def compare(net: int8calib.Net, images: np.ndarray, folder: Path) -> dict[str, f
     }
 
 
+@pytest.mark.parametrize("offsets", [False, True])
 @pytest.mark.parametrize("style", STYLES)
-def test_generated_networks(style: str, tmp_path: Path) -> None:
+def test_generated_networks(style: str, offsets: bool, tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
     net = int8calib.load_caffe(*make_model(tmp_path, STYLES[style](), opening=0.5))
     ((_, shape),) = net.input_shapes.items()
     images = np.random.default_rng(5).normal(0, 60, (5, *shape[1:])).astype(np.float32)
-    found = compare(net, images, tmp_path)
+    found = compare(net, images, tmp_path, offsets=offsets)
     assert all(value > LEAST for value in found.values()), found
 
 
