@@ -22,10 +22,7 @@ def network_groups(
 
     Raises `ModelError` for a network that ncnn cannot express.
     """
-    if isinstance(net, TranslatedNet):
-        model = net.model
-    else:
-        model = float_model(net, fold_bn=fold_bn)
+    model = net.model if isinstance(net, TranslatedNet) else float_model(net, fold_bn=fold_bn)
     return offset_groups(model.layers, {rows.name for rows in table.layers})
 
 
