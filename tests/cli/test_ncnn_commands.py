@@ -88,10 +88,8 @@ def test_calibrate_rounds_weights_so_that_outputs_err_less(
     found = load_model(tmp_path / "n-int8.param", tmp_path / "n-int8.bin").layers
     for a, b in zip(plain, found, strict=True):
         assert (a.type, a.name) == (b.type, b.name)
-        if offsets:
-            continue
-        assert a.params == b.params
-        if a.integer(8):
+        assert offsets or a.params == b.params
+        if a.integer(8) and not offsets:
             moved = np.abs(a.weights[0].astype(int) - b.weights[0].astype(int))
             assert moved.sum() > 0
             assert (moved == 0).mean() > 0.5
@@ -145,26 +143,18 @@ def test_groups_that_ncnn_computes_wrongly_stay_in_float(
     assert "g: had better stay in float" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("offsets", [False, True])
-def test_tune_writes_models_with_corrected_weights(
-    offsets: bool, folder: Path, tmp_path: Path
-) -> None:
+def test_tune_writes_models_with_corrected_weights(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
     words = [*MODEL, "--images", str(folder / "images"), "--mean", *map(str, MEAN), "--quiet"]
     words += ["--norm", str(NORM), "--output", str(tmp_path / "t"), "--ncnn", str(tmp_path / "n")]
-    words += [] if offsets else ["--no-offsets"]
-    assert main(["tune", *words, "--more-work", "0", "--tune-images", "16"]) == 0
+    words += ["--more-work", "0", "--tune-images", "16", "--no-offsets"]
+    assert main(["tune", *words]) == 0
     loaded = load_model(tmp_path / "n-int8.param", tmp_path / "n-int8.bin")
     # The written float weights lie on these levels: ncnn2int8 would find the same ones.
     words = ["--param", str(tmp_path / "n.param"), "--bin", str(tmp_path / "n.bin"), "--table"]
     again = [str(tmp_path / "again.param"), str(tmp_path / "again.bin")]
     assert main(["quantize", *words, str(tmp_path / "t"), "--output", *again, "--quiet"]) == 0
-    same = load_model(*again).layers
-    for a, b in zip(same, loaded.layers, strict=True):
-        if a.integer(8):  # what is stored negated has levels of the other sign
-            np.testing.assert_array_equal(np.abs(a.weights[0]), np.abs(b.weights[0]))
-    if not offsets:
-        assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "n-int8.bin").read_bytes()
+    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "n-int8.bin").read_bytes()
     old = load_model(folder / "i.param", folder / "i.bin")
     assert [layer.name for layer in loaded.layers] == [layer.name for layer in old.layers]
     image = next(iter(demo_loader(1, seed=31))).batch
