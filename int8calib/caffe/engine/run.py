@@ -108,7 +108,8 @@ class Net:
         The declared shape of each input.
     device : str or Device, optional
         The GPU that runs it, such as ``cuda:0``; needs ``pip install "int8calib[gpu]"``. Inputs
-        go there, results come back as numpy's arrays. None for the CPU.
+        go there, results come back as numpy's arrays. None for the CPU, which also runs what
+        others make of a net: `simulate`, `evaluate`, `analyze` and `tune`.
 
     Raises
     ------
@@ -117,11 +118,10 @@ class Net:
 
     Notes
     -----
-    A GPU adds up in another order than the CPU, and its exponentials and roots may differ in the
-    last digit: blobs agree within float32 rounding, not bit for bit. On one GPU the same batch
-    gives the same values, but a batch of another size may not, because the library of matrix
-    products chooses by size. Layer types that go box by box (`int8calib inspect --gpu` lists
-    them), and those of `register_layer`, run on the CPU between two transfers.
+    A GPU adds up in another order than the CPU, which depends on the size of the batch, too, and
+    its exponentials may differ in the last digit: blobs agree within float32 rounding, not bit for
+    bit. Types that go box by box (`int8calib inspect --gpu` lists them) and those of
+    `register_layer` run on the CPU between two transfers.
     """
 
     def __init__(
