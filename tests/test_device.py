@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from int8calib.arrays import namespace, to_host
 from int8calib.device import Device, gpu_of, open_device
 from int8calib.errors import OptionError
 from tests.cupy_functions import describe, read_list
+from tests.strict_arrays import STRICT
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda", "cuda:", "cuda:-1", "cuda:x", "CUDA:0", "", None])
@@ -136,3 +139,54 @@ def test_arrays_go_there_and_back() -> None:
     assert to_host(here) is here
     assert to_host(there).tolist() == [2, 3, 5]
     assert device.free_bytes == 0
+
+
+_X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: np.asarray(x),
+        lambda x: np.add(x, 1),
+        lambda x: np.concatenate([x, x]),
+        lambda x: np.float32(x.sum()),
+        lambda x: x + _X,
+        lambda x: _X * x,
+        lambda x: list(x),
+        lambda x: x[[0]],
+        lambda x: x[np.array([0])],
+        lambda x: x.take(np.array([0]), axis=0),
+        lambda x: x.max(axis=0, initial=0),
+        lambda x: x.max(0, None, False, 0),
+        lambda x: x.ctypes,
+        lambda x: x.__setitem__(0, _X[0]),
+        lambda x: _X.__setitem__(0, x[0]),
+        lambda x: f"{x.max():g}",
+        lambda x: STRICT.errstate,
+        lambda x: STRICT.maximum(x, _X),
+        lambda x: STRICT.max(x, where=x > 0),
+        lambda x: STRICT.add(x, 1, None, 2),
+        lambda x: STRICT.lib.stride_tricks.as_strided(x, (2,), (4,), writeable=False),
+    ],
+)
+def test_strict_arrays_refuse_what_cupys_refuse(use: Callable[[Any], object]) -> None:
+    with pytest.raises((TypeError, AttributeError)):
+        use(STRICT.asarray(_X))
+
+
+def test_strict_arrays_do_what_cupys_do() -> None:
+    x = STRICT.asarray(_X)
+    for found, expected in (
+        (np.float32(2) * x, 2 * _X),
+        (x.T @ x, _X.T @ _X),
+        (STRICT.maximum(x, 3), np.maximum(_X, 3)),
+        (x[:, STRICT.asarray([2, 0])], _X[:, [2, 0]]),
+        (x.max(axis=(0, 1)), np.float32(5)),
+    ):
+        assert type(found) is type(x)
+        np.testing.assert_array_equal(found.get(), expected)
+    x[0] = x[1]
+    x += 1
+    np.testing.assert_array_equal(x.get(), [[4, 5, 6]] * 2)
+    assert (float(x.sum()), bool((x > 3).all()), len(x)) == (30.0, True, 2)

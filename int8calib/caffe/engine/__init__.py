@@ -1,1 +1,1 @@
-"""Run Caffe networks in numpy: plans with shared buffers, and what runs them."""
+"""Run Caffe networks: plans with shared buffers and what runs them in numpy, or on a GPU."""
