@@ -19,6 +19,7 @@ from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
 from int8calib.caffe.network.layer_shapes import require_weights
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.device import Device
+from int8calib.limits import within_memory
 
 Listener: TypeAlias = Callable[[Layer, Blob, Any], None]
 
@@ -120,6 +121,7 @@ def run_on_device(
     ------
     ModelError
         Where a layer cannot take the values that reach it, or a registered one fails; names it.
+        A `ShapeError` where the device's memory is full.
     """
     device = weights.device
     there: dict[Blob, Any] = {}
@@ -130,7 +132,7 @@ def run_on_device(
             here[blob] = to_host(there[blob])
         return here[blob]
 
-    with device.current():
+    with within_memory(f"{plan.source}: {device.name}"), device.current():
         for step in plan.steps:
             layer, kind = step.layer, step.kind
             if kind is None:

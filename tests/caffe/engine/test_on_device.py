@@ -269,8 +269,13 @@ def test_memory_that_is_not_there_is_told_in_our_words(small: tuple[Path, Path])
             raise MemoryError("Out of memory allocating 8,008 bytes")
 
     net = int8calib.load_caffe(*small, device=Device("full:0", Full()))
-    with pytest.raises(ModelError, match=r"Out of memory allocating .*; give fewer images"):
-        net.forward({"data": np.ones((1, 3, 23, 29), np.float32)})
+    images = {"data": np.ones((1, 3, 23, 29), np.float32)}
+    message = r"net\.prototxt: full:0: Out of memory allocating .*; give fewer images"
+    with pytest.raises(ModelError, match=message):
+        net.forward(images)
+    executor = net.executor()
+    with pytest.raises(ModelError, match=message):
+        executor.run(images, [str(executor.layers[1].bottom)])
 
 
 def test_missing_weights_are_told(small: tuple[Path, Path]) -> None:
