@@ -222,11 +222,13 @@ def big_model(folder: Path) -> tuple[Path, int]:
 
 def test_no_number_becomes_a_python_object(tmp_path: Path) -> None:
     path, size = big_model(tmp_path)
-    tracemalloc.start()
-    read_weights(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert size < peak < 1.01 * size
+    peaks = []
+    for _ in range(3):  # in one of them Python may enlarge a table of its own
+        tracemalloc.start()
+        read_weights(path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert size < min(peaks) < 1.01 * size
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts resident pages as Linux does")
