@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +122,16 @@ def _mse_clips(rows: Array, levels: int) -> Array:
     return clips
 
 
+def _pair(value: Any) -> tuple[int, int] | None:
+    """Height and width of a window, of which one number gives both; None for anything else."""
+    given = (value, value) if isinstance(value, (int, np.integer)) else value
+    if not isinstance(given, (tuple, list, np.ndarray)) or len(given) != 2:
+        return None
+    if not all(isinstance(each, (int, np.integer)) and each >= 1 for each in given):
+        return None
+    return int(given[0]), int(given[1])
+
+
 @dataclass(frozen=True, eq=False)
 class QuantLayer:
     """One layer that ncnn can run in INT8.
@@ -148,7 +159,7 @@ class QuantLayer:
     kernel : (int, int) or None
         Height and width of the window; None takes them from `weights`.
     stride, dilation : (int, int)
-        Height and width.
+        Height and width. One whole number, here as in `kernel`, stands for both.
     reads_input : bool
         Whether `blob` is an input of the network.
     first, last : bool
@@ -179,16 +190,24 @@ class QuantLayer:
 
     def __post_init__(self) -> None:
         """Complete `rows` and `kernel`, and refuse parts that do not fit each other."""
+        for what, name in (("name", self.name), ("blob", self.blob)):
+            if not isinstance(name, str) or not name:
+                raise ModelError(f"layer {self.name!r}: {what} {name!r}; expected text")
         if self.kind not in KINDS:
             raise ModelError(
                 f"layer {self.name!r}: kind {self.kind!r}; expected one of {', '.join(KINDS)}"
             )
+        for what in ("rows", "group", "outputs"):
+            if not isinstance(getattr(self, what), (int, np.integer)):
+                raise ModelError(
+                    f"layer {self.name!r}: {what} {getattr(self, what)!r}; expected a whole number"
+                )
         if self.group < 1 or (self.group > 1 and self.kind != "ConvolutionDepthWise"):
             raise ModelError(
                 f"layer {self.name!r}: {self.kind} with group {self.group}; a convolution of "
                 "several groups is ConvolutionDepthWise, other layers have group 1"
             )
-        shape: Shape = () if self.weights is None or callable(self.weights) else self.weights.shape
+        shape = self._read_weights()
         if not self.rows:
             rows = self.group if self.group > 1 else shape[0] if shape else 0
             object.__setattr__(self, "rows", rows)
@@ -196,11 +215,51 @@ class QuantLayer:
             raise ModelError(f"layer {self.name!r}: needs its weights, or the number of its rows")
         if not self.outputs:
             object.__setattr__(self, "outputs", shape[0] if shape else self.rows)
-        if self.kernel is None:
-            kernel = (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
-            if self.kind != "InnerProduct" and len(shape) != 4:
-                raise ModelError(f"layer {self.name!r}: needs its kernel size, or 4-d weights")
-            object.__setattr__(self, "kernel", kernel)
+        if self.group > 1 and self.outputs % self.group:
+            raise ModelError(
+                f"layer {self.name!r}: its {self.outputs} outputs make no {self.group} groups"
+            )
+        self._complete_window(shape)
+
+    def _read_weights(self) -> Shape:
+        """Make an array of weights that are at hand, and return its shape, () where none are."""
+        if self.weights is None or callable(self.weights):
+            return ()
+        try:
+            weights = np.asarray(self.weights)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"layer {self.name!r}: weights of type {type(self.weights).__name__}, of which "
+                f"numpy makes no array ({error}); give a numpy array"
+            ) from error
+        if weights.dtype.kind not in "fiu":
+            raise ModelError(
+                f"layer {self.name!r}: weights of type {weights.dtype}; expected an array of floats"
+            )
+        object.__setattr__(self, "weights", weights)
+        return weights.shape
+
+    def _complete_window(self, shape: Shape) -> None:
+        """Make pairs of kernel, stride and dilation; take the kernel from the weights' `shape`."""
+        found = (shape[2], shape[3]) if len(shape) == 4 else None
+        if self.kind == "InnerProduct":
+            found = (1, 1)
+        if self.kernel is None and found is None:
+            raise ModelError(f"layer {self.name!r}: needs its kernel size, or 4-d weights")
+        for what in ("kernel", "stride", "dilation"):
+            value = found if what == "kernel" and self.kernel is None else getattr(self, what)
+            pair = _pair(value)
+            if pair is None:
+                raise ModelError(
+                    f"layer {self.name!r}: {what} {value!r}; expected height and width, whole "
+                    "numbers of at least 1, such as (3, 3)"
+                )
+            object.__setattr__(self, what, pair)
+        if self.kind != "InnerProduct" and found is not None and self.kernel != found:
+            raise ModelError(
+                f"layer {self.name!r}: kernel {self.kernel} and weights of shape {shape}; those "
+                "have (num_output, channels, height, width)"
+            )
 
     @property
     def winograd(self) -> bool:
@@ -218,7 +277,8 @@ class QuantLayer:
         Raises
         ------
         WeightsError
-            Where there are none, or they cannot be cut into the rows.
+            Where there are none, they cannot be cut into the rows, or they are not finite as
+            float32.
         """
         weights = self.weights() if callable(self.weights) else self.weights
         if weights is None:
@@ -228,7 +288,15 @@ class QuantLayer:
             raise WeightsError(
                 f"layer {self.name!r}: weights of shape {weights.shape} make no {self.rows} rows"
             )
-        return np.asarray(weights, np.float32).reshape(self.rows, -1)
+        with np.errstate(over="ignore"):
+            rows = np.asarray(weights, np.float32).reshape(self.rows, -1)
+        wrong = rows.size - np.count_nonzero(np.isfinite(rows))
+        if wrong:
+            raise WeightsError(
+                f"layer {self.name!r}: {wrong} of its {rows.size} weights are NaN or infinite as "
+                "float32; expected finite numbers"
+            )
+        return rows
 
     def output_rows(self) -> Array:
         """Return the weights by row and output.

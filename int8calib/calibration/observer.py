@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,8 +24,8 @@ from int8calib.calibration.collected import (
 )
 from int8calib.calibration.executor import executor_fingerprint, float_activations
 from int8calib.calibration.layers import QuantLayer
-from int8calib.calibration.options import Options
-from int8calib.calibration.pipeline import make_table, prepare
+from int8calib.calibration.options import Options, checked_options
+from int8calib.calibration.pipeline import checked_layers, make_table, prepare
 from int8calib.calibration.statistics.checkpoint import CollectionState
 from int8calib.calibration.statistics.counters import (
     ExactCounters,
@@ -60,7 +60,7 @@ class Observer:
 
     Parameters
     ----------
-    layers : sequence of QuantLayer
+    layers : iterable of QuantLayer
         The layers that can be INT8, in running order.
     options : Options, optional
         Those of the calibration.
@@ -98,7 +98,7 @@ class Observer:
 
     def __init__(
         self,
-        layers: Sequence[QuantLayer],
+        layers: Iterable[QuantLayer],
         options: Options | None = None,
         *,
         exact: bool = False,
@@ -109,9 +109,10 @@ class Observer:
         for name in changes:
             if name not in known:
                 raise OptionError(f"unknown option {name!r}; expected one of {', '.join(known)}")
-        self.options = replace(options or Options(), **changes)
+        self.options = replace(checked_options(options), **changes)
+        layers = checked_layers(layers, source)
         inputs = dict.fromkeys(layer.blob for layer in layers if layer.reads_input)
-        self._network = _Elsewhere(tuple(layers), tuple(inputs), source)
+        self._network = _Elsewhere(layers, tuple(inputs), source)
         self._job = prepare(self._network, self.options)
         self._blobs = self._job.blobs
         self._lock = threading.Lock()
@@ -147,6 +148,11 @@ class Observer:
             Where a blob is missing, is no array of floats, or holds NaN or infinity. Nothing of
             the batch is counted then.
         """
+        if not isinstance(activations, Mapping):
+            raise StatisticsError(
+                f"activations of type {type(activations).__name__}; expected a mapping of blobs to "
+                "arrays"
+            )
         arrays = {}
         for blob in self._blobs:
             if blob not in activations:
@@ -259,6 +265,10 @@ class Observer:
         StatisticsError
             For another network, and where one takes two passes and the other one.
         """
+        if not isinstance(other, Observer):
+            raise StatisticsError(
+                f"{type(other).__name__} cannot be merged; expected another Observer"
+            )
         self._check_same(other._fingerprint(), "the other observer")
         self._take(merge_statistics([self.statistics, other.statistics]))
 

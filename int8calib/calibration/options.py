@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from int8calib.calibration.scales import WeightOptions
 from int8calib.calibration.thresholds import DEFAULT_METHOD, MethodOptions, method_names
 from int8calib.errors import OptionError
@@ -97,6 +99,8 @@ class Options:
                 raise OptionError(f"{what} {names!r}; expected a list of names or globs of layers")
         if not isinstance(self.weights, WeightOptions):
             raise OptionError(f"weights {self.weights!r}; expected WeightOptions")
+        if not isinstance(self.percentile, (int, float, np.number)):
+            raise OptionError(f"percentile {self.percentile!r}; expected a number such as 99.99")
         MethodOptions(percentile=self.percentile)
         check_workers(self.workers)
         cache = self.cache_bytes
@@ -123,3 +127,28 @@ class Options:
         if self.weights.method is not None:
             return self.weights
         return replace(self.weights, method="aciq" if self.method == "aciq" else "absmax")
+
+
+def checked_options(options: Options | None) -> Options:
+    """Return the options, those by default for None.
+
+    Parameters
+    ----------
+    options : Options or None
+        What a caller gave.
+
+    Returns
+    -------
+    Options
+
+    Raises
+    ------
+    OptionError
+        For anything else, such as a dict.
+    """
+    if options is not None and not isinstance(options, Options):
+        raise OptionError(
+            f"options of type {type(options).__name__}; expected Options, such as "
+            'int8calib.Options(method="kl")'
+        )
+    return Options() if options is None else options

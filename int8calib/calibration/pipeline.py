@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from int8calib.arrays import Array
 from int8calib.calibration.assemble import Blobs, Calibration, assemble, select_layers
 from int8calib.calibration.executor import E, E_co, Executor, Network, needed_inputs, source_of
 from int8calib.calibration.layers import QuantLayer
-from int8calib.calibration.options import Options
+from int8calib.calibration.options import Options, checked_options
 from int8calib.calibration.selection import blocked_warnings
 from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.collect import collect_statistics
@@ -80,9 +80,9 @@ def prepare(network: Any, options: Options) -> Job[Any]:
     OptionError
         For a pattern without a layer, and for something that is no executor and gives none.
     """
-    executor = _executor_of(network, options)
+    executor = _executor_of(network, checked_options(options))
     source = source_of(executor)
-    candidates = tuple(executor.layers)
+    candidates = checked_layers(executor.layers, source)
     weight_rows = dict(getattr(executor, "weight_rows", {}))
     if not candidates and not weight_rows:
         raise ModelError(
@@ -91,8 +91,8 @@ def prepare(network: Any, options: Options) -> Job[Any]:
     blocked = dict(getattr(executor, "blocked", {}))
     layers = select_layers(candidates, options, blocked, weight_rows)
     for layer in layers:
-        if layer.weights is None and layer.known_clips is None:
-            layer.weight_rows()  # says so before any image runs
+        if layer.known_clips is None and not callable(layer.weights):
+            layer.weight_rows()  # says what is wrong with them before any image runs
     named = Blobs(dict(getattr(executor, "blobs", {})), frozenset(executor.inputs))
     wanted = [layer.blob for layer in layers]
     if options.all_blobs:
@@ -111,6 +111,35 @@ def prepare(network: Any, options: Options) -> Job[Any]:
         (*getattr(executor, "warnings", ()), *blocked_warnings(blocked, options)),
         weight_rows,
     )
+
+
+def checked_layers(layers: Iterable[QuantLayer], source: str) -> tuple[QuantLayer, ...]:
+    """Return the layers of a network as a tuple.
+
+    Parameters
+    ----------
+    layers : iterable of QuantLayer
+        What an executor has, or a caller gave.
+    source : str
+        How errors call the network.
+
+    Raises
+    ------
+    OptionError
+        For what is no `QuantLayer`.
+    ModelError
+        For two layers of one name, which is the key of their rows in a table.
+    """
+    if not isinstance(layers, Iterable):
+        raise OptionError(f"layers of type {type(layers).__name__}; expected a list of QuantLayer")
+    found, names = tuple(layers), set[str]()
+    for layer in found:
+        if not isinstance(layer, QuantLayer):
+            raise OptionError(f"a layer of type {type(layer).__name__}; expected a QuantLayer")
+        if layer.name in names:
+            raise ModelError(f"{source}: two layers are called {layer.name!r}; rename one")
+        names.add(layer.name)
+    return found
 
 
 def _executor_of(network: Any, options: Options) -> Executor:
@@ -180,7 +209,7 @@ def calibrate(
         without a layer, something that is no executor and gives none, and a `cluster` that cannot
         be used.
     """
-    options = options or Options()
+    options = checked_options(options)
     job = prepare(network, options)
     return run_job(
         job,

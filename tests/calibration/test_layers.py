@@ -29,8 +29,9 @@ def test_winograd_is_for_3x3_convolutions_of_stride_1() -> None:
     assert QuantLayer("c", "Convolution", "x", SQUARE).winograd
     # Each group of a grouped one runs as a convolution of its own.
     assert QuantLayer("d", "ConvolutionDepthWise", "x", SQUARE[:10], group=5).winograd
-    for given in ({"stride": (2, 1)}, {"dilation": (1, 2)}, {"kernel": (3, 5)}):
-        assert not QuantLayer("c", "Convolution", "x", SQUARE, **given).winograd
+    wide = RNG.normal(0, 1, (11, 7, 3, 5))
+    for given in ({"stride": (2, 1)}, {"dilation": (1, 2)}, {"weights": wide}):
+        assert not QuantLayer("c", "Convolution", "x", **{"weights": SQUARE, **given}).winograd
     dense = QuantLayer("f", "InnerProduct", "x", SQUARE.reshape(11, -1), kernel=(3, 3))
     assert not dense.winograd
 
@@ -91,3 +92,53 @@ def test_six_bit_weights_stay_within_31_levels(granularity: str, scale: float) -
         # As ncnn rounds: half away from zero.
         levels = np.floor(np.abs(weights.astype(np.float64)) * scales + 0.5)
         assert levels.max() == 31
+
+
+CONV = np.random.default_rng(3).normal(size=(8, 3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"kernel": 3, "stride": 1, "dilation": 1},
+        {"kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1]},
+        {"stride": np.array([1, 1]), "dilation": np.int64(1)},
+    ],
+)
+def test_a_window_may_be_given_as_one_number_or_a_list(given: dict[str, Any]) -> None:
+    """Lists compare unequal to tuples: such a layer would miss the limit of int8 winograd."""
+    layer = QuantLayer("c", "Convolution", "x", CONV, **given)
+    assert layer.winograd
+    assert (layer.kernel, layer.stride, layer.dilation) == ((3, 3), (1, 1), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": b"c"}, r"name b'c'; expected text"),
+        ({"name": ""}, r"name ''; expected text"),
+        ({"blob": None}, r"blob None; expected text"),
+        ({"stride": 0}, r"stride 0; expected height and width"),
+        ({"stride": (1, 2, 3)}, r"stride \(1, 2, 3\); expected height and width"),
+        ({"dilation": "11"}, r"dilation '11'; expected height and width"),
+        ({"kernel": (5, 5)}, r"kernel \(5, 5\) and weights of shape \(8, 3, 3, 3\)"),
+        ({"kind": "ConvolutionDepthWise", "group": 3}, r"its 8 outputs make no 3 groups"),
+        ({"kind": "ConvolutionDepthWise", "group": "8"}, r"group '8'; expected a whole number"),
+        ({"weights": CONV * 1j}, r"weights of type complex128; expected an array of floats"),
+        ({"weights": CONV > 0}, r"weights of type bool; expected an array of floats"),
+        ({"weights": [[1.0], [2.0, 3.0]]}, r"weights of type list, of which numpy makes no array"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(given: dict[str, Any], message: str) -> None:
+    parts = {"name": "c", "kind": "Convolution", "blob": "x", "weights": CONV, **given}
+    with pytest.raises(ModelError, match=message):
+        QuantLayer(**parts)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -np.inf, 1e300])
+def test_weights_are_finite_numbers(wrong: float) -> None:
+    weights = CONV.copy()
+    weights[2, 1, 0, 2] = wrong
+    layer = QuantLayer("c", "Convolution", "x", weights)
+    with pytest.raises(WeightsError, match="layer 'c': 1 of its 216 weights are NaN or infinite"):
+        layer.weight_rows()

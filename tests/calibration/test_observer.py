@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import int8calib
 from int8calib.calibration.collected import load_collected
-from int8calib.errors import ModelError, OptionError, StatisticsError
+from int8calib.errors import ModelError, OptionError, StatisticsError, WeightsError
 
 RNG = np.random.default_rng(19)
 CONV = RNG.normal(size=(7, 3, 1, 1))
@@ -212,3 +213,39 @@ def test_nothing_heavy_is_loaded_before_the_first_count():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_layers_may_come_from_a_generator():
+    observer = int8calib.Observer(layer for layer in LAYERS)
+    assert observer.blobs == int8calib.Observer(LAYERS).blobs
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        (LAYERS[0], OptionError, "layers of type QuantLayer; expected a list"),
+        ([("c", "Convolution")], OptionError, "a layer of type tuple"),
+        ([LAYERS[0]] * 2, ModelError, "two layers are called"),
+    ],
+)
+def test_layers_are_a_list_of_quant_layers(layers, error, message):
+    with pytest.raises(error, match=message):
+        int8calib.Observer(layers)
+
+
+def test_weights_are_looked_at_before_the_first_image():
+    weights = np.where(LAYERS[0].weights > 0, np.nan, LAYERS[0].weights)
+    with pytest.raises(WeightsError, match="are NaN or infinite"):
+        int8calib.Observer([replace(LAYERS[0], weights=weights)])
+
+
+def test_mistakes_of_a_call_are_named():
+    observer = int8calib.Observer(LAYERS)
+    with pytest.raises(StatisticsError, match="activations of type list; expected a map"):
+        observer.observe([IMAGES])
+    with pytest.raises(StatisticsError, match="str cannot be merged"):
+        observer.merge("observed.npz")
+    with pytest.raises(OptionError, match="options of type dict; expected Options"):
+        int8calib.Observer(LAYERS, {"method": "kl"})
+    with pytest.raises(OptionError, match="percentile '99'; expected a number"):
+        int8calib.Observer(LAYERS, method="percentile", percentile="99")
