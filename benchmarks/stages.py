@@ -41,10 +41,11 @@ class Stage:
 KL = Stage("kl", "ncnn2table's kl", "calibrate", ("--like", "ncnn2table"), alone=True)
 MSE = Stage("table", "`calibrate`, table alone", "calibrate", alone=True)
 LEVELS = Stage("ncnn", "`calibrate --ncnn`", "calibrate")
+EQUALIZED = Stage("equalized", "`calibrate --ncnn --equalize`", "calibrate", ("--equalize",))
 TUNED_TABLE = Stage("tuned-table", "`tune`, table alone", "tune", alone=True)
 TUNED = Stage("tuned", "`tune --ncnn --more-work 0`", "tune", ("--more-work", "0"))
 TUNED_WIDER = Stage("tuned-wider", "`tune --ncnn`", "tune")
-STAGES = (KL, MSE, LEVELS, TUNED_TABLE, TUNED, TUNED_WIDER)
+STAGES = (KL, MSE, LEVELS, EQUALIZED, TUNED_TABLE, TUNED, TUNED_WIDER)
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,14 +54,15 @@ from int8calib.cli.table_options import TableOptions, add_table_arguments
 if TYPE_CHECKING:
     from int8calib.caffe.engine.executor import CaffeExecutor
     from int8calib.caffe.engine.run import Net
-    from int8calib.caffe.network.graph import Graph
     from int8calib.caffe.network.quantized import QuantizedLayer
     from int8calib.calibration.assemble import Calibration
     from int8calib.calibration.options import Options
     from int8calib.calibration.pipeline import Job
+    from int8calib.cli.loader import ImageLoader
     from int8calib.ncnn.rounded import RoundedWeights
     from int8calib.rounding.sampler import ColumnSampler
     from int8calib.table import CalibrationTable
+    from int8calib.tuning.equalized import EqualizedForm
     from int8calib.workers import Progress
 
 _NOT_REPORTED = frozenset(("run", "command", "config", "quiet", "verbose", "debug"))
@@ -82,6 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how --ncnn rounds weights to INT8: second-order (default) chooses the levels that "
         "disturb each layer's outputs least and corrects biases, nearest does as ncnn2int8; the "
         "table and the float model do not depend on it",
+    )
+    group.add_argument(
+        "--equalize",
+        action="store_true",
+        help="let channels of the INT8 model of --ncnn share the range of their blob evenly, which "
+        "takes about three times as long; the table and the float model do not depend on it",
     )
     add_table_arguments(group)
     add_run_arguments(parser)
@@ -125,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     say_device(console, device, min(batches.batch_size, len(batches)))
     checkpoint = long_run.open({**fingerprint, **batches.order(), **opened.device})
-    rounding = _Rounding.of(job, len(batches)) if second_order else None
+    rounding = _Rounding.of(net, job, len(batches)) if second_order else None
     with cluster.open(checkpoint=long_run.checkpoint) as client, console.progress() as progress:
         done = run_job(
             job if rounding is None else rounding.watched(job),
@@ -137,12 +144,15 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=checkpoint,
             cluster=client,
         )
-        int8_table = done.table
+        int8_table, form = done.table, None
         rounded: Mapping[str, RoundedWeights] = {}
         if rounding is not None:
             if args.offsets and isinstance(net, Net):
                 int8_table = _with_offsets(net, done, options)
-            rounded = rounding.weights(int8_table, options, progress)
+            if args.equalize:
+                form = rounding.equalized(int8_table, batches, options, progress)
+            else:
+                rounded = rounding.weights(int8_table, options, progress)
     batches.print_skipped(console)
     contents, notes = models.contents(
         net,
@@ -151,6 +161,15 @@ def run(args: argparse.Namespace) -> int:
         rounded=rounded,
         winograd=options.weights.winograd == "safe",
     )
+    if form is not None:
+        changed, notes = models.contents(
+            form.net,
+            form.table,
+            fold_bn=True,
+            rounded=form.rounded,
+            winograd=options.weights.winograd == "safe",
+        )
+        contents = {**contents, **{path: changed[path] for path in models.paths[2:]}}
     table, report = calibration_texts(
         args.format, done, job.candidates, options, [*console.notes, *notes]
     )
@@ -172,21 +191,33 @@ def run(args: argparse.Namespace) -> int:
 class _Rounding:
     """Weights rounded so that they disturb outputs least, by samples of the calibration's pass."""
 
+    net: Net
+    job: Job[CaffeExecutor]
     layers: list[QuantizedLayer]
     sampler: ColumnSampler
-    graph: Graph
+    images: int
 
     @classmethod
-    def of(cls, job: Job[CaffeExecutor], images: int) -> _Rounding:
+    def of(cls, net: Any, job: Job[CaffeExecutor], images: int) -> _Rounding:
         from int8calib.caffe.network.quantized import QuantizedLayer
         from int8calib.rounding.sampler import ColumnSampler
 
         layers = [layer for layer in job.layers if isinstance(layer, QuantizedLayer)]
-        return cls(layers, ColumnSampler(layers, images), job.executor.graph)
+        return cls(net, job, layers, ColumnSampler(layers, images), images)
 
     def watched(self, job: Job[Any]) -> Job[Any]:
         """The job, whose activations are sampled as they pass."""
         return replace(job, executor=self.sampler.watch(job.executor))
+
+    def equalized(
+        self, table: CalibrationTable, batches: ImageLoader, options: Options, progress: Progress
+    ) -> EqualizedForm:
+        """The INT8 form of the network with equalized channels."""
+        from int8calib.tuning.equalized import equalized_form
+
+        return equalized_form(
+            self.net, self.job, table, batches, options, total=self.images, progress=progress
+        )
 
     def weights(
         self, table: CalibrationTable, options: Options, progress: Progress
@@ -200,7 +231,7 @@ class _Rounding:
             table,
             self.sampler,
             {layer.name: options.weights.grid(layer) for layer in self.layers},
-            before_relu=depthwise_before_relu(self.graph),
+            before_relu=depthwise_before_relu(self.job.executor.graph),
             workers=options.workers,
             progress=progress,
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -42,14 +43,16 @@ from int8calib.tuning.channels import (
 from int8calib.tuning.thresholds import sample_with_headroom, weighted_error
 from int8calib.workers import Batch, Progress, batch_size, work_through
 
-COLUMNS = (768, 4096)
+COLUMNS = (256, 1024)
 """Fewest and most columns with which factors are compared."""
-WORK = 4e7
+WORK = 1e7
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 CLIPS = (1.5, 1.25, 1.05, 0.85, 0.65, 0.48, 0.35, 0.25)
 MAX_FACTOR = 1000.0
 LIMIT_ROOM = 1.25
 """How far below the limit of a Clip the largest value of a scaled channel stays."""
+FEWEST_POSITIONS = 16
+"""Channels with fewer values an image are left alone: how large they become is not known."""
 WORTH = 0.97
 """A family of layers is equalized where that leaves at most this share of its error."""
 
@@ -120,7 +123,11 @@ def equalize(
     """
     channels = scalable_channels(graph, shapes)
     quantized = {layer.name: layer for layer in quantized_layers(graph) if layer.name in grids}
-    families = channels.families({layer.name: layer.bottom for layer in quantized.values()})
+    families = [
+        names
+        for names in channels.families({layer.name: layer.bottom for layer in quantized.values()})
+        if all(_positions(shapes[quantized[name].bottom]) >= FEWEST_POSITIONS for name in names)
+    ]
     members = [quantized[name] for names in families for name in names]
     if not members:
         return Equalized(graph, {})
@@ -151,6 +158,11 @@ def equalize(
     layers = tuple(_scaled(layer, channels, factors) for layer in graph.layers)
     left = {tuple(names): share for names, (_, share) in zip(families, chosen, strict=True)}
     return Equalized(replace(graph, layers=layers), left)
+
+
+def _positions(shape: Shape) -> int:
+    """How many values an image gives each channel of a blob."""
+    return prod(shape[2:])
 
 
 def _column_count(layer: QuantizedLayer) -> int:

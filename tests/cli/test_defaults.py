@@ -106,7 +106,7 @@ COMMAND_LINE_ONLY = {
     *("ncnn", "output", "param", "bin", "png", "proto", "names", "title", "labels", "layers"),
     *("boxes",),
     *("limit", "seed", "shuffle", "no_optimize", "runtime", "more_work", "skip", "write_model"),
-    *("gpu", "group", "send_images", "detection", "like", "rounding", "offsets"),
+    *("gpu", "group", "send_images", "detection", "like", "rounding", "offsets", "equalize"),
 }
 
 

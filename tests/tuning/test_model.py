@@ -77,6 +77,17 @@ def test_an_equalized_net_computes_the_same(folded, tmp_path) -> None:
     assert deviation(other["prob"], folded.forward(image)["prob"]) < 1e-4
 
 
+def test_channels_with_one_value_an_image_stay_as_they_are(folded) -> None:
+    shapes = infer_shapes(folded.graph, folded.input_shapes)
+    found = equalize(folded.graph, shapes, batches(7), grids_of(folded), workers=1)
+    readers = {name for names in found.left for name in names}
+    assert readers == {"dw", "a", "b", "d", "e"}
+    by_name = {layer.name: layer for layer in found.graph.layers}
+    for layer in folded.graph.layers:
+        if layer.name == "fc":
+            np.testing.assert_array_equal(by_name["fc"].weights[0], layer.weights[0])
+
+
 def test_equalizing_does_not_depend_on_workers(folded) -> None:
     # The first batch is done last where others run beside it.
     first = {"data": np.concatenate([batch["data"] for batch in batches(31)])}
