@@ -199,3 +199,18 @@ def test_one_reader_behind_one_maker_can() -> None:
         OffsetGroup(("first",), ("second",), False),
     )
     assert groups(FIRST, SECOND, int8="second") == (OffsetGroup(("first",), ("second",), False),)
+
+
+def test_a_blob_has_no_offset_where_one_of_its_readers_shall_not() -> None:
+    layers = model(5)
+    rows = table(layers)
+    halves = [replace(row, unsigned=row.name == "left") for row in rows.layers]
+    plain = [replace(row, unsigned=False) for row in rows.layers]
+    found, expected = (
+        int8_model(NcnnModel(tuple(layers), "test"), CalibrationTable(tuple(each))).layers
+        for each in (halves, plain)
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a.params == b.params
+        for mine, theirs in zip(a.weights, b.weights, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
