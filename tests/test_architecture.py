@@ -27,6 +27,7 @@ STAGES = {
     "int8calib.levels": 1,
     "int8calib.device": 2,
     "int8calib.inspection": 2,
+    "int8calib.complaints": 2,
     "int8calib.files": 2,
     "int8calib.parsing": 2,
     "int8calib.limits": 2,

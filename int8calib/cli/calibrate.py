@@ -49,7 +49,8 @@ from int8calib.cli.outputs import (
     is_stdout,
     show_calibration,
 )
-from int8calib.cli.table_options import TableOptions, add_table_arguments
+from int8calib.cli.table_options import TableOptions, add_table_arguments, check_names
+from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
     from int8calib.caffe.engine.executor import CaffeExecutor
@@ -127,8 +128,13 @@ def run(args: argparse.Namespace) -> int:
         console.say("note: it runs in ncnn, so weights are rounded to nearest (--engine numpy)")
     if isinstance(net, Net) and net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
+    if not models.paths and args.rounding != "second-order":
+        raise OptionError(
+            f"--rounding {args.rounding}: says how --ncnn rounds, which is not given; leave it out"
+        )
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
     opened.images.send_files = cluster.send_images
+    check_names(opened.job.layers, args.format)
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     say_device(console, device, min(batches.batch_size, len(batches)))
     checkpoint = long_run.open({**fingerprint, **batches.order(), **opened.device})

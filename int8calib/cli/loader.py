@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from caffe_proto.errors import one_line
 from int8calib.cli.image_options import device_of, images_at_a_time
 from int8calib.cli.network import text_sha256
-from int8calib.cli.start import stderr_is_apart
 from int8calib.errors import ImageError, OptionError, ShapeError
 
 if TYPE_CHECKING:
@@ -268,11 +267,9 @@ def preprocessing(options: ImageOptions, shape: tuple[int, ...], refusal: str) -
     `Preprocess` raises.
     """
     from int8calib.images import Preprocess, read_mean
-    from int8calib.images.decode import catch_complaints, quiet_opencv
+    from int8calib.images.decode import quiet_opencv
 
     quiet_opencv()
-    if stderr_is_apart():
-        catch_complaints()
     if len(shape) != 3:
         raise ImageError(f"{refusal} of shape {(1, *shape)}; give it a .npy file")
     resize_to = options.resize_to

@@ -24,7 +24,15 @@ from caffe_proto.errors import one_line
 from caffe_proto.limits import MAX_MESSAGE
 from int8calib.cli.console import discard, write_stderr
 from int8calib.cli.options import MessageOptions
-from int8calib.cli.start import ENDING, PLAIN, SIGNALED, signal_name, stop_at_once
+from int8calib.cli.start import (
+    ENDING,
+    PLAIN,
+    SIGNALED,
+    signal_name,
+    stderr_is_apart,
+    stop_at_once,
+)
+from int8calib.complaints import catch_complaints
 from int8calib.errors import Int8CalibError
 
 FAILED = 2
@@ -82,6 +90,8 @@ def run_process(run: Callable[[], int]) -> int:
         What `run` returns, 2 where stdout is full, or 141 where its reader went away.
     """
     _mend_streams()
+    if stderr_is_apart():
+        catch_complaints()
     try:
         try:
             return run()

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args.output, inputs=(args.param, args.bin, args.table))
     model = load_model(args.param, args.bin)
     rows = read_rows(read_text(args.table), args.table)
-    layers = quantize_model(model.layers, rows, args.table, fp32=args.fp32)
+    layers = quantize_model(model.layers, rows, args.table, fp32=args.fp32, source=args.param)
     save_model(layers, param, weights)
     for layer in layers:
         # Where the next layer takes levels, ncnn's other path is right.

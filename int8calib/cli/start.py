@@ -65,7 +65,7 @@ def _keep_stderr_apart() -> None:
     """Give Python's stderr a descriptor of its own.
 
     Descriptor 2 is then left to libraries that print by themselves, and can be caught
-    (`int8calib.images.decode`) without a loss of lines of ours.
+    (`int8calib.complaints`) without a loss of lines of ours.
     """
     encoding = getattr(sys.stderr, "encoding", None)
     try:

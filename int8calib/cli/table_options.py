@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from int8calib.cli.options import finite
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from int8calib.calibration.layers import QuantLayer
     from int8calib.calibration.options import Options
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 FORMATS = ("ncnn", "tool", "tool-v1", "tensorrt", "json")
 BY_BLOB = frozenset(("tool-v1", "tensorrt"))
 """Formats that hold a scale for every blob."""
+PERCENTILE = 99.99
+"""The share of the values, in percent, that the method percentile keeps by default."""
 TOOL_DEAD = 1e-4
 """The reference tool writes 0 for a channel whose weights are all below this."""
 WINOGRAD = ("safe", "6bit", "off")
@@ -103,7 +106,7 @@ def _add_method_arguments(group: Any) -> None:
     group.add_argument(
         "--percentile",
         type=finite(),
-        default=99.99,
+        default=PERCENTILE,
         metavar="P",
         help="share of the values, in percent, that --method percentile keeps (default: 99.99)",
     )
@@ -217,6 +220,7 @@ class TableOptions:
             raise OptionError(
                 f"--method {self.method}: expected one of {', '.join(method_names())}"
             )
+        self._refuse_idle_percentile()
         first_version = self.format == "tool-v1"
         weights = WeightOptions(
             granularity="per-tensor" if self.group == 0 or first_version else self.weights,
@@ -239,6 +243,37 @@ class TableOptions:
             all_blobs=self.format in BY_BLOB,
             **more,
         )
+
+    def _refuse_idle_percentile(self) -> None:
+        """Raise `OptionError` for a percentile that no method takes."""
+        methods = [_pair(text)[1] for text in self.layer_method or ()]
+        if self.percentile != PERCENTILE and "percentile" not in (
+            self.method,
+            self.input_method,
+            *methods,
+        ):
+            raise OptionError(
+                f"--percentile {self.percentile}: only the method percentile takes it, and the "
+                f"method is {self.method}; give --method percentile, or leave it out"
+            )
+
+
+def check_names(layers: Iterable[QuantLayer], format: str) -> None:
+    """Raise `OptionError` where rows of a format cannot hold the name of a layer.
+
+    Called before the first image: writing the table would find it too, after the last.
+    """
+    from int8calib.table.rules import name_problem
+
+    if format not in ("ncnn", "tool"):
+        return
+    for layer in layers:
+        problem = name_problem(layer.name)
+        if problem is not None:
+            raise OptionError(
+                f"layer {layer.name!r}: {problem}; rename it, or leave it in float: "
+                f"--exclude {quote(layer.name)}"
+            )
 
 
 def _pair(text: str) -> tuple[str, str]:

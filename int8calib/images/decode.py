@@ -7,24 +7,22 @@ the rest of a JPEG with gray; and so is an image that declares more pixels than 
 before it is decoded.
 
 libjpeg and libpng, inside of OpenCV, print what they find wrong to the process's stderr, without
-the file's name. A program that leaves its descriptor 2 to them can have that caught instead
-(`catch_complaints`), as the command line does; in other programs their lines stay as they are.
+the file's name: see `int8calib.complaints`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from int8calib.complaints import complaints
 from int8calib.errors import ImageError, UnreadableImageError
 from int8calib.files import read_bounded
 from int8calib.images.header import Header, NoSizeError, read_header
@@ -32,7 +30,6 @@ from int8calib.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 
 ImageU8 = NDArray[np.uint8]
 Reduction = Callable[[int, int], int]
-Result = TypeVar("Result")
 
 # Images above this many pixels are decoded one at a time, so that several threads do not need
 # several times the memory of the largest.
@@ -67,75 +64,6 @@ def quiet_opencv() -> None:
 _DAMAGE = re.compile(
     r"^(?:Corrupt JPEG|Premature end|Inconsistent|Invalid SOS|Application).*", re.M
 )
-
-
-class _Complaints:
-    """What C libraries print to descriptor 2 while images are decoded, by several threads."""
-
-    def __init__(self) -> None:
-        self._file: int | None = None  # where it goes; None: nothing is caught
-        self._stderr = 2
-        self._running = 0
-        self._changed = threading.Condition()
-
-    def catch(self) -> None:
-        """Catch from now on, where a file for it can be made."""
-        with contextlib.suppress(OSError):
-            if self._file is None:
-                with tempfile.TemporaryFile(buffering=0) as file:
-                    self._stderr, self._file = os.dup(2), os.dup(file.fileno())
-
-    def decode(self, decode: Callable[[], Result]) -> tuple[Result, str]:
-        """What `decode` returns, and what was printed meanwhile."""
-        file = self._file
-        if file is None:
-            return decode(), ""
-        before = self._enter(file)
-        try:
-            result = decode()
-        finally:
-            size = self._leave(file)
-        if size == before:
-            return result, ""
-        with self._changed:  # whose lines are these? once more, alone
-            self._changed.wait_for(lambda: not self._running)
-            self._empty(file)
-            os.dup2(file, 2)
-            try:
-                decode()
-            finally:
-                os.dup2(self._stderr, 2)
-            text = os.pread(file, 1 << 16, 0).decode("utf-8", "replace")
-            self._empty(file)
-        return result, text
-
-    def _enter(self, file: int) -> int:
-        with self._changed:
-            self._running += 1
-            if self._running == 1:
-                os.dup2(file, 2)
-            return os.fstat(file).st_size
-
-    def _leave(self, file: int) -> int:
-        with self._changed:
-            self._running -= 1
-            if not self._running:
-                os.dup2(self._stderr, 2)
-                self._changed.notify_all()
-            return os.fstat(file).st_size
-
-    @staticmethod
-    def _empty(file: int) -> None:
-        os.ftruncate(file, 0)
-        os.lseek(file, 0, os.SEEK_SET)
-
-
-_complaints = _Complaints()
-
-
-def catch_complaints() -> None:
-    """Keep what libjpeg and libpng print off descriptor 2, which nobody else may write to."""
-    _complaints.catch()
 
 
 def read_image(
@@ -201,7 +129,7 @@ def decode_image(
     large = header is None or header.height * header.width > _LARGE
     try:
         with _one_large_image if large else contextlib.nullcontext():
-            image, complaints = _complaints.decode(
+            image, printed = complaints.during(
                 lambda: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
             )
     except cv2.error as error:
@@ -215,7 +143,7 @@ def decode_image(
             f"OpenCV makes {image.dtype} of shape {image.shape} of it; expected uint8 of {wanted}: "
             "save it as PNG"
         )
-    found = _DAMAGE.search(complaints)
+    found = _DAMAGE.search(printed)
     if found is not None and damage is not None:
         damage(found[0])
     decoded: ImageU8 = image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from int8calib.errors import ModelFileError
 from int8calib.files import read_bounded, write_all
 from int8calib.limits import MAX_MODEL_BYTES
 from int8calib.ncnn.param import NcnnLayer, format_param, parse_param
+from int8calib.ncnn.schema import unknown_parameters
 from int8calib.ncnn.weights import read_weights, write_weights
 
 MOST_PARAM_BYTES = 64 * 2**20
@@ -59,14 +61,32 @@ class NcnnModel:
 
 
 def load_model(param: str | os.PathLike[str], weights: str | os.PathLike[str]) -> NcnnModel:
-    """Load an ncnn model from its `.param` and `.bin`; raises `ModelFileError`."""
+    """Load an ncnn model from its `.param` and `.bin`; raises `ModelFileError`.
+
+    Warns of parameters that a layer's type does not have.
+    """
     layers = parse_param(read_text(param), str(Path(param)))
+    _warn_of_unknown(layers, str(Path(param)))
     try:
         data = read_bounded(weights, MAX_MODEL_BYTES)
     except OSError as error:
         message = f"{Path(weights)}: cannot be read: {error.strerror or error}"
         raise ModelFileError(message) from error
     return NcnnModel(read_weights(layers, data, str(Path(weights))), str(Path(param)))
+
+
+def _warn_of_unknown(layers: Iterable[NcnnLayer], source: str) -> None:
+    """Warn where ncnn passes over a parameter: it has none of that id for the layer's type."""
+    found = [(layer, unknown) for layer in layers if (unknown := unknown_parameters(layer))]
+    if found:
+        layer, unknown = found[0]
+        more = f", and {len(found) - 1} more layers have such" if len(found) > 1 else ""
+        warnings.warn(
+            f"{source}:{layer.line}: layer {layer.name!r} ({layer.type}): "
+            f"{', '.join(f'{key}=' for key in unknown)} is no parameter of this type and has no "
+            f"effect, as in ncnn{more}",
+            stacklevel=3,
+        )
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

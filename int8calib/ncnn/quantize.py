@@ -21,7 +21,7 @@ from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.param import NcnnLayer, blob_readers
 from int8calib.ncnn.rounded import CONVOLUTIONS, RoundedWeights, with_levels
 from int8calib.ncnn.schema import tidied
-from int8calib.ncnn.sound import check_graph
+from int8calib.ncnn.sound import check_graph, refuse_int8
 from int8calib.ncnn.weights import store_weights
 
 QUANTIZED = (*CONVOLUTIONS, "InnerProduct")
@@ -106,6 +106,7 @@ def quantize_model(
     fp32: bool = False,
     rounded: Mapping[str, RoundedWeights] = MappingProxyType({}),
     winograd: bool = True,
+    source: str = "the model",
 ) -> tuple[NcnnLayer, ...]:
     """The INT8 model that `layers` and the table `rows` give.
 
@@ -123,6 +124,8 @@ def quantize_model(
         By layer: weights that are levels already, in place of those that plain rounding gives.
     winograd : bool
         Whether ncnn may run by int8 winograd, which limits what a row of `rounded` adds up to.
+    source : str
+        How errors call the model.
 
     Returns
     -------
@@ -141,7 +144,8 @@ def quantize_model(
         For `rounded` levels of a layer that stays in float, of another count, beyond -127..127,
         or that add up to more than int8 winograd holds.
     """
-    check_graph(layers, "the model")
+    check_graph(layers, source)
+    refuse_int8(layers, source)
     _check_rows(layers, rows, name)
     made = [_quantized(layer, rows, name) for layer in layers]
     int8 = {layer.name for layer in made if layer.type in QUANTIZED and layer.integer(8)}
@@ -184,8 +188,6 @@ def _quantized(layer: NcnnLayer, rows: Rows, name: str) -> NcnnLayer:
     kind = _KINDS.get(layer.type)
     if kind is None:
         return layer
-    if layer.integer(8 if layer.type in (*QUANTIZED, *RECURRENT) else 18):
-        raise ModelFileError(f"layer {layer.name!r} is INT8 already; give the float model")
     if layer.type in BY_ROWS and not _has_rows(layer, rows):
         return layer
     return kind(layer, rows, name)

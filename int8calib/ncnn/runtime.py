@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from int8calib.arrays import Array
+from int8calib.complaints import complaints
 from int8calib.errors import ModelError, OptionError
 from int8calib.ncnn.model import NcnnModel
 from int8calib.ncnn.param import NcnnLayer, format_param
@@ -21,6 +23,8 @@ from int8calib.ncnn.weights import write_weights
 
 MOST_THREADS = 64
 """Threads that every machine can start; OpenMP ends the process where it cannot."""
+_FAILED = re.compile(r"^layer load_(?:param|model) \d+ (.+) failed", re.M)
+"""What ncnn prints of a layer that it cannot load."""
 _SAME_BITS = frozenset(("Split", "Reshape", "Flatten", "Squeeze", "ExpandDims", "Noop"))
 """Types that hand their values on as they are."""
 
@@ -84,18 +88,16 @@ class RuntimeNet:
             option.use_fp16_arithmetic = option.use_bf16_storage = False
         if exact:
             option.use_packing_layout = False
-        text = format_param(model.layers)
-        if self._net.load_param_mem(text) != 0:
-            raise ModelError(
-                f"{model.source}: ncnn does not know a layer of this model, or refuses its "
-                "parameters"
-            )
+        self._load_structure(model)
         # Only from a file does ncnn tell whether it could load all weights.
         with tempfile.TemporaryDirectory() as folder:
             binary = Path(folder, "weights.bin")
             binary.write_bytes(write_weights(model.layers))
-            if self._net.load_model(str(binary)) != 0:
-                raise ModelError(f"{model.source}: ncnn cannot load the weights of a layer")
+            code, said = complaints.alone(lambda: self._net.load_model(str(binary)))
+        if code != 0:
+            where = _FAILED.search(said)
+            layer = f"layer {where[1]!r}" if where else "a layer"
+            raise ModelError(f"{model.source}: ncnn cannot load the weights of {layer}")
         self._source = model.source
         self._layers = model.layers
         self._checked: set[tuple[object, ...]] = set()
@@ -107,6 +109,26 @@ class RuntimeNet:
         read = {bottom for layer in model.layers for bottom in layer.bottoms}
         self.outputs = tuple(top for layer in model.layers for top in layer.tops if top not in read)
         self.seconds = 0.0
+
+    def _load_structure(self, model: NcnnModel) -> None:
+        """Load what the layers are; raises `ModelError` that names a layer which ncnn refuses."""
+        text = format_param(model.layers)
+        code, said = complaints.alone(lambda: self._net.load_param_mem(text))
+        if code == 0:
+            return
+        has = getattr(self._ncnn, "layer_to_index", lambda kind: 0)
+        foreign = next((layer for layer in model.layers if has(layer.type) < 0), None)
+        where = _FAILED.search(said)
+        if foreign is not None:
+            problem = (
+                f"layer {foreign.name!r} is of type {foreign.type}, which ncnn "
+                f"{getattr(self._ncnn, '__version__', '')} does not have"
+            )
+        elif where is not None:
+            problem = f"ncnn refuses the parameters of layer {where[1]!r}"
+        else:
+            problem = "ncnn refuses the parameters of a layer"
+        raise ModelError(f"{model.source}: {problem}")
 
     def run(self, inputs: Mapping[str, Array], blobs: Sequence[str]) -> dict[str, Array]:
         """Run one image.
@@ -187,7 +209,7 @@ class RuntimeNet:
 
     def _array(self, blob: str, code: int, mat: Any) -> Array:
         """A blob that was extracted; raises `ModelError` where it could not be."""
-        if code != 0:
+        if not _is_made(code, mat):
             raise ModelError(f"{self._source}: blob {blob!r} could not be computed")
         # An array of an empty Mat crashes the interpreter.
         return np.zeros(0, np.float32) if mat.dims == 0 else np.array(mat, np.float32)
@@ -212,7 +234,7 @@ class RuntimeNet:
     ) -> None:
         """Run layer by layer, each when its bottoms fit it: for the first inputs of a shape."""
         extractor = self._extractor(inputs)
-        needed = set(wanted)
+        needed, seen = set(wanted), dict[str, tuple[int, ...]]()
         for layer in reversed(self._layers):
             if needed & set(layer.tops):
                 needed.update(layer.bottoms)
@@ -221,17 +243,31 @@ class RuntimeNet:
                 continue
             if layer.type == "Input" and not inputs.keys() >= set(layer.tops):
                 raise ModelError(f"{self._source}: input {layer.tops[0]!r} is not given")
-            bottoms = []
-            for bottom in layer.bottoms:
-                code, mat = extractor.extract(bottom)
-                if code != 0:
-                    raise ModelError(f"{self._source}: blob {bottom!r} could not be computed")
-                bottoms.append(_extents(mat))
+            bottoms = [self._computed(extractor, bottom, seen) for bottom in layer.bottoms]
             check_bottoms(layer, bottoms, self._source)
-            if listener is not None:
-                for top in (top for top in layer.tops if top in wanted):
+            for top in (top for top in layer.tops if top in wanted):
+                self._computed(extractor, top, seen)
+                if listener is not None:
                     listener(top, self._array(top, *extractor.extract(top)))
         self._checked.add(self._key(inputs, wanted))
+
+    def _computed(
+        self, extractor: Any, blob: str, seen: dict[str, tuple[int, ...]]
+    ) -> tuple[int, ...]:
+        """The extents of a blob that is computed now, which `seen` gets.
+
+        Raises `ModelError` where it cannot be.
+        """
+        code, mat = extractor.extract(blob)
+        if _is_made(code, mat):
+            return seen.setdefault(blob, _extents(mat))
+        maker = self._layers[self._place[blob]]
+        sizes = (seen.get(bottom, ()) for bottom in maker.bottoms)
+        shapes = ", ".join("x".join(map(str, extents)) for extents in sizes)
+        raise ModelError(
+            f"{self._source}: layer {maker.name!r} ({maker.type}) cannot be computed from a bottom "
+            f"of {shapes}; is the input too small (--input-shape), or a parameter wrong?"
+        )
 
 
 def read_as_ids(layers: Sequence[NcnnLayer]) -> set[str]:
@@ -241,6 +277,11 @@ def read_as_ids(layers: Sequence[NcnnLayer]) -> set[str]:
         if layer.type == "Embed" or (layer.type in _SAME_BITS and ids & set(layer.tops)):
             ids.update(layer.bottoms[:1])
     return ids
+
+
+def _is_made(code: int, mat: Any) -> bool:
+    """Whether ncnn made a blob; some layers give one of negative sizes for too small a bottom."""
+    return code == 0 and min(_extents(mat), default=0) >= 0
 
 
 def _extents(mat: Any) -> tuple[int, ...]:

@@ -30,6 +30,12 @@ ORDER: Mapping[str, tuple[int, ...]] = {
 """How ncnnoptimize orders parameters where it is not by id (source: tools/modelwriter.h)."""
 _OBSOLETE: Mapping[str, frozenset[int]] = {"Reshape": frozenset((3,))}
 """Ids that old converters write and no ncnn reads any more."""
+_WITHOUT_PARAMETERS = frozenset(
+    (
+        "AbsVal", "BNLL", "DeepCopy", "Erf", "Flatten", "Mish", "Noop", "Sigmoid", "Softplus",
+        "Split", "Swish", "TanH",
+    )
+)  # fmt: skip
 
 
 @cache
@@ -44,6 +50,19 @@ def _schema() -> Mapping[str, Mapping[int, tuple[str, str]]]:
 def parameter_names(kind: str) -> Mapping[str, int]:
     """The ids of the parameters of layer type `kind` by name; empty for types that have none."""
     return {name: key for key, (name, _) in _schema().get(kind, {}).items()}
+
+
+def is_known_type(kind: str) -> bool:
+    """Whether ncnn has the layer type `kind`."""
+    return kind in _schema() or kind in _WITHOUT_PARAMETERS
+
+
+def unknown_parameters(layer: NcnnLayer) -> list[int]:
+    """The ids of a layer that its type does not have, which ncnn passes over."""
+    if not is_known_type(layer.type):
+        return []
+    common = {HINTS, FEATURE_MASK} | _OBSOLETE.get(layer.type, frozenset())
+    return [key for key in layer.params if key not in _schema().get(layer.type, {}).keys() | common]
 
 
 def default_value(layer: NcnnLayer, key: int) -> Value | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from int8calib.errors import ModelError, ModelFileError
 from int8calib.limits import MAX_VALUES
@@ -26,6 +26,12 @@ _PADS: Mapping[str, tuple[int, ...]] = {
     "Padding": (0, 1, 2, 3),
 }
 """The parameters that say how wide the border is: at the top, bottom, left, right."""
+
+_INT8_KEYS: Mapping[int, frozenset[str]] = {
+    8: frozenset(("Convolution", "ConvolutionDepthWise", "InnerProduct", "RNN", "LSTM", "GRU")),
+    18: frozenset(("Embed", "MultiHeadAttention", "Gemm", "SDPA")),
+}
+"""The parameter that says how a layer runs in INT8, and the types that have it."""
 
 Extents = tuple[int, ...]
 """Extents of a blob in ncnn, the outermost first: (C, H, W), (H, W) or (W,)."""
@@ -61,6 +67,20 @@ def check_graph(layers: Sequence[NcnnLayer], source: str) -> None:
         empty = [blob.name for blob in blob_layout(layer) if not blob.size]
         if empty:
             raise ModelFileError(f"{place}: it has {empty[0]} of 0 values")
+
+
+def is_int8(layer: NcnnLayer) -> bool:
+    """Whether the weights of a layer are levels, as ncnn2int8 makes them."""
+    return any(layer.type in types and layer.integer(key) for key, types in _INT8_KEYS.items())
+
+
+def refuse_int8(layers: Iterable[NcnnLayer], source: str) -> None:
+    """Raise `ModelFileError` for a model in INT8, where a float model is needed."""
+    for layer in layers:
+        if is_int8(layer):
+            raise ModelFileError(
+                f"{source}: layer {layer.name!r} is INT8 already; give the float model"
+            )
 
 
 def check_bottoms(layer: NcnnLayer, bottoms: Sequence[Extents], source: str) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from int8calib.errors import ModelFileError
 from int8calib.ncnn.layout import Blob, blob_layout
 from int8calib.ncnn.param import NcnnLayer
+from int8calib.ncnn.schema import is_known_type
 
 FLOAT16, INT8, FLOAT32_SCALED = 0x01306B47, 0x000D4B38, 0x0002C056
 _FLAGS = frozenset((0, FLOAT16, INT8, FLOAT32_SCALED))
@@ -49,19 +50,24 @@ def read_weights(layers: Sequence[NcnnLayer], data: bytes, name: str) -> tuple[N
         Where bytes are left over, which ncnn ignores.
     """
     loaded, place, unknown = [], 0, ""
-    for layer in layers:
+    for number, layer in enumerate(layers):
         arrays = []
         for blob in blob_layout(layer):
             flag = data[place : place + 4]
             if blob.tagged and int.from_bytes(flag, "little") not in _FLAGS:
                 unknown = unknown or layer.name
-            array, place = _read_blob(data, place, blob, f"{name}: layer {layer.name!r}")
+            try:
+                array, place = _read_blob(data, place, blob)
+            except ValueError as error:
+                foreign = _of_unknown_types(layers[:number])
+                raise ModelFileError(f"{name}: layer {layer.name!r}: {error}{foreign}") from None
             arrays.append(array)
         loaded.append(replace(layer, weights=tuple(arrays)))
     if place != len(data) and unknown:
         raise ModelFileError(
             f"{name}: layer {unknown!r} begins with no flag that is known, and "
             f"{len(data) - place} bytes follow the last layer; give the .bin of this .param"
+            f"{_of_unknown_types(layers)}"
         )
     if place != len(data):
         warnings.warn(
@@ -72,14 +78,25 @@ def read_weights(layers: Sequence[NcnnLayer], data: bytes, name: str) -> tuple[N
     return tuple(loaded)
 
 
-def _read_blob(data: bytes, place: int, blob: Blob, owner: str) -> tuple[Values, int]:
+def _of_unknown_types(layers: Sequence[NcnnLayer]) -> str:
+    """The end of an error: layers that ncnn does not have are taken to have no weights."""
+    foreign = [layer for layer in layers if not is_known_type(layer.type)]
+    if not foreign:
+        return ""
+    first = foreign[0]
+    return f" (layer {first.name!r} is of type {first.type}, whose weights are not known)"
+
+
+def _read_blob(data: bytes, place: int, blob: Blob) -> tuple[Values, int]:
+    """One blob and the place behind it; raises `ValueError` where the file ends before."""
+
     def values(dtype: str, count: int) -> Values:
         nonlocal place
         size = count * np.dtype(dtype).itemsize
         if size > len(data) - place:
-            raise ModelFileError(
-                f"{owner}: the file ends within {blob.name}: {size} bytes are needed, "
-                f"{len(data) - place} are left"
+            raise ValueError(
+                f"the file ends within {blob.name}: {size} bytes are needed, {len(data) - place} "
+                "are left"
             )
         array = np.frombuffer(data, dtype, count, place)
         place += size + -size % 4

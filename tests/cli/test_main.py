@@ -166,6 +166,8 @@ BAD = {
     "shape of no input": ({"input_shape": "image=1,3,5,5"}, "'image'"),
     "bad cache": ({"cache": "lots"}, "--cache lots"),
     "no workers": ({"workers": "0"}, "--workers 0"),
+    "percentile of another method": ({"percentile": "99"}, "only the method percentile takes it"),
+    "rounding of no model": ({"rounding": "nearest"}, "--rounding nearest: says how --ncnn"),
 }
 
 
@@ -210,6 +212,27 @@ def test_more_errors_are_one_line(
         assert len([line for line in error if "error:" in line]) == 1
         assert message in error[-1]
     assert not (tmp_path / "t.table").exists()
+
+
+@pytest.mark.parametrize("format", ["ncnn", "tool", "json"])
+def test_a_name_that_no_row_can_hold_is_told_before_the_first_image(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model(tmp_path, NET.replace('name: "conv1"', 'name: "conv 1"'))
+    np.save(tmp_path / "images.npy", np.ones((2, 3, 37, 29), np.float32))
+    table = tmp_path / "t.table"
+    words = arguments(tmp_path, table, images=str(tmp_path / "images.npy"), format=format)
+    words.remove("--quiet") if "--quiet" in words else None
+    code = main(words)
+    told = capsys.readouterr().err
+    if format == "json":
+        assert code == 0, told
+        return
+    assert code == 2
+    assert "leave it in float: --exclude 'conv 1'" in told
+    assert "statistics" not in told
+    assert not table.exists()
+    assert main([*words, "--exclude", "conv 1"]) == 0
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

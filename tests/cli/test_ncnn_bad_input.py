@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -95,3 +97,63 @@ def test_a_network_is_shown_without_the_package_too(
     shown = capsys.readouterr()
     assert "shapes are not known: the package ncnn is not installed" in shown.err
     assert "INT8: 4 of them" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("ReLU ", "Nosuch ", "layer 'relu' is of type Nosuch, which ncnn"),
+        ("0=5 1=3 4=1", "0=5 1=3 3=0 4=1", "ncnn refuses the parameters of layer 'first'"),
+        ("0=7 1=1 5=0", "0=7 1=1 5=0 9=77", "ncnn refuses the parameters of layer 'left'"),
+    ],
+)
+def test_what_ncnn_prints_becomes_a_line_that_names_the_layer(
+    two: list[str], tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    param = tmp_path / "two.param"
+    text = param.read_text()
+    assert old in text
+    param.write_text(text.replace(old, new))
+    words = ["-m", "int8calib", "calibrate", *two, "--output", "t", "--engine", "runtime"]
+    done = subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert message in line
+
+
+def test_a_pooling_of_too_small_a_bottom_is_named(
+    two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    param = tmp_path / "two.param"
+    text = param.read_text().replace("ReLU ", "Pooling ").replace(" x y\n", " x y 0=0 1=77\n")
+    param.write_text(text)
+    assert main(["calibrate", *two, "--output", "t", "--engine", "runtime"]) == 2
+    error = capsys.readouterr().err
+    assert "layer 'relu' (Pooling) cannot be computed from a bottom of 5x11x13; is the" in error
+
+
+def test_a_parameter_that_a_type_does_not_have_is_told(
+    two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    param = tmp_path / "two.param"
+    param.write_text(param.read_text().replace("0=5 1=3 4=1", "0=5 1=3 4=1 27=8"))
+    assert main(["calibrate", *two, "--output", str(tmp_path / "t"), "--engine", "numpy"]) == 0
+    told = capsys.readouterr().err
+    assert "two.param:5: layer 'first' (Convolution): 27= is no parameter of this type" in told
+
+
+def test_weights_of_an_unknown_type_are_named_where_those_behind_do_not_fit(
+    two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    param = tmp_path / "two.param"
+    param.write_text(param.read_text().replace("Convolution ", "MyConv ", 1))
+    assert main(["inspect", *two[:4]]) == 2
+    told = capsys.readouterr().err
+    assert "(layer 'first' is of type MyConv, whose weights are not known)" in told

@@ -13,6 +13,7 @@ from int8calib.errors import ModelError
 CONVOLUTIONS = frozenset(("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution"))
 QUANTIZED_TYPES = CONVOLUTIONS | {"InnerProduct"}
 """Types that ncnn can run in INT8."""
+_WITH_FOREIGN_NAMES = QUANTIZED_TYPES | {"ConvolutionDepthWise"}
 
 FUSED_ACTIVATION = ":activation"
 """What stands behind the name of a layer in that of the activation that is a part of it."""
@@ -34,7 +35,8 @@ class Layer:
     """One layer: its message, its float32 weights, and the blob versions it reads and makes.
 
     `unread` is what its part of the prototxt says and nobody understood: a layer that has any
-    cannot run as it is written.
+    cannot run as it is written. `stands_for` is the type, in the words of another framework, of
+    what is a layer here only to say that it cannot run.
     """
 
     name: str
@@ -44,11 +46,17 @@ class Layer:
     tops: tuple[Blob, ...]
     weights: tuple[Array, ...] = ()
     unread: tuple[Unread, ...] = ()
+    stands_for: str = ""
 
     @property
     def label(self) -> str:
         """How messages name the layer."""
-        return f"layer {self.name!r} ({self.type})"
+        return f"layer {self.name!r} ({self.stands_for or self.type})"
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether ncnn can run a layer of this type in INT8, whether or not it can run here."""
+        return (self.stands_for or self.type) in _WITH_FOREIGN_NAMES
 
     def copy_params(self) -> LayerParameter:
         """A copy of the message, which others may change."""

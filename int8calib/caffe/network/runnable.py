@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
 from int8calib.arrays import Shape
-from int8calib.caffe.network.graph import QUANTIZED_TYPES, Blob, Graph, Layer
+from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.caffe.network.shapes import Obstacle, reach
@@ -133,7 +133,7 @@ def layers_to_quantize(
     blocked = {
         layer.name: obstacle
         for layer, obstacle in obstacles.items()
-        if layer.type in QUANTIZED_TYPES and len(layer.bottoms) == 1
+        if layer.is_quantized and len(layer.bottoms) == 1
     }
     if not layers:
         raise ModelError(f"{graph.source}: {_nothing_left(blocked)}")

@@ -18,6 +18,7 @@ from int8calib.ncnn.model import NcnnModel, load_model, read_text
 from int8calib.ncnn.param import NcnnLayer, blob_readers, parse_param
 from int8calib.ncnn.quantize import RECURRENT
 from int8calib.ncnn.runtime import RuntimeNet
+from int8calib.ncnn.sound import is_int8
 from int8calib.table.rules import grouped_problem, name_problem
 from int8calib.words import listed
 
@@ -171,6 +172,8 @@ def _parts_in_int8(model: NcnnModel) -> dict[str, tuple[bool, str]]:
     found |= {name: (False, reason) for name, reason in blocked.items()}
     for layer in model.layers:
         if layer.name in found:
+            if is_int8(layer):
+                found[layer.name] = (True, f"{layer.type}, INT8 already")
             continue
         if row_counts(layer):
             problem = name_problem(layer.name)
@@ -187,6 +190,10 @@ def _parts_in_int8(model: NcnnModel) -> dict[str, tuple[bool, str]]:
 def _warnings(model: NcnnModel) -> list[str]:
     """What to mind, one line each."""
     warnings = []
+    if any(map(is_int8, model.layers)):
+        warnings.append(
+            "the model is in INT8 already: predict runs it, to calibrate give the float model"
+        )
     foreign = [f"{layer.name} ({layer.type})" for layer in model.layers if "." in layer.type]
     if foreign:
         warnings.append(f"ncnn has no such layers; pnnx left them as they were: {listed(foreign)}")

@@ -16,6 +16,7 @@ from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.param import NcnnLayer
 from int8calib.ncnn.quantize import QUANTIZED, RECURRENT
 from int8calib.ncnn.schema import value_of
+from int8calib.ncnn.sound import refuse_int8
 from int8calib.table.rules import grouped_problem, name_problem
 
 _DYNAMIC = 19
@@ -130,10 +131,7 @@ def quant_layers(
     for layer in layers:
         if layer.type not in QUANTIZED or not layer.bottoms:
             continue
-        if layer.integer(8):
-            raise ModelFileError(
-                f"{source}: layer {layer.name!r} is INT8 already; give the float model"
-            )
+        refuse_int8((layer,), source)
         problem = name_problem(layer.name)
         if layer.type != "InnerProduct" and layer.integer(_DYNAMIC):
             blocked[layer.name] = "its weights are a blob, not in the file"

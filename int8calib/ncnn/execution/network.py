@@ -14,6 +14,7 @@ from int8calib.arrays import Array, Shape
 from int8calib.calibration.executor import Listener, Runner
 from int8calib.calibration.layers import QuantLayer
 from int8calib.errors import ModelError, OptionError, ShapeError
+from int8calib.limits import check_shape
 from int8calib.ncnn.execution.layers import input_shapes, quant_layers, split_origins
 from int8calib.ncnn.execution.quantizable import QuantizableModel
 from int8calib.ncnn.model import NcnnModel
@@ -213,6 +214,9 @@ def with_given_shapes(model: NcnnModel, given: Mapping[str, Shape]) -> dict[str,
                 f"{model.source}: {name!r} is no input; the inputs are {', '.join(shapes)}"
             )
         shapes[name] = tuple(shape)
+    for name, shape in shapes.items():
+        if shape and min(shape) > 0:
+            check_shape(shape, f"{model.source}: input {name!r}")
     return shapes
 
 

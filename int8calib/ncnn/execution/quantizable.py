@@ -50,7 +50,7 @@ class QuantizableModel:
             For a table that does not fit the model.
         """
         rows = read_rows(get_format("ncnn").write(table), "the table")
-        layers = quantize_model(self.model.layers, rows, fp32=fp32)
+        layers = quantize_model(self.model.layers, rows, fp32=fp32, source=self.model.source)
         return replace(self.model, layers=layers)
 
     def write_int8(

@@ -7,6 +7,7 @@ from int8calib.calibration.scales import WeightOptions, summed_levels, unlimited
 from int8calib.ncnn.execution.layers import quant_layers, row_counts, weight_rows
 from int8calib.ncnn.execution.network import optimized
 from int8calib.ncnn.model import NcnnModel
+from int8calib.ncnn.sound import refuse_int8
 from int8calib.table.model import Requirement, RowRequirement
 from int8calib.table.rules import grouped_problem
 
@@ -32,6 +33,7 @@ def requirements_from_model(model: NcnnModel, *, winograd: str = "safe") -> list
     ModelFileError
         For a model that is INT8 already.
     """
+    refuse_int8(model.layers, model.source)
     options = WeightOptions(winograd=winograd)
     folded = {layer.name: layer for layer in quant_layers(optimized(model).layers, "")[0]}
     return [

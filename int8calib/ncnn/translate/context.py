@@ -8,6 +8,7 @@ does to its outermost axis, such as one factor a channel, the engine does to axi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -96,9 +97,10 @@ class Translation:
         params = LayerParameter(
             name=self.layer.name, type=REFUSED, bottom=self.layer.bottoms, top=self.layer.tops
         )
-        params.python_param.module = f"{self.layer.type}: {reason}"
+        params.python_param.module = reason
         self.layers = []
         self._append(params, ())
+        self.layers = [replace(self.layers[0], stands_for=self.layer.type)]
 
     def add_activation(self, before: str) -> None:
         """Add the activation that is part of the layer, from the blob `before` to its top."""

@@ -10,10 +10,11 @@ import numpy as np
 
 from int8calib.arrays import Shape
 from int8calib.device import Device, find_device
-from int8calib.errors import ModelFileError, OptionError, ShapeError
+from int8calib.errors import ModelError, ModelFileError, OptionError, ShapeError
 from int8calib.ncnn.execution.network import NcnnNet, optimized
 from int8calib.ncnn.model import NcnnModel, load_model
 from int8calib.ncnn.runtime import import_ncnn
+from int8calib.ncnn.sound import refuse_int8
 from int8calib.ncnn.translate.network import TranslatedNet, obstacles, translate_model
 
 Engine: TypeAlias = Literal["numpy", "runtime"]
@@ -69,6 +70,7 @@ def load_ncnn(
     ----------
     param, weights : path
         The two files of a float model, whoever wrote it: pnnx, onnx2ncnn, caffe2ncnn, ...
+        ``engine="runtime"`` also runs one in INT8.
     engine : str, optional
         What runs it: ``numpy``, this package's engine, in which it can also be simulated,
         analyzed and tuned; or ``runtime``, ncnn itself from PyPI (the extra ``ncnn``). By default
@@ -110,8 +112,11 @@ def load_ncnn(
         _need_cpu(found, "engine 'runtime'")
         import_ncnn()
     model = load_model(param, weights)
+    if engine != "runtime":
+        refuse_int8(model.layers, model.source)
     _refuse_no_numbers(model, os.fspath(weights))
     model = optimized(model) if optimize else model
+    reason = ""
     if engine != "runtime":
         try:
             net = translate_model(model, input_shapes, found)
@@ -124,7 +129,13 @@ def load_ncnn(
             return net
         _need_cpu(found, reason)
         _need_runtime(reason)
-    return NcnnNet(model, input_shapes=input_shapes, threads=threads)
+    try:
+        return NcnnNet(model, input_shapes=input_shapes, threads=threads)
+    except ModelError as error:
+        reason = reason.removeprefix(f"{model.source}: ")
+        if not reason or reason in str(error):
+            raise
+        raise ModelError(f"{error}; nor does it run in numpy: {reason}") from error
 
 
 def _need_cpu(device: Device | None, reason: str) -> None:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import pytest
 import int8calib
 from int8calib.caffe.engine.run import load_caffe
 from int8calib.caffe.network.shapes import reach
-from int8calib.errors import ModelFileError, OptionError, ShapeError
+from int8calib.errors import ModelError, ModelFileError, OptionError, ShapeError
 from int8calib.ncnn.convert.network import convert_network
+from int8calib.ncnn.layout import blob_layout
 from int8calib.ncnn.model import NcnnModel, load_model, save_model
 from int8calib.ncnn.optimize import optimize_model
 from int8calib.ncnn.param import parse_param
@@ -125,7 +127,7 @@ def test_a_layer_without_equivalent_is_named() -> None:
     )
     (line,) = obstacles(net)
     assert "'warp'" in line
-    assert "GridSample: the numpy engine has no such layer" in line
+    assert "(GridSample) cannot run: the numpy engine has no such layer" in line
     assert [str(blob) for blob in reach(net.graph, net.input_shapes).lost] == ["b", "out"]
     top = net.forward({"in": np.full((2, 7, 11, 13), -1, np.float32)}, outputs=["a"])["a"]
     assert not top.any()
@@ -135,7 +137,7 @@ def test_an_option_without_equivalent_is_named() -> None:
     net = translate_model(
         parsed("Input in 0 1 in 0=13 1=11 2=7", "Interp x 1 1 in out 0=4 1=2.0 2=2.0")
     )
-    assert obstacles(net) == ("layer 'x' (ncnn) cannot run: Interp: resize_type 4 is not known",)
+    assert obstacles(net) == ("layer 'x' (Interp) cannot run: resize_type 4 is not known",)
 
 
 def test_a_size_that_is_not_in_the_model_must_be_given() -> None:
@@ -187,9 +189,90 @@ def test_the_engine_is_numpy_where_every_layer_has_an_equivalent(
     assert len(obstacles(partly)) == 1
     monkeypatch.setitem(sys.modules, "ncnn", None)
     with pytest.raises(
-        OptionError, match=r"CumulativeSum: .* in ncnn itself, but the package ncnn"
+        OptionError, match=r"\(CumulativeSum\) cannot .* in ncnn itself, but the package ncnn"
     ):
         int8calib.load_ncnn(*files)
     monkeypatch.undo()
     pytest.importorskip("ncnn")
     assert isinstance(int8calib.load_ncnn(*files), int8calib.NcnnNet)
+
+
+CONV = "Convolution {0} 1 1 {1} {0} 0=3 1=1 6={2}"
+MODEL = ("Input in 0 1 in 0=13 1=11 2=7", CONV.format("a", "in", 21))
+
+
+def weighted(*lines: str) -> NcnnModel:
+    """A model with weights from the lines of its layers."""
+    model, rng = parsed(*lines), np.random.default_rng(11)
+    layers = (
+        replace(
+            layer,
+            weights=tuple(rng.normal(size=blob.size).astype("f4") for blob in blob_layout(layer)),
+        )
+        for layer in model.layers
+    )
+    return replace(model, layers=tuple(layers))
+
+
+def behind(*between: str) -> NcnnModel:
+    """A convolution, the layer `x` of some lines that read it, and a convolution behind."""
+    return weighted(*MODEL, *between, CONV.format("b", "x", 9))
+
+
+def test_layers_behind_one_that_cannot_run_stay_in_float_with_a_warning() -> None:
+    net = translate_model(behind("Eltwise x 2 1 a a x 0=9"))
+    given = np.random.default_rng(7).normal(size=(3, 7, 11, 13)).astype(np.float32)
+    done = int8calib.calibrate(net, lambda: [{"in": given}])
+    assert [row.name for row in done.table.layers] == ["a"]
+    assert any("b stays in float: layer 'x' (Eltwise) cannot run" in text for text in done.warnings)
+
+
+def test_a_layer_that_cannot_run_itself_is_in_the_warning_too() -> None:
+    net = translate_model(behind("ConvolutionDepthWise x 1 1 a x 0=3 1=1 6=3 7=2"))
+    given = np.random.default_rng(7).normal(size=(3, 7, 11, 13)).astype(np.float32)
+    (told,) = (
+        text
+        for text in int8calib.calibrate(net, lambda: [{"in": given}]).warnings
+        if "in float" in text
+    )
+    assert told.startswith("x, b stay in float: layer 'x' (ConvolutionDepthWise) cannot run")
+
+
+def test_what_stands_in_the_way_is_said_where_nothing_is_left() -> None:
+    net = translate_model(weighted("Input in 0 1 in 0=13 1=11 2=7", CONV.format("a", "in", 20)))
+    with pytest.raises(ModelError, match=r"nothing is left to quantize: layer 'a' \(Convolution\)"):
+        int8calib.calibrate(net, lambda: [])
+
+
+def test_both_engines_say_why_they_do_not_run_a_model(tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    files = tmp_path / "net.param", tmp_path / "net.bin"
+    save_model(behind("Eltwise x 2 1 a a x 0=9").layers, *files)
+    with pytest.raises(
+        ModelError,
+        match=r"net.param: ncnn refuses .*; nor .* in numpy: layer 'x' \(Eltwise\) cannot",
+    ):
+        int8calib.load_ncnn(*files)
+
+
+@pytest.mark.parametrize("engine", [None, "numpy"])
+def test_a_model_in_int8_is_refused_whether_or_not_ncnn_is_there(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = translate_model(weighted(*MODEL))
+    given = np.random.default_rng(7).normal(size=(3, 7, 11, 13)).astype(np.float32)
+    files = tmp_path / "net.param", tmp_path / "net.bin"
+    net.write_int8(int8calib.calibrate(net, lambda: [{"in": given}]).table, *files)
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    with pytest.raises(ModelFileError, match=r"net.param: layer 'a' is INT8 already; give the"):
+        int8calib.load_ncnn(*files, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["numpy", "runtime"])
+def test_an_input_beyond_the_limit_is_refused_once(engine: Any, tmp_path: Path) -> None:
+    if engine == "runtime":
+        pytest.importorskip("ncnn")
+    files = tmp_path / "net.param", tmp_path / "net.bin"
+    save_model(weighted("Input in 0 1 in 0=2000000000 1=2000000000 2=7", MODEL[1]).layers, *files)
+    with pytest.raises(ShapeError, match=r"^[^;]*input 'in' of shape .* \(the limit\)$"):
+        int8calib.load_ncnn(*files, engine=engine)
