@@ -115,8 +115,12 @@ def check_target(path: str | os.PathLike[str]) -> None:
     ------
     OutputError
         There is no such folder, the folder or the file is write-protected, `path` is a folder,
-        or a name is too long.
+        or a name is too long; and for ``-``, which many programs take for standard output.
     """
+    if os.fspath(path) == "-":
+        raise OutputError(
+            "-: would be a file of that name; give /dev/stdout for standard output, or ./-"
+        )
     with _told(path):
         files.check_target(path)
 

@@ -144,10 +144,20 @@ def check_fingerprint(a: Mapping[str, Any], b: Mapping[str, Any], name: str, oth
     """Raise `StatisticsError` for the first value in which two fingerprints differ."""
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
+            what, first, second = _difference(key, a.get(key), b.get(key))
             raise StatisticsError(
-                f"{name} and {other} do not belong together: their {key} differs "
-                f"({_short(a.get(key))} and {_short(b.get(key))})"
+                f"{name} and {other} do not belong together: their {what} differs "
+                f"({_short(first)} and {_short(second)})"
             )
+
+
+def _difference(what: str, first: Any, second: Any) -> tuple[str, Any, Any]:
+    """The innermost value in which two differ, with the keys on the way to it."""
+    while isinstance(first, Mapping) and isinstance(second, Mapping):
+        keys = sorted(first.keys() | second.keys())
+        key = next(key for key in keys if first.get(key) != second.get(key))
+        what, first, second = f"{what}, {key}", first.get(key), second.get(key)
+    return what, first, second
 
 
 def _weight_rows(stored: Any) -> dict[str, Array]:

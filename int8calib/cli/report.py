@@ -12,6 +12,7 @@ collect`, --analysis and --evaluation what `analyze --json` and `evaluate --json
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from int8calib.cli.options import (
     whole,
 )
 from int8calib.cli.outputs import check_folder, check_outputs, is_stdout
-from int8calib.errors import OptionError
+from int8calib.errors import OptionError, StatisticsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -222,6 +223,12 @@ class _Job:
                 # Of an Observer, which knows no files.
                 job = prepare(self.net, Options(fold_bn=fold))
                 mine = {"network": layers_fingerprint(job.candidates)}
+            elif not stored.statistics.histograms:
+                raise StatisticsError(
+                    f"{path}: holds ranges only; collect the histograms with --ranges"
+                )
+            else:
+                mine["preprocessing"] = json.loads(json.dumps(self.batches.preprocessing()))
             theirs = {key: stored.fingerprint.get(key) for key in mine}
             check_fingerprint(theirs, mine, path, "this report")
             return stored.statistics

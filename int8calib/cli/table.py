@@ -22,6 +22,7 @@ from int8calib.cli.options import (
     read_options,
     whole,
 )
+from int8calib.cli.outputs import check_outputs
 from int8calib.cli.table_options import FORMATS, add_winograd_arguments
 from int8calib.errors import OptionError
 from int8calib.levels import LEVELS
@@ -222,6 +223,7 @@ def _diff_cells(row: DiffRow) -> tuple[str, ...]:
 def _convert(args: argparse.Namespace, console: Console) -> int:
     from int8calib.table import convert_table
 
+    check_outputs([args.output])
     table = convert_table(
         args.table, args.output, source_format=args.source_format, target_format=args.format
     )

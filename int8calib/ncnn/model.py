@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from int8calib.errors import ModelFileError
+from int8calib.errors import ModelFileError, OutputError
 from int8calib.files import read_bounded, write_all
 from int8calib.limits import MAX_MODEL_BYTES
 from int8calib.ncnn.param import NcnnLayer, format_param, parse_param
@@ -108,7 +108,9 @@ def save_model(
     *,
     width: int = 24,
 ) -> None:
-    """Write both files of a model or none; raises `OutputError`."""
+    """Write both files of a model or none; raises `OutputError`, for swapped names too."""
+    if Path(param).suffix == ".bin" and Path(weights).suffix == ".param":
+        raise OutputError(f"{param} and {weights} are swapped: the structure (.param) comes first")
     structure, data = encode_model(layers, width=width)
     write_all({os.fspath(param): structure, os.fspath(weights): data})
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from int8calib.arrays import Array
 from int8calib.calibration.layers import QuantLayer
-from int8calib.errors import OptionError
+from int8calib.errors import ModelError, OptionError
 
 
 def onnx_layers(model: Any) -> tuple[QuantLayer, ...]:
@@ -39,6 +39,8 @@ def onnx_layers(model: Any) -> tuple[QuantLayer, ...]:
     ------
     OptionError
         For something that is no model, and where the package `onnx` is not installed.
+    ModelError
+        For weights that cannot be read, or do not fit the options of their node.
     """
     graph = getattr(model, "graph", None)
     if graph is None:
@@ -64,7 +66,7 @@ def _layer(node: Any, constants: Mapping[str, Any]) -> QuantLayer | None:
         return None
     if not node.output or len(node.input) < 2 or node.input[1] not in constants:
         return None
-    weights = _array(constants[node.input[1]])
+    weights = _array(constants[node.input[1]], node)
     options = _options(node)
     name, blob = node.name or node.output[0], node.input[0]
     if node.op_type == "Conv":
@@ -113,8 +115,18 @@ def _options(node: Any) -> dict[str, Any]:
     return {each.name: _package().helper.get_attribute_value(each) for each in node.attribute}
 
 
-def _array(tensor: Any) -> Array:
-    return np.asarray(_package().numpy_helper.to_array(tensor), np.float32)
+def _array(tensor: Any, node: Any) -> Array:
+    """The values of a constant; raises `ModelError` where they are not in the model."""
+    onnx = _package()
+    try:
+        values = onnx.numpy_helper.to_array(tensor)
+    except (onnx.checker.ValidationError, OSError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"node {node.name or node.output[0]!r} ({node.op_type}): its weights {tensor.name!r} "
+            f"cannot be read ({' '.join(str(error).split())}); where they are in a file of their "
+            "own, onnx.load(path) finds it beside the model"
+        ) from error
+    return np.asarray(values, np.float32)
 
 
 def _package() -> Any:

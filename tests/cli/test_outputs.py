@@ -76,6 +76,24 @@ def test_what_cannot_be_written_is_refused_before_the_work(
 
 
 @pytest.mark.usefixtures("no_images")
+def test_a_dash_is_no_name_for_stdout(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Many programs take it for one; here a file of that name would stand there."""
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / "net.table"
+    assert main(words(folder, "calibrate", table)) == 0
+    before = sorted(tmp_path.iterdir())
+    message = "-: would be a file of that name; give /dev/stdout for standard output, or ./-"
+    refused(capsys, words(folder, "calibrate", "-"), message)
+    refused(capsys, words(folder, "collect", "-"), message)
+    refused(capsys, ["table", "convert", str(table), "-", "--format", "json"], message)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_protected_folder_is_refused_before_the_work(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -7,6 +7,7 @@ import io
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -90,6 +91,34 @@ def test_statistics_of_another_network_are_refused(
     assert main(["report", *common(other), *options]) == 2
     assert "their caffemodel differs" in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("collected", "message"),
+    [
+        (["--norm", "0.5"], "their preprocessing, data, norm differs"),
+        (["--ranges-only"], "holds ranges only; collect the histograms with --ranges"),
+    ],
+)
+def test_statistics_of_other_pixels_are_refused(
+    collected: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The page would show histograms that the images given do not have."""
+    proto, model = make_model(tmp_path, NET)
+    pixels = np.random.default_rng(9).integers(0, 256, (37, 29, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    found = common({"proto": proto, "model": model, "images": tmp_path})
+    table, stats = tmp_path / "t.table", tmp_path / "s.npz"
+    assert main(["calibrate", *found, "--output", str(table), "--quiet"]) == 0
+    assert main(["collect", *found, *collected, "--output", str(stats), "--quiet"]) == 0
+    page = tmp_path / "page.html"
+    options = ["--table", str(table), "--stats", str(stats), "--output", str(page)]
+    assert main(["report", *found, *options, "--samples", "0", "--sensitivity", "0"]) == 2
+    assert message in capsys.readouterr().err
+    assert not page.exists()
 
 
 def test_statistics_of_an_observer_serve_too(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from int8calib.errors import ModelFileError
+from int8calib.errors import ModelFileError, OutputError
+from int8calib.ncnn.model import save_model
 from int8calib.ncnn.param import parse_param
 from int8calib.ncnn.requirements import read_param, requirements_from_param
 from int8calib.table import check_table
@@ -141,3 +142,11 @@ def test_digits_without_an_end_take_a_time_that_grows_with_them() -> None:
     with pytest.raises(ModelFileError):
         parse_param(text, "net.param")
     assert time.process_time() - started < 5
+
+
+def test_names_of_a_model_that_are_swapped_are_refused(tmp_path: Path) -> None:
+    layers = parse_param("7767517\n1 1\nInput in 0 1 in 0=3\n", "net.param")
+    with pytest.raises(OutputError, match="are swapped: the structure"):
+        save_model(layers, tmp_path / "net.bin", tmp_path / "net.param")
+    assert not list(tmp_path.iterdir())
+    save_model(layers, tmp_path / "structure", tmp_path / "weights")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import int8calib
-from int8calib.errors import OptionError
+from int8calib.errors import ModelError, OptionError
 from int8calib.onnx.layers import onnx_layers
 
 onnx = pytest.importorskip("onnx", reason="the extra frameworks is not installed")
@@ -192,3 +192,24 @@ def test_onnxruntime_folds_batch_norm_before(tmp_path: Path) -> None:
     expected = kernel * (gain / np.sqrt(variance + 1e-5))[:, None, None, None]
     assert layer.name == "conv"
     np.testing.assert_allclose(layer.weights, expected, rtol=1e-4)
+
+
+def test_weights_that_are_in_another_file_are_asked_for(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="c")
+    path = tmp_path / "net.onnx"
+    onnx.save_model(
+        model([node], {"w": normal(7, 3, 5, 5)}, (1, 3, 11, 13)),
+        path,
+        save_as_external_data=True,
+        location="net.bin",
+        size_threshold=0,
+    )
+    assert [layer.name for layer in onnx_layers(onnx.load(path))] == ["c"]
+    with pytest.raises(ModelError, match=r"node 'c' \(Conv\): its weights 'w' cannot be read"):
+        onnx_layers(onnx.load(path, load_external_data=False))
+
+
+def test_groups_that_do_not_divide_the_outputs_are_refused() -> None:
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="c", group=3)
+    with pytest.raises(ModelError, match="layer 'c': its 7 outputs make no 3 groups"):
+        onnx_layers(model([node], {"w": normal(7, 1, 5, 5)}, (1, 3, 11, 13)))
