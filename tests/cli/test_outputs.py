@@ -75,7 +75,6 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     refused(capsys, words(folder, command, tmp_path / "no/t"), "there is no folder")
 
 
-@pytest.mark.usefixtures("no_images")
 def test_a_dash_is_no_name_for_stdout(
     folder: Path,
     tmp_path: Path,
@@ -94,6 +93,7 @@ def test_a_dash_is_no_name_for_stdout(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.usefixtures("no_images")
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_protected_folder_is_refused_before_the_work(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
