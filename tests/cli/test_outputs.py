@@ -84,7 +84,7 @@ def test_a_dash_is_no_name_for_stdout(
     """Many programs take it for one; here a file of that name would stand there."""
     monkeypatch.chdir(tmp_path)
     table = tmp_path / "net.table"
-    assert main(words(folder, "calibrate", table)) == 0
+    assert main(words(folder, "calibrate", table, "--quiet")) == 0
     before = sorted(tmp_path.iterdir())
     message = "-: would be a file of that name; give /dev/stdout for standard output, or ./-"
     refused(capsys, words(folder, "calibrate", "-"), message)
