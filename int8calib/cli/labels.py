@@ -107,7 +107,8 @@ def read_names(path: str) -> tuple[str, ...]:
     try:
         text = read_bounded(Path(path), MAX_LIST_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--names {path}: cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(f"--names {path}: cannot be read: {reason}") from None
     return tuple(line.strip() for line in text.splitlines())
 
 

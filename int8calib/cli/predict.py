@@ -11,7 +11,7 @@ ncnn (pip install "int8calib[ncnn]").
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ from int8calib.cli.outputs import make_folder
 from int8calib.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
-    from int8calib.arrays import Array
+    from int8calib.arrays import Array, Shape
     from int8calib.images import ImageSource, Preprocess
     from int8calib.images.annotate import Box
     from int8calib.ncnn.model import NcnnModel
@@ -118,7 +118,11 @@ def run(args: argparse.Namespace) -> int:
     nets = [RuntimeNet(model, threads=options.threads) for model in models]
     source, how = _open(images, models[0], nets[0], options)
     detectors = [_detections(model) for model in models]
+    if detectors[0] and options.scores is not None:
+        raise OptionError(f"--scores {options.scores}: the model gives boxes; leave it out")
     scores = "" if detectors[0] else _scores(models[0], nets[0], options.scores)
+    for model, detector in zip(models[1:], detectors[1:], strict=True):
+        _check_pair(models[0], model, (bool(detectors[0]), bool(detector)), scores)
     if options.output is not None and not detectors[0]:
         raise OptionError("--output: the model gives no boxes to draw; leave it out")
     folder = None if options.output is None else make_folder(options.output)
@@ -138,10 +142,60 @@ def run(args: argparse.Namespace) -> int:
             if folder is not None:
                 _draw(folder, source, index, boxes, options, names)
         else:
+            if shown == 1:
+                _check_classes(console, results, options, names)
             _show_classes(console, label, results, options, names)
     if not shown:
         raise ImageError(f"{images.images[0]}: not one of the {len(source)} images could be read")
     return 0
+
+
+def _check_pair(first: NcnnModel, second: NcnnModel, boxes: tuple[bool, bool], scores: str) -> None:
+    """Raise `OptionError` for two models that are not of one network."""
+    from int8calib.ncnn.execution.layers import input_shapes
+
+    told = f"{second.source} and {first.source} cannot be compared: "
+    inputs, others = (input_shapes(model.layers) for model in (first, second))
+    if inputs.keys() != others.keys() or not all(
+        _agree(inputs[name], others[name]) for name in inputs
+    ):
+        raise OptionError(f"{told}their inputs are {_listed(others)} and {_listed(inputs)}")
+    if boxes[0] != boxes[1]:
+        raise OptionError(f"{told}only {(first if boxes[0] else second).source} gives boxes")
+    if scores and not any(scores in layer.tops for layer in second.layers):
+        raise OptionError(f"{told}the first has no blob {scores!r}, which holds class scores")
+
+
+def _agree(shape: Shape, other: Shape) -> bool:
+    """Whether two shapes can be the same, where 0 or () stands for what is not known."""
+    if not shape or not other:
+        return True
+    return len(shape) == len(other) and all(
+        a == b or 0 in (a, b) for a, b in zip(shape, other, strict=True)
+    )
+
+
+def _listed(inputs: Mapping[str, Shape]) -> str:
+    """Inputs with the sizes that a model tells."""
+    shapes = {name: "x".join(map(str, shape[1:])) for name, shape in inputs.items()}
+    return ", ".join(f"{name} {shape or '(of any size)'}" for name, shape in shapes.items())
+
+
+def _check_classes(
+    console: Console, results: Sequence[Array], options: _PredictOptions, names: Sequence[str]
+) -> None:
+    """Raise `OptionError` where two models have other classes, and warn of other names."""
+    counts = [found.size for found in results]
+    if len(set(counts)) > 1:
+        raise OptionError(
+            f"{' and '.join(options.param)} cannot be compared: they have "
+            f"{' and '.join(map(str, counts))} classes"
+        )
+    if names and len(names) != counts[0]:
+        console.say(
+            f"warning: --names {options.names}: holds {len(names)} names, and the model has "
+            f"{counts[0]} classes; are they this model's?"
+        )
 
 
 def _open(

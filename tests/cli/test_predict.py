@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,9 @@ import pytest
 
 from int8calib.caffe.engine.run import load_caffe
 from int8calib.cli.main import main
+from int8calib.ncnn.layout import blob_layout
+from int8calib.ncnn.model import save_model
+from int8calib.ncnn.param import parse_param
 from tests.generated import make_model
 from tests.network_styles import data, layer
 
@@ -42,3 +46,76 @@ def test_class_scores_among_several_outputs(
     Path(pair[0]).write_text(text)
     assert main(words) == 2
     assert "--scores" in capsys.readouterr().err
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Classifiers of 3 and of 2 classes, one of another input, a detector, and an image."""
+    pytest.importorskip("ncnn")
+    head = "7767517\n{count} 9\nInput data 0 1 data 0=11 1=13 2=3\n"
+    dense = "InnerProduct fc 1 1 data fc 0={classes} 2={weights}\nSoftmax prob 1 1 fc prob\n"
+    texts = {
+        "three": head.format(count=3) + dense.format(classes=3, weights=3 * 429),
+        "two": head.format(count=3) + dense.format(classes=2, weights=2 * 429),
+        "other": head.format(count=3).replace("0=11", "0=33").replace("2=3", "2=1")
+        + dense.format(classes=3, weights=3 * 429),
+        "scores": head.format(count=2) + "InnerProduct fc 1 1 data fc 0=3 2=1287\n",
+        "box": head.format(count=3)
+        + "Split s 1 3 data a b c\nDetectionOutput out 3 1 a b c out 0=3\n",
+    }
+    for name, text in texts.items():
+        layers = parse_param(text, name)
+        rng = np.random.default_rng(5)
+        filled = [
+            replace(
+                layer,
+                weights=tuple(rng.normal(size=b.size).astype("f4") for b in blob_layout(layer)),
+            )
+            for layer in layers
+        ]
+        save_model(filled, tmp_path / f"{name}.param", tmp_path / f"{name}.bin")
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((13, 11, 3), 7, np.uint8))
+    return tmp_path
+
+
+def predict(models: Path, *names: str) -> list[str]:
+    files = [[str(models / f"{name}{end}") for name in names] for end in (".param", ".bin")]
+    return ["predict", "--param", *files[0], "--bin", *files[1], "--images", str(models / "a.png")]
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("three", "other"), "their inputs are data 1x13x33 and data 3x13x11"),
+        (("three", "scores"), "the first has no blob 'prob', which holds class scores"),
+        (("three", "two"), "they have 3 and 2 classes"),
+        (("three", "box"), "box.param gives boxes"),
+        (("box", "three"), "box.param gives boxes"),
+    ],
+)
+def test_two_models_that_are_not_of_one_network_are_refused(
+    pair: tuple[str, str], message: str, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(predict(models, *pair)) == 2
+    told = capsys.readouterr()
+    assert "cannot be compared: " in told.err
+    assert message in told.err
+    assert told.out == ""
+
+
+def test_scores_of_a_detector_are_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*predict(models, "box"), "--scores", "out"]) == 2
+    assert "--scores out: the model gives boxes; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_names_of_other_classes_are_warned_of(
+    count: int, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = models / "names.txt"
+    names.write_text("".join(f"name{i}\n" for i in range(count)))
+    assert main([*predict(models, "three"), "--names", str(names)]) == 0
+    told = capsys.readouterr()
+    warned = f"holds {count} names, and the model has 3 classes" in told.err
+    assert warned == (count != 3)
+    assert "name0" in told.out
