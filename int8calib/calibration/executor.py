@@ -192,10 +192,16 @@ def runners(executor: Executor, blobs: Sequence[str]) -> Iterator[Callable[[], R
     def run(batch: Batch, listener: Listener) -> None:
         with one_at_a_time:
             tops = executor.run(batch, blobs)
+        if not isinstance(tops, Mapping):
+            raise StatisticsError(
+                f"{source_of(executor)}: run() gave {type(tops).__name__}; expected a mapping of "
+                "blobs to arrays"
+            )
         for blob in blobs:
             if blob not in tops:
+                given = ", ".join(map(str, tops)) or "none"
                 raise StatisticsError(
-                    f"{source_of(executor)}: gave no blob {blob!r}; it gave {', '.join(tops)}"
+                    f"{source_of(executor)}: gave no blob {blob!r}; it gave {given}"
                 )
             listener(blob, float_activations(tops[blob], blob))
 

@@ -122,6 +122,22 @@ def _mse_clips(rows: Array, levels: int) -> Array:
     return clips
 
 
+def _as_array(weights: Any, layer: str) -> NDArray[Any]:
+    """Weights as an array; raises `WeightsError` for what is none, or none of numbers."""
+    try:
+        array = np.asarray(weights)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(
+            f"layer {layer!r}: weights of type {type(weights).__name__}, of which numpy makes no "
+            f"array ({error}); give a numpy array"
+        ) from error
+    if array.dtype.kind not in "fiu":
+        raise WeightsError(
+            f"layer {layer!r}: weights of type {array.dtype}; expected an array of floats"
+        )
+    return array
+
+
 def _pair(value: Any) -> tuple[int, int] | None:
     """Height and width of a window, of which one number gives both; None for anything else."""
     given = (value, value) if isinstance(value, (int, np.integer)) else value
@@ -225,17 +241,7 @@ class QuantLayer:
         """Make an array of weights that are at hand, and return its shape, () where none are."""
         if self.weights is None or callable(self.weights):
             return ()
-        try:
-            weights = np.asarray(self.weights)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"layer {self.name!r}: weights of type {type(self.weights).__name__}, of which "
-                f"numpy makes no array ({error}); give a numpy array"
-            ) from error
-        if weights.dtype.kind not in "fiu":
-            raise ModelError(
-                f"layer {self.name!r}: weights of type {weights.dtype}; expected an array of floats"
-            )
+        weights = _as_array(self.weights, self.name)
         object.__setattr__(self, "weights", weights)
         return weights.shape
 
@@ -283,6 +289,7 @@ class QuantLayer:
         weights = self.weights() if callable(self.weights) else self.weights
         if weights is None:
             raise WeightsError(f"layer {self.name!r}: has no weights; give the caffemodel it needs")
+        weights = _as_array(weights, self.name)
         count = prod(weights.shape)
         if count == 0 or count % self.rows:
             raise WeightsError(

@@ -152,6 +152,11 @@ def _executor_of(network: Any, options: Options) -> Executor:
             f"{type(network).__name__} is no executor: it has no {', '.join(missing)}; give a net "
             "of load_caffe, or an object with layers, inputs and run(inputs, blobs)"
         )
+    if isinstance(network.inputs, str) or not isinstance(network.inputs, Iterable):
+        raise OptionError(
+            f"{type(network).__name__}: inputs is {network.inputs!r}; expected the names of the "
+            "network's inputs, such as ['data']"
+        )
     executor: Executor = network
     return executor
 

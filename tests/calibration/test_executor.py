@@ -185,3 +185,19 @@ def test_a_checkpoint_knows_its_network(tmp_path: Path) -> None:
     named.fingerprint = "mine, version 2"  # type: ignore[attr-defined]
     with pytest.raises(OptionError, match=r"another job \(its network differs\)"):
         int8calib.calibrate(named, loader, checkpoint=int8calib.Checkpoint(tmp_path / "run.npz"))
+
+
+@pytest.mark.parametrize("given", [None, [IMAGES]])
+def test_what_a_run_gives_is_a_mapping(given: Any) -> None:
+    kind = type(given).__name__
+    with pytest.raises(StatisticsError, match=rf"run\(\) gave {kind}; expected a mapping of blobs"):
+        int8calib.calibrate(Loops(lambda tops: given), loader)
+
+
+@pytest.mark.parametrize("inputs", ["image", None, 5])
+def test_inputs_of_an_executor_are_names(inputs: Any) -> None:
+    """A text is a row of characters, each of which would count as the name of an input."""
+    network = Loops()
+    network.inputs = inputs
+    with pytest.raises(OptionError, match=r"Loops: inputs is .*; expected the names of"):
+        int8calib.calibrate(network, loader)

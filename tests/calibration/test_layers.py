@@ -142,3 +142,22 @@ def test_weights_are_finite_numbers(wrong: float) -> None:
     layer = QuantLayer("c", "Convolution", "x", weights)
     with pytest.raises(WeightsError, match="layer 'c': 1 of its 216 weights are NaN or infinite"):
         layer.weight_rows()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (lambda: CONV * 1j, "weights of type complex128"),
+        (lambda: "abc", "weights of type <U3"),
+        (lambda: CONV * np.nan, "216 of its 216 weights are NaN"),
+    ],
+)
+def test_weights_of_a_function_are_looked_at_when_they_come(weights: Any, message: str) -> None:
+    layer = QuantLayer("c", "Convolution", "x", weights, rows=8, kernel=(3, 3))
+    with pytest.raises(WeightsError, match=message):
+        layer.weight_rows()
+
+
+def test_a_function_may_give_lists() -> None:
+    layer = QuantLayer("c", "Convolution", "x", CONV.tolist, rows=8, kernel=(3, 3))
+    np.testing.assert_array_equal(layer.weight_rows(), CONV.reshape(8, -1).astype(np.float32))
