@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from int8calib.cli.options import read_options, whole
 from int8calib.errors import OptionError
+from int8calib.words import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from int8calib.device import Device
     from int8calib.images import ChannelOrder, ResizeMode
     from int8calib.ncnn.execution.network import NcnnNet
+
+
+_OF_PIXELS = ("mean", "norm", "channel_order", "resize", "resize_to", "transpose", "fast_jpeg")
+"""Options that say how pixels become an input."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,19 @@ class ImageOptions:
             raise OptionError(f"--limit {self.limit}: expected at least 1")
         if self.batch is not None and self.batch < 1:
             raise OptionError(f"--batch {self.batch}: expected at least 1")
+
+    def idle_for_arrays(self) -> str | None:
+        """Return a warning of options that mean nothing to arrays, which are taken as they are."""
+        idle = [f"--{name.replace('_', '-')}" for name in _OF_PIXELS if self._is_given(name)]
+        if not idle:
+            return None
+        return (
+            f"{', '.join(self.images)}: arrays are taken as they are, without {listed(idle)}; "
+            "preprocess them before they are saved"
+        )
+
+    def _is_given(self, name: str) -> bool:
+        return bool(getattr(self, name) != getattr(type(self), name))
 
 
 def device_of(net: Net | NcnnNet) -> Device | None:

@@ -73,7 +73,7 @@ class ImageLoader:
         self.send_files = False
         self.batch_size = images_at_a_time(options, net, blobs)
         self._threads = max(1, workers if device_of(net) else min(2, workers))
-        self._net = net
+        self._net, self._options = net, options
         self._skips: dict[str, None] = {}
         self._seen: dict[int, int | None] = {}
         places = _places(options.images, needed)
@@ -184,7 +184,13 @@ class ImageLoader:
         self._skips[message] = None
 
     def print_skipped(self, console: Console) -> None:
-        """Print which files were passed over or are damaged, the first `SKIPS_SHOWN` of each."""
+        """Print which files were passed over or are damaged, the first `SKIPS_SHOWN` of each.
+
+        And which options mean nothing to the images.
+        """
+        idle = self._options.idle_for_arrays()
+        if idle and all(source.preprocessed for source, _ in self.inputs.values()):
+            console.note(f"warning: {idle}")
         for name, (source, _) in self.inputs.items():
             if source.skipped:
                 console.note(f"input {name}: {source.skipped} files are no images and were skipped")

@@ -117,6 +117,9 @@ def run(args: argparse.Namespace) -> int:
     models = [load_model(*pair) for pair in zip(options.param, options.bin, strict=True)]
     nets = [RuntimeNet(model, threads=options.threads) for model in models]
     source, how = _open(images, models[0], nets[0], options)
+    idle = images.idle_for_arrays()
+    if how is None and idle:
+        console.say(f"warning: {idle}")
     detectors = [_detections(model) for model in models]
     if detectors[0] and options.scores is not None:
         raise OptionError(f"--scores {options.scores}: the model gives boxes; leave it out")

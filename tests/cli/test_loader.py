@@ -183,3 +183,27 @@ def test_an_empty_place(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     for text in ("", "data="):
         assert calibrate(text, tmp_path / "net.table") == 2
         assert "an empty name stands for no images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "idle"),
+    [
+        ([], None),
+        (["--limit", "2"], None),
+        (["--mean", "104", "117", "123"], "without --mean;"),
+        (["--norm", "0.5", "--channel-order", "rgb"], "without --norm, --channel-order;"),
+    ],
+)
+def test_options_of_pixels_mean_nothing_to_arrays_and_a_warning_says_so(
+    more: list[str], idle: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, output = tmp_path / "a.npy", tmp_path / "t.table"
+    np.save(images, RNG.normal(size=(3, 3, 64, 64)).astype(np.float32))
+    model = ["--proto", str(PROTOTXT), "--model", str(CAFFEMODEL)]
+    words = ["calibrate", *model, "--images", str(images), "--output", str(output)]
+    assert main([*words, *more]) == 0
+    told = capsys.readouterr().err
+    notes = json.loads((tmp_path / "t.table.json").read_text())["meta"].get("notes", [])
+    assert ("arrays are taken as they are" in told) == (idle is not None)
+    assert idle is None or idle in told
+    assert any(idle in note for note in notes) if idle else not notes
