@@ -312,6 +312,8 @@ def _places(images: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, str]:
     named = {}
     for text in images:
         name, equals, where = text.partition("=")
+        if equals and name in named:
+            raise OptionError(f"--images {text}: input {name!r} has {named[name]} already")
         if equals and name in needed:
             named[name] = where
         elif len(images) == 1 and len(needed) == 1:

@@ -192,7 +192,8 @@ def parse_input_shapes(texts: tuple[str, ...] | list[str]) -> Mapping[str, Shape
             raise OptionError(
                 f"--input-shape {text}: expected NAME=N,C,H,W, such as data=1,3,224,224"
             )
-        shapes[name] = shape
+        if shapes.setdefault(name, shape) != shape:
+            raise OptionError(f"--input-shape {text}: input {name!r} has another shape already")
     return shapes
 
 

@@ -65,6 +65,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
+        if message.startswith("unrecognized arguments: ") and _is_image(message.split(" ")[-1]):
+            # A shell put the names of files in place of a pattern.
+            message = f"one place of images is expected: put a pattern in quotes ({message})"
         write_stderr(f"{one_line(f'{self.prog}: error: {message}')}; see {self.prog} --help")
         raise SystemExit(FAILED)
 
@@ -74,6 +77,12 @@ class Parser(argparse.ArgumentParser):
             sys.stdout.write(message)
         else:
             super()._print_message(message, file)
+
+
+def _is_image(path: str) -> bool:
+    from int8calib.images.find import IMAGE_SUFFIXES
+
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def run_process(run: Callable[[], int]) -> int:

@@ -15,6 +15,7 @@ import int8calib
 from int8calib.cli.image_options import ImageOptions
 from int8calib.cli.loader import SKIPS_SHOWN, ImageLoader
 from int8calib.cli.main import main
+from int8calib.cli.options import parse_input_shapes
 from int8calib.demo import CAFFEMODEL, PROTOTXT
 from int8calib.errors import ImageError, OptionError
 
@@ -207,3 +208,32 @@ def test_options_of_pixels_mean_nothing_to_arrays_and_a_warning_says_so(
     assert ("arrays are taken as they are" in told) == (idle is not None)
     assert idle is None or idle in told
     assert any(idle in note for note in notes) if idle else not notes
+
+
+@pytest.mark.parametrize("where", ["images", "other"])
+def test_an_input_has_one_place(where: str, folder: Path) -> None:
+    net = int8calib.load_caffe(PROTOTXT, CAFFEMODEL)
+    given = ImageOptions(images=(f"data={folder}", f"data={where}"))
+    with pytest.raises(OptionError, match=f"--images data={where}: input 'data' has .* already"):
+        ImageLoader(given, net, ("data",), workers=1)
+
+
+def test_an_input_has_one_shape() -> None:
+    assert parse_input_shapes(("a=1,3,5,7", "b=1,2", "a=1x3x5x7")) == {
+        "a": (1, 3, 5, 7),
+        "b": (1, 2),
+    }
+    with pytest.raises(OptionError, match="--input-shape a=1,3,7,5: input 'a' has another shape"):
+        parse_input_shapes(("a=1,3,5,7", "a=1,3,7,5"))
+
+
+def test_a_pattern_that_the_shell_took_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(path) for path in sorted(folder.iterdir())]
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrate", "--images", *images, "--output", str(tmp_path / "t.table")])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "one place of images is expected: put a pattern in quotes (unrecognized" in told
+    assert len(told.splitlines()) == 1
