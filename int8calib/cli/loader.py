@@ -309,7 +309,7 @@ def _described(how: Preprocess) -> dict[str, Any]:
 
 def _places(images: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, str]:
     """Where each needed input comes from; raises `OptionError` unless each has one place."""
-    named = {}
+    named: dict[str, str] = {}
     for text in images:
         name, equals, where = text.partition("=")
         if equals and name in named:
