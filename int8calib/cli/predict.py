@@ -63,6 +63,8 @@ class _PredictOptions:
                 f"{len(self.param)} --param and {len(self.bin)} --bin files: expected one or two "
                 "of each"
             )
+        if not 0 <= self.min_score <= 1:
+            raise OptionError(f"--min-score {self.min_score:g}: expected a score, 0 to 1")
         if self.topk < 1 or self.threads < 1:
             raise OptionError(f"--topk {self.topk}, --threads {self.threads}: expected at least 1")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from int8calib.arrays import Shape
 from int8calib.caffe.engine.run import Net
@@ -45,10 +46,12 @@ class Comparison:
     peak: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse accuracies that nobody can count, and a peak of PSNR that is no span."""
+        """Refuse what nobody can count: accuracies, scores of boxes, a peak that is no span."""
         ks = list(self.topk) if isinstance(self.topk, Iterable) else []
         if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
             raise OptionError(f"top-k {self.topk!r}: expected whole numbers of at least 1")
+        if not isinstance(self.box_score, Real) or not 0 <= self.box_score <= 1:
+            raise OptionError(f"box score {self.box_score!r}: expected a number, 0 to 1")
         if self.peak is not None and not 0 < self.peak < math.inf:
             raise OptionError(f"peak {self.peak:g}: expected a number above 0, such as 1 or 255")
 

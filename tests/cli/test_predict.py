@@ -108,6 +108,11 @@ def test_scores_of_a_detector_are_refused(models: Path, capsys: pytest.CaptureFi
     assert "--scores out: the model gives boxes; leave it out" in capsys.readouterr().err
 
 
+def test_a_score_is_a_share(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*predict(models, "box"), "--min-score", "7"]) == 2
+    assert "--min-score 7: expected a score, 0 to 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_names_of_other_classes_are_warned_of(
     count: int, models: Path, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ from int8calib.analysis.samples import sample_outputs
 from int8calib.caffe.network.graph import Blob
 from int8calib.errors import ModelError, OptionError
 from int8calib.evaluation.measures import BoxAgreement
-from int8calib.evaluation.outputs import ComparedBlobs, compared_blobs, needed_inputs
+from int8calib.evaluation.outputs import ComparedBlobs, Comparison, compared_blobs, needed_inputs
 from int8calib.evaluation.records import compare
 from int8calib.table.model import CalibrationTable, LayerScales
 from tests.evaluation_cases import coarse_table, loader_of
@@ -229,3 +229,10 @@ def test_detections_may_have_other_rows() -> None:
     row = [0, 1, 0.9, 0.1, 0.1, 0.5, 0.5]
     tops = [{blob: np.array([row] * rows, np.float32)} for rows in (2, 1)]
     assert compare(compared, tops, None, 1).boxes == [[BoxAgreement(1, 2, 1)]]
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.5, float("nan"), "0.3", None])
+def test_a_box_score_is_a_share(score: object) -> None:
+    with pytest.raises(OptionError, match=r"box score .*: expected a number, 0 to 1"):
+        Comparison(box_score=score)  # type: ignore[arg-type]
+    assert Comparison(box_score=1).box_score == 1
