@@ -208,6 +208,11 @@ def enum_number(tokens: Tokens, field: FieldDescriptor) -> tuple[int | None, str
         named = known.values_by_name.get(text)
         return (named.number if named is not None else None), text
     if tokens.peek.kind != "number" and tokens.peek.text != "-":
+        if known.name == "LayerType":
+            raise tokens.expected(
+                f"a name without quotes for {field.name}, such as CONVOLUTION, in 'layers' (with "
+                "'layer' types are in quotes)"
+            )
         choices = ", ".join(value.name for value in known.values)
         raise tokens.expected(f"one of {choices} for {field.name}")
     number = _integer(tokens, field)

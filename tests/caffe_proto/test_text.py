@@ -136,6 +136,11 @@ def test_real_files_agree_with_protobufs_parser(shared: Path) -> None:
         ('layer < name: "a" }', "1:19", "name of a field, found '}'"),
         ("layer { }\n}", "2:1", "name of a field, found '}'"),
         ("layer { include { phase: 'TEST' } }", "1:26", "one of TRAIN, TEST for phase"),
+        (
+            "layers { type: 'Convolution' }",
+            "1:16",
+            "a name without quotes for type, such as CONVOLUTION, in 'layers' \\(with 'layer'",
+        ),
         ("layers {\n type: ? }", "2:8", "'\\?' is not understood"),
         ("input_dim: 1.5", "1:12", "whole number for input_dim, found '1.5'"),
         ("input_dim: 08", "1:12", "whole number"),
