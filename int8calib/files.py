@@ -115,8 +115,10 @@ def check_target(path: str | os.PathLike[str]) -> None:
     ------
     OutputError
         There is no such folder, the folder or the file is write-protected, `path` is a folder,
-        or a name is too long; and for ``-``, which many programs take for standard output.
+        or a name is too long or empty; and for ``-``, which many programs take for standard output.
     """
+    if not os.fspath(path):
+        raise OutputError("the name of a file to write is empty; name one")
     if os.fspath(path) == "-":
         raise OutputError(
             "-: would be a file of that name; give /dev/stdout for standard output, or ./-"
