@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--equalize",
         action="store_true",
         help="let channels of the INT8 model of --ncnn share the range of their blob evenly, which "
-        "takes about three times as long; the table and the float model do not depend on it",
+        "takes almost four times as long; the table and the float model do not depend on it",
     )
     add_table_arguments(group)
     add_run_arguments(parser)
@@ -126,6 +126,10 @@ def run(args: argparse.Namespace) -> int:
     second_order = bool(models.paths) and args.rounding == "second-order" and isinstance(net, Net)
     if models.paths and args.rounding == "second-order" and not second_order:
         console.say("note: it runs in ncnn, so weights are rounded to nearest (--engine numpy)")
+    if args.equalize and not second_order:
+        raise OptionError(
+            "--equalize is for the INT8 model of --ncnn, with weights rounded second-order by numpy"
+        )
     if isinstance(net, Net) and net.graph.unused_weights:
         console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
     if not models.paths and args.rounding != "second-order":

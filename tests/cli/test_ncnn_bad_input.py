@@ -37,6 +37,7 @@ def two(tmp_path: Path) -> list[str]:
             "'c' is no input; the inputs are a, b",
         ),
         (["--param", "two.param", "--bin", "two.bin", "--ignore-field", "x"], "--ignore-field"),
+        (["--param", "two.param", "--bin", "two.bin", "--equalize"], "--equalize is for"),
         (["--param", "two.param", "--bin", "two.bin", "--images", "a=a.npy"], "input 'b'"),
         (
             [
