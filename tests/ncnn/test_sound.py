@@ -63,7 +63,11 @@ def test_a_sound_model_runs() -> None:
         ("2=10010", "2=70", "10010 weights"),  # ncnn: another answer
         ("p 0=5", "p 0=4", "5 values"),
         ("Softmax prob 1 1 fc prob", "Slice prob 1 1 fc prob -23300=1,99", "slices of 99"),
-        ("PReLU p 1 1 a p 0=5", "Pooling p 1 1 a p 1=50", "empty"),
+        (
+            "PReLU p 1 1 a p 0=5",
+            "Pooling p 1 1 a p 1=50",
+            "cannot be computed from a bottom of 5x11x13",
+        ),
         ("0=5 1=3 4=1", "0=5 1=3 4=2147483647", "with its border"),  # ncnn: segmentation fault
         ("0=5 1=3 4=1", "0=5 1=3 4=100000", "with its border"),
     ],
