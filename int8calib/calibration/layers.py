@@ -273,8 +273,13 @@ class QuantLayer:
         window = (self.kernel, self.stride, self.dilation)
         return self.kind != "InnerProduct" and window == ((3, 3), (1, 1), (1, 1))
 
-    def weight_rows(self) -> Array:
+    def weight_rows(self, *, finite: bool = True) -> Array:
         """Return the weights as float32 (rows, values), one row for each scale of the table.
+
+        Parameters
+        ----------
+        finite : bool
+            Whether to refuse weights that are NaN or infinite.
 
         Returns
         -------
@@ -298,7 +303,7 @@ class QuantLayer:
         with np.errstate(over="ignore"):
             rows = np.asarray(weights, np.float32).reshape(self.rows, -1)
         wrong = rows.size - np.count_nonzero(np.isfinite(rows))
-        if wrong:
+        if wrong and finite:
             raise WeightsError(
                 f"layer {self.name!r}: {wrong} of its {rows.size} weights are NaN or infinite as "
                 "float32; expected finite numbers"

@@ -143,7 +143,7 @@ def _weights(reading: Reading) -> Iterator[str]:
     for layer in quantized_layers(fold_batch_norm(reading.graph)):
         if not layer.layer.weights:
             continue
-        rows = np.abs(layer.weight_rows().astype(np.float64))
+        rows = np.abs(layer.weight_rows(finite=False).astype(np.float64))
         if not np.isfinite(rows).all():
             yield f"{layer.name}: weights that are NaN or infinite"
             continue
