@@ -21,14 +21,14 @@ from tests.generated import make_model
 from tests.opencv import deviation, opencv_tops
 from tests.tuning_nets import CHAIN, SHAPE
 
-IMAGES = np.random.default_rng(41).normal(0, 60, (9, *SHAPE)).astype(np.float32)
+IMAGES = np.random.default_rng(41).normal(0, 60, (25, *SHAPE)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     make_model(folder, CHAIN)
-    np.save(folder / "images.npy", IMAGES[:8])
+    np.save(folder / "images.npy", IMAGES[:24])
     return folder
 
 
@@ -46,12 +46,12 @@ def test_everything_is_written_and_fits(folder, tmp_path, capsys) -> None:
     assert main(words(folder, output, "--write-model", str(model), str(proto))) == 0
     shown = capsys.readouterr()
     assert "tuned" in shown.out
-    assert "Validation over 2 images" in shown.out
+    assert "Validation over 6 images" in shown.out
     table = read_table(output)
     tuned = load_caffe(proto, model)
     found = check_table(table, requirements=requirements_from_graph(tuned.graph, fold_bn=False))
     assert [each.message for each in found if each.severity == "error"] == []
-    batch = {"data": IMAGES[8:]}
+    batch = {"data": IMAGES[24:]}
     out = tuned.graph.outputs[0].name
     assert deviation(opencv_tops(proto, model, batch)[out], tuned.forward(batch)[out]) < 1e-3
     given = load_caffe(folder / "net.prototxt", folder / "net.caffemodel").forward(batch)[out]
