@@ -7,8 +7,8 @@ offset back in theirs. Zero stays one of the levels. That is asymmetric quantiza
 2018, arXiv:1806.08342) by layers that ncnn has; it costs nothing when the model runs.
 
 Where a layer pads its bottom, the border must hold the level of zero. ncnn on x86 pads with a level
-from 0 up only (on ARM with any: src/layer/arm/padding_arm.cpp), so the blob is stored negated there,
-and zero is 127.
+from 0 up only (on ARM with any, see its padding_arm.cpp), so the blob is stored negated there, and
+zero is 127.
 """
 
 from __future__ import annotations
