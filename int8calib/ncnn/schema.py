@@ -30,6 +30,8 @@ ORDER: Mapping[str, tuple[int, ...]] = {
 """How ncnnoptimize orders parameters where it is not by id (source: tools/modelwriter.h)."""
 _OBSOLETE: Mapping[str, frozenset[int]] = {"Reshape": frozenset((3,))}
 """Ids that old converters write and no ncnn reads any more."""
+_ONE_GROUP = ("Convolution", "Deconvolution"), 7
+"""Types of which pnnx writes the number of groups all the same, and its id: it is 1."""
 _WITHOUT_PARAMETERS = frozenset(
     (
         "AbsVal", "BNLL", "DeepCopy", "Erf", "Flatten", "Mish", "Noop", "Sigmoid", "Softplus",
@@ -62,6 +64,9 @@ def unknown_parameters(layer: NcnnLayer) -> list[int]:
     if not is_known_type(layer.type):
         return []
     common = {HINTS, FEATURE_MASK} | _OBSOLETE.get(layer.type, frozenset())
+    kinds, group = _ONE_GROUP
+    if layer.type in kinds and layer.params.get(group) == 1:
+        common |= {group}
     return [key for key in layer.params if key not in _schema().get(layer.type, {}).keys() | common]
 
 
