@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ settings.load_profile("steady")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SHARED = Path(os.environ.get("INT8CALIB_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without CuPy one test alone says that those of a GPU cannot run, unless they are asked for."""
+    if config.option.markexpr or find_spec("cupy") is not None:
+        return
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")][1:]
+    config.hook.pytest_deselected(items=on_gpu)
+    left_out = set(on_gpu)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def test_the_demo_compares_float_and_int8(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ncnn")
-    for name, scenes_used in (("CALIBRATION", 60), ("TUNING", 30), ("TEST", 100)):
+    for name, scenes_used in (("CALIBRATION", 40), ("TUNING", 16), ("TEST", 60)):
         monkeypatch.setattr(demo_detection, f"{name}_SCENES", scenes_used)
     assert main(["demo", "--detection", "--output", str(tmp_path)]) == 0
     shown = capsys.readouterr().out

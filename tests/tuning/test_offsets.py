@@ -18,8 +18,8 @@ from tests.tuning_nets import demo_loader, demo_net, score_blob
 
 def test_ncnn_runs_what_was_tuned_and_loses_less(tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
-    net, images = demo_net(), demo_loader(72)
-    given = [next(iter(each.batch.items())) for each in demo_loader(9, seed=31)]
+    net, images = demo_net(48), demo_loader(24, size=48)
+    given = [next(iter(each.batch.items())) for each in demo_loader(9, seed=31, size=48)]
     name = float_model(net).layers[-2].tops[0]
     losses = []
     for offsets in (False, True):
