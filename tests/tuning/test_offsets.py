@@ -13,13 +13,13 @@ from int8calib.simulation.build import simulate
 from int8calib.tuning.results import TuneOptions
 from int8calib.tuning.search import tune
 from tests.ncnn.runtime import run_blobs
-from tests.tuning_nets import demo_loader, demo_net, score_blob
+from tests.tuning_nets import batches, chain, score_blob
 
 
 def test_ncnn_runs_what_was_tuned_and_loses_less(tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
-    net, images = demo_net(48), demo_loader(24, size=48)
-    given = [next(iter(each.batch.items())) for each in demo_loader(9, seed=31, size=48)]
+    net, images = chain(tmp_path), batches(24)
+    given = [next(iter(each.items())) for each in batches(9, seed=31)]
     name = float_model(net).layers[-2].tops[0]
     losses = []
     for offsets in (False, True):

@@ -96,7 +96,7 @@ def test_threshold_is_that_of_the_definition(method, shape):
 
 @pytest.mark.parametrize("method", METHODS)
 @given(counts=small_counts())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_compiled_plain_and_naive_agree(method, counts):
     naive = [METHODS[method](counts, t) for t in range(128, counts.size)]
     curve = kernels()[method]

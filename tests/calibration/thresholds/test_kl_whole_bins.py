@@ -86,7 +86,7 @@ def test_threshold_is_that_of_the_definition(method, naive, dropped, shape):
 
 @pytest.mark.parametrize("naive", [naive_tool, naive_tensorrt])
 @given(counts=small_counts())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_compiled_plain_and_naive_agree(naive, counts):
     wanted = [naive(counts, t) for t in range(128, counts.size)]
     curve = kernels()[naive]
