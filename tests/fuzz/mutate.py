@@ -294,7 +294,7 @@ def _damaged_array(array: np.ndarray, rng: random.Random) -> np.ndarray:
         text = array.tobytes()  # the JSON head of statistics
         damage = damaged_json if text[:1] == b"{" else damaged_bytes
         return np.frombuffer(damage(text, rng), np.uint8)
-    if what == 0:
+    if what == 0 and array.dtype.kind not in "SU":  # texts are no numbers
         with np.errstate(all="ignore"):  # large counts become infinite in float16
             return array.astype(
                 rng.choice(("f2", "f4", "f8", "i1", "u8", "?", "c8", "S3", "U3", ">i8"))

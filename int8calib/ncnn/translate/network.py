@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from caffe_proto import LayerParameter
+from caffe_proto.errors import one_line
 from int8calib.arrays import Shape
 from int8calib.caffe.engine.executor import CaffeExecutor
 from int8calib.caffe.engine.run import Net
@@ -143,7 +144,7 @@ def translate_model(
 def obstacles(net: Net) -> tuple[str, ...]:
     """One line for each layer of a translated network that cannot run by itself."""
     blocked = reach(net.graph, net.input_shapes).blocked
-    return tuple(str(found) for layer, found in blocked.items() if found.layer is layer)
+    return tuple(one_line(str(found)) for layer, found in blocked.items() if found.layer is layer)
 
 
 def _inputs(model: NcnnModel, given: Mapping[str, Shape]) -> dict[str, Shape]:
