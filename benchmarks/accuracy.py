@@ -25,6 +25,7 @@ from benchmarks import detectors
 from benchmarks.__main__ import machine
 from benchmarks.cases import CLASSIFIERS, OTHERS, Case, classifiers
 from benchmarks.networks import ROOT
+from benchmarks.report import insert
 from benchmarks.stages import MSE, STAGES, Stage, float_net, interval, make, table_lines
 from int8calib.ncnn.runtime import RuntimeNet
 
@@ -69,20 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "\n".join([*lines, "", f"{here['processor']}; {', '.join(packages)}."])
     print(text)
     if not args.dry_run:
-        _insert("detectors" if args.detectors else "accuracy", text)
+        name = "detectors" if args.detectors else "accuracy"
+        insert(PAGE, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text)
     return 0
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _insert(name: str, text: str) -> None:
-    """Put a text between the markers of the page."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page[: page.index(begin)], page[page.index(end) :]
-    PAGE.write_text(f"{before}{begin}\n{text}\n{after}", encoding="utf-8")
 
 
 def _table(

@@ -24,6 +24,7 @@ import numpy as np
 import int8calib
 from benchmarks.__main__ import machine
 from benchmarks.networks import DEMO, MEAN, NETWORKS, ROOT, Network, gather
+from benchmarks.report import insert
 from int8calib import device as devices
 from int8calib.arrays import Array, to_host
 from int8calib.caffe.engine.on_device import device_batch
@@ -75,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = table(found)
     print(text)
     if not args.dry_run:
-        page = PAGE.read_text(encoding="utf-8")
-        before, after = page[: page.index(BEGIN)], page[page.index(END) :]
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{after}", encoding="utf-8")
+        insert(PAGE, BEGIN, END, text)
     return 0
 
 

@@ -288,11 +288,16 @@ def docs_table(text: str) -> str | None:
 
 def write_docs(path: Path, results: Results) -> None:
     """Put the tables between a page's markers; ValueError where there are none."""
-    text = path.read_text(encoding="utf-8")
-    if docs_table(text) is None:
+    if docs_table(path.read_text(encoding="utf-8")) is None:
         raise ValueError(f"{path}: has no lines {BEGIN} and {END}")
-    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    path.write_text(f"{before}{BEGIN}\n{docs_text(results)}\n{after}", encoding="utf-8")
+    insert(path, BEGIN, END, docs_text(results))
+
+
+def insert(path: Path, begin: str, end: str, text: str) -> None:
+    """Put a text between two markers of a page; ValueError where there are none."""
+    page = path.read_text(encoding="utf-8")
+    before, after = page[: page.index(begin)], page[page.index(end) :]
+    path.write_text(f"{before}{begin}\n{text}\n{after}", encoding="utf-8")
 
 
 def docs_text(results: Results) -> str:

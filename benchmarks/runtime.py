@@ -18,6 +18,7 @@ import numpy as np
 import int8calib
 from benchmarks.__main__ import machine
 from benchmarks.networks import MEAN, NETWORKS, ROOT, Network, gather
+from benchmarks.report import insert
 from int8calib.images import Preprocess, open_source
 from int8calib.ncnn.convert.deploy import ncnn_pair
 from int8calib.ncnn.model import NcnnModel
@@ -59,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "\n".join([*lines, "", f"{here['processor']}, {here['cores']} cores; {packages}."])
     print(text)
     if not args.dry_run:
-        page = PAGE.read_text(encoding="utf-8")
-        before, after = page[: page.index(BEGIN)], page[page.index(END) :]
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{after}", encoding="utf-8")
+        insert(PAGE, BEGIN, END, text)
     return 0
 
 

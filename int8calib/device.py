@@ -106,6 +106,12 @@ def find_device(device: str | Device | None) -> Device | None:
     return device if device is None or isinstance(device, Device) else open_device(device)
 
 
+def device_of(network: object) -> Device | None:
+    """Return the GPU that runs a network or an executor; None where the CPU does."""
+    device: Device | None = getattr(network, "device", None)
+    return device
+
+
 def gpu_of(cupy: Any, number: int) -> Device:
     """Return a GPU of a CuPy that is there, after one computation on it.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from int8calib.arrays import Array, is_array
 from int8calib.calibration.layers import QuantLayer
+from int8calib.device import device_of
 from int8calib.errors import ImageError, StatisticsError
 from int8calib.workers import Batch, single_threaded_blas
 
@@ -134,7 +135,7 @@ def device_fingerprint(executor: Executor) -> dict[str, str]:
 
     What GPUs compute differs from what the CPU does by rounding, so one run takes one of both.
     """
-    device = getattr(executor, "device", None)
+    device = device_of(executor)
     return {} if device is None else {"device": device.name.partition(":")[0]}
 
 

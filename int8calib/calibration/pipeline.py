@@ -17,6 +17,7 @@ from int8calib.calibration.selection import blocked_warnings
 from int8calib.calibration.statistics.checkpoint import Checkpoint
 from int8calib.calibration.statistics.collect import collect_statistics
 from int8calib.calibration.statistics.store import Statistics
+from int8calib.device import device_of
 from int8calib.errors import ModelError, OptionError
 from int8calib.workers import Loader, Progress, start_pass
 
@@ -245,7 +246,7 @@ def run_job(
 
         if checkpoint is not None:
             raise OptionError("checkpoint: a run on a cluster has none; leave it out")
-        if getattr(job.executor, "device", None) is not None:
+        if device_of(job.executor) is not None:
             raise OptionError("cluster: it runs on its CPUs; give a network without a device")
         statistics = collect_on_cluster(
             cluster,
@@ -278,7 +279,7 @@ def make_table(
     meta: Mapping[str, Any] = MappingProxyType({}),
 ) -> Calibration:
     """Return the table of a job from statistics of its blobs; `assemble` tells the rest."""
-    device = getattr(job.executor, "device", None)
+    device = device_of(job.executor)
     facts = dict(getattr(job.executor, "facts", {}))
     if device is not None:
         facts["device"] = {"name": device.name, "hardware": device.hardware}

@@ -60,10 +60,11 @@ if TYPE_CHECKING:
     from int8calib.calibration.options import Options
     from int8calib.calibration.pipeline import Job
     from int8calib.cli.loader import ImageLoader
-    from int8calib.ncnn.rounded import RoundedWeights
+    from int8calib.files import Contents
+    from int8calib.ncnn.execution.network import NcnnNet
+    from int8calib.rounding.levels import Int8Form
     from int8calib.rounding.sampler import ColumnSampler
     from int8calib.table import CalibrationTable
-    from int8calib.tuning.equalized import EqualizedForm
     from int8calib.workers import Progress
 
 _NOT_REPORTED = frozenset(("run", "command", "config", "quiet", "verbose", "debug"))
@@ -120,29 +121,27 @@ def run(args: argparse.Namespace) -> int:
         exact=machine.exact,
         cache_bytes=machine.cache_bytes,
     )
-    device = gpu.open()
-    net = model.load(machine.worker_count, device)
-    models.check(net)
-    second_order = bool(models.paths) and args.rounding == "second-order" and isinstance(net, Net)
-    if models.paths and args.rounding == "second-order" and not second_order:
-        console.say("note: it runs in ncnn, so weights are rounded to nearest (--engine numpy)")
-    if args.equalize and not second_order:
-        raise OptionError(
-            "--equalize is for the INT8 model of --ncnn, with weights rounded second-order by numpy"
-        )
-    if isinstance(net, Net) and net.graph.unused_weights:
-        console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
     if not models.paths and args.rounding != "second-order":
         raise OptionError(
             f"--rounding {args.rounding}: says how --ncnn rounds, which is not given; leave it out"
         )
+    device = gpu.open()
+    net = model.load(machine.worker_count, device)
+    models.check(net)
+    wanted = bool(models.paths) and args.rounding == "second-order"
+    second_order = _rounds_second_order(console, net, wanted=wanted, equalize=args.equalize)
+    if isinstance(net, Net) and net.graph.unused_weights:
+        console.detail(f"{model.model}: {len(net.graph.unused_weights)} layers are not used")
     opened = open_job(model, net, options, image_options(args), workers=machine.worker_count)
     opened.images.send_files = cluster.send_images
     check_names(opened.job.layers, args.format)
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     say_device(console, device, min(batches.batch_size, len(batches)))
     checkpoint = long_run.open({**fingerprint, **batches.order(), **opened.device})
-    rounding = _Rounding.of(net, job, len(batches)) if second_order else None
+    rounding = None
+    if second_order:
+        how = {"offsets": args.offsets, "equalize": args.equalize}
+        rounding = _Rounding.of(net, job, len(batches), **how)
     with cluster.open(checkpoint=long_run.checkpoint) as client, console.progress() as progress:
         done = run_job(
             job if rounding is None else rounding.watched(job),
@@ -154,32 +153,9 @@ def run(args: argparse.Namespace) -> int:
             checkpoint=checkpoint,
             cluster=client,
         )
-        int8_table, form = done.table, None
-        rounded: Mapping[str, RoundedWeights] = {}
-        if rounding is not None:
-            if args.offsets and isinstance(net, Net):
-                int8_table = _with_offsets(net, done, options)
-            if args.equalize:
-                form = rounding.equalized(int8_table, batches, options, progress)
-            else:
-                rounded = rounding.weights(int8_table, options, progress)
+        form = None if rounding is None else rounding.form(done, batches, options, progress)
     batches.print_skipped(console)
-    contents, notes = models.contents(
-        net,
-        int8_table,
-        fold_bn=args.fold_bn,
-        rounded=rounded,
-        winograd=options.weights.winograd == "safe",
-    )
-    if form is not None:
-        changed, notes = models.contents(
-            form.net,
-            form.table,
-            fold_bn=True,
-            rounded=form.rounded,
-            winograd=options.weights.winograd == "safe",
-        )
-        contents = {**contents, **{path: changed[path] for path in models.paths[2:]}}
+    contents, notes = _ncnn_contents(models, net, done.table, form, options)
     table, report = calibration_texts(
         args.format, done, job.candidates, options, [*console.notes, *notes]
     )
@@ -197,6 +173,42 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _rounds_second_order(
+    console: Console, net: Net | NcnnNet, *, wanted: bool, equalize: bool
+) -> bool:
+    """Whether weights are rounded so as `wanted`; says why not, and refuses what needs it."""
+    from int8calib.caffe.engine.run import Net
+
+    if wanted and not isinstance(net, Net):
+        console.say("note: it runs in ncnn, so weights are rounded to nearest (--engine numpy)")
+    if equalize and not (wanted and isinstance(net, Net)):
+        raise OptionError(
+            "--equalize is for the INT8 model of --ncnn, with weights rounded second-order by numpy"
+        )
+    return wanted and isinstance(net, Net)
+
+
+def _ncnn_contents(
+    models: NcnnFiles,
+    net: Net | NcnnNet,
+    table: CalibrationTable,
+    form: Int8Form | None,
+    options: Options,
+) -> tuple[Contents, tuple[str, ...]]:
+    """The contents of `--ncnn`'s files, and notes on the INT8 model, which is of `form` if given.
+
+    The float model is that of the network as it was given.
+    """
+    how: dict[str, Any] = {"winograd": options.weights.winograd == "safe"}
+    if form is None or form.net is net:
+        int8_table, rounded = (table, {}) if form is None else (form.table, form.rounded)
+        return models.contents(net, int8_table, fold_bn=options.fold_bn, rounded=rounded, **how)
+    given, _ = models.contents(net, table, fold_bn=options.fold_bn, **how)
+    made, notes = models.contents(form.net, form.table, fold_bn=True, rounded=form.rounded, **how)
+    made = {**given, **{path: made[path] for path in models.paths[2:]}}
+    return made, notes
+
+
 @dataclass(frozen=True, eq=False)
 class _Rounding:
     """Weights rounded so that they disturb outputs least, by samples of the calibration's pass."""
@@ -206,37 +218,43 @@ class _Rounding:
     layers: list[QuantizedLayer]
     sampler: ColumnSampler
     images: int
+    offsets: bool
+    equalize: bool
 
     @classmethod
-    def of(cls, net: Any, job: Job[CaffeExecutor], images: int) -> _Rounding:
+    def of(
+        cls, net: Any, job: Job[CaffeExecutor], images: int, *, offsets: bool, equalize: bool
+    ) -> _Rounding:
         from int8calib.caffe.network.quantized import QuantizedLayer
         from int8calib.rounding.sampler import ColumnSampler
 
         layers = [layer for layer in job.layers if isinstance(layer, QuantizedLayer)]
-        return cls(net, job, layers, ColumnSampler(layers, images), images)
+        sampler = ColumnSampler(layers, images)
+        return cls(net, job, layers, sampler, images, offsets, equalize)
 
     def watched(self, job: Job[Any]) -> Job[Any]:
         """The job, whose activations are sampled as they pass."""
         return replace(job, executor=self.sampler.watch(job.executor))
 
-    def equalized(
-        self, table: CalibrationTable, batches: ImageLoader, options: Options, progress: Progress
-    ) -> EqualizedForm:
-        """The INT8 form of the network with equalized channels."""
-        from int8calib.tuning.equalized import equalized_form
-
-        return equalized_form(
-            self.net, self.job, table, batches, options, total=self.images, progress=progress
-        )
-
-    def weights(
-        self, table: CalibrationTable, options: Options, progress: Progress
-    ) -> Mapping[str, RoundedWeights]:
-        """The levels of each layer, after the pass."""
+    def form(
+        self,
+        done: Calibration,
+        batches: ImageLoader,
+        options: Options,
+        progress: Progress,
+    ) -> Int8Form:
+        """How the network becomes INT8, after the pass."""
         from int8calib.rounding.bias import depthwise_before_relu
-        from int8calib.rounding.levels import round_weights
+        from int8calib.rounding.levels import Int8Form, round_weights
 
-        return round_weights(
+        table = _with_offsets(self.net, done, options) if self.offsets else done.table
+        if self.equalize:
+            from int8calib.tuning.equalized import equalized_form
+
+            return equalized_form(
+                self.net, self.job, table, batches, options, total=self.images, progress=progress
+            )
+        rounded = round_weights(
             self.layers,
             table,
             self.sampler,
@@ -245,6 +263,7 @@ class _Rounding:
             workers=options.workers,
             progress=progress,
         )
+        return Int8Form(self.net, table, rounded)
 
 
 def _with_offsets(net: Net, done: Calibration, options: Options) -> CalibrationTable:

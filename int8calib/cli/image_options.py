@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from int8calib.caffe.engine.run import Net
     from int8calib.caffe.network.graph import Blob
-    from int8calib.device import Device
     from int8calib.images import ChannelOrder, ResizeMode
     from int8calib.ncnn.execution.network import NcnnNet
 
@@ -85,18 +84,13 @@ class ImageOptions:
         return bool(getattr(self, name) != getattr(type(self), name))
 
 
-def device_of(net: Net | NcnnNet) -> Device | None:
-    """Return the GPU that runs the network, None where the CPU does."""
-    device: Device | None = getattr(net, "device", None)
-    return device
-
-
 def images_at_a_time(
     options: ImageOptions, net: Net | NcnnNet, blobs: Iterable[Blob] | None
 ) -> int:
     """Return `--batch`, by default 1, on a GPU what fits; 1 where a layer needs single images."""
     from int8calib.caffe.engine.run import Net
     from int8calib.caffe.network.batch import is_batchable
+    from int8calib.device import device_of
 
     device = device_of(net)
     if options.batch is None and device is not None and isinstance(net, Net):

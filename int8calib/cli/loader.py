@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from caffe_proto.errors import one_line
-from int8calib.cli.image_options import device_of, images_at_a_time
+from int8calib.cli.image_options import images_at_a_time
 from int8calib.cli.network import text_sha256
 from int8calib.errors import ImageError, OptionError, ShapeError
 
@@ -70,6 +70,8 @@ class ImageLoader:
         ImageError, OptionError
             Where images or options do not fit the inputs.
         """
+        from int8calib.device import device_of
+
         self.send_files = False
         self.batch_size = images_at_a_time(options, net, blobs)
         self._threads = max(1, workers if device_of(net) else min(2, workers))

@@ -8,10 +8,12 @@ errors of rounding and clipping have in common.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from int8calib.arrays import Array
+from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.quantized import QuantizedLayer
 from int8calib.calibration.scales import Grid
 from int8calib.ncnn.rounded import RoundedWeights
@@ -28,6 +30,25 @@ from int8calib.rounding.weights import (
 from int8calib.simulation.arithmetic import quantize_dequantize
 from int8calib.table.model import CalibrationTable, LayerScales
 from int8calib.workers import Progress, single_threaded_blas, work_through
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Form:
+    """A network, and how it becomes INT8.
+
+    Attributes
+    ----------
+    net : Net
+        The network that was given, or one that computes the same.
+    table : CalibrationTable
+        Its calibration table.
+    rounded : mapping of str to RoundedWeights
+        The levels of its weights, by layer.
+    """
+
+    net: Net
+    table: CalibrationTable
+    rounded: Mapping[str, RoundedWeights]
 
 
 def round_weights(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from int8calib.caffe.engine.run import Net
 from int8calib.calibration.statistics.histogram import Histogram
-from int8calib.calibration.thresholds.error_kernels import mse_curve
+from int8calib.calibration.thresholds.mse import least_error_threshold
 from int8calib.levels import LEVELS
 from int8calib.ncnn.convert.deploy import float_model
 from int8calib.ncnn.convert.offsets import OffsetGroup, offset_groups
@@ -62,7 +62,6 @@ def _threshold(
     if evidence is None or evidence.method != "mse":
         return LEVELS / rows.bottom_scale
     if evidence.blob not in known:
-        histogram = histograms[evidence.blob]
-        curve = mse_curve(histogram.counts.astype("float64"), 2 * LEVELS)
-        known[evidence.blob] = histogram.value_at(int(curve.argmin()) + 1)
+        found = least_error_threshold(histograms[evidence.blob], 2 * LEVELS)
+        known[evidence.blob] = found.value
     return known[evidence.blob]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 from int8calib.caffe.engine.executor import CaffeExecutor
@@ -12,9 +11,8 @@ from int8calib.caffe.network.quantized import QuantizedLayer
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import Job, prepare, run_job
-from int8calib.ncnn.rounded import RoundedWeights
 from int8calib.rounding.bias import depthwise_before_relu
-from int8calib.rounding.levels import round_weights
+from int8calib.rounding.levels import Int8Form, round_weights
 from int8calib.rounding.sampler import ColumnSampler
 from int8calib.rounding.unsigned import network_groups, unsigned_table
 from int8calib.table.model import CalibrationTable
@@ -23,25 +21,6 @@ from int8calib.workers import Loader, Progress, single_threaded_blas, start_pass
 
 IMAGES = 192
 """The most batches that tell the factors of channels."""
-
-
-@dataclass(frozen=True, eq=False)
-class EqualizedForm:
-    """A network with equalized channels, and how it becomes INT8.
-
-    Attributes
-    ----------
-    net
-        It computes what the network did that was given, BatchNorm folded.
-    table
-        Its calibration table.
-    rounded
-        The levels of its weights.
-    """
-
-    net: Net
-    table: CalibrationTable
-    rounded: Mapping[str, RoundedWeights]
 
 
 def equalized_form(
@@ -53,7 +32,7 @@ def equalized_form(
     *,
     total: int,
     progress: Progress,
-) -> EqualizedForm:
+) -> Int8Form:
     """Equalize a network's channels, calibrate it over the same images, and round its weights.
 
     Parameters
@@ -104,4 +83,4 @@ def equalized_form(
         workers=options.workers,
         progress=progress,
     )
-    return EqualizedForm(made, new, rounded)
+    return Int8Form(made, new, rounded)

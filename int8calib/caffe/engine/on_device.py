@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from int8calib.arrays import Array, Shape, to_host
-from int8calib.caffe.engine.plan import Plan, Step, kind_of
+from int8calib.caffe.engine.plan import Plan, Step, deaths, kind_of, plan_of_steps
 from int8calib.caffe.layers.convolution import MOST_COLUMNS, groups
 from int8calib.caffe.network.batch import is_batchable
 from int8calib.caffe.network.graph import CONVOLUTIONS, Blob, Graph, Layer
@@ -79,21 +79,13 @@ def plan_on_device(
         Step(layer, kind_of(layer), None, dead)
         for layer, dead in zip(layers, _deaths(layers, kept), strict=True)
     ]
-    needed = {top.name for step in steps if step.kind is None for top in step.layer.tops}
-    read = {name: shape for name, shape in inputs.items() if name in needed}
-    return Plan(graph.source, read, kept, tuple(steps), {})
+    return plan_of_steps(graph.source, inputs, kept, steps, {})
 
 
 def _deaths(layers: Sequence[Layer], kept: Sequence[Blob]) -> list[tuple[Blob, ...]]:
-    """For each layer the blobs that nothing reads after it has run."""
-    last: dict[Blob, int] = {}
-    for i, layer in enumerate(layers):
-        last.update(dict.fromkeys((*layer.bottoms, *layer.tops), i))
-    dead: list[list[Blob]] = [[] for _ in layers]
-    for blob, i in last.items():
-        if blob not in kept:
-            dead[i].append(blob)
-    return [tuple(blobs) for blobs in dead]
+    """`deaths` where each blob has memory of its own."""
+    blobs = {blob: blob for layer in layers for blob in (*layer.bottoms, *layer.tops)}
+    return deaths(layers, kept, blobs)
 
 
 def run_on_device(

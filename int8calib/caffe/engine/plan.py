@@ -142,7 +142,7 @@ def make_plan(
     require_weights(graph, layers, shapes)
     owners = _memory_owners(layers, kept)
     places = _joined_places(layers, shapes, owners, kept)
-    dead = _deaths(layers, kept, owners)
+    dead = deaths(layers, kept, owners)
     arrays = _allocate(layers, shapes, owners, places, dead)
     measure = _ScratchBuffers()
     _fast_paths(layers, shapes, measure)
@@ -156,9 +156,20 @@ def make_plan(
         if layer.bottoms and places.get(owners[layer.bottoms[0]], (None,))[0] in layer.tops:
             fast_path = _nothing_to_do
         steps.append(Step(layer, kind_of(layer), fast_path, died))
+    return plan_of_steps(graph.source, inputs, kept, steps, arrays)
+
+
+def plan_of_steps(
+    source: str,
+    inputs: Mapping[str, Shape],
+    kept: tuple[Blob, ...],
+    steps: Sequence[Step],
+    arrays: Mapping[Blob, Array],
+) -> Plan:
+    """Return the plan of these steps, with those of the inputs that they read."""
     needed = {top.name for step in steps if step.kind is None for top in step.layer.tops}
     read = {name: shape for name, shape in inputs.items() if name in needed}
-    return Plan(graph.source, read, kept, tuple(steps), arrays)
+    return Plan(source, read, kept, tuple(steps), arrays)
 
 
 def kind_of(layer: Layer) -> LayerType | None:
@@ -215,10 +226,10 @@ def _memory_owners(layers: Sequence[Layer], kept: Sequence[Blob]) -> dict[Blob, 
     return owners
 
 
-def _deaths(
+def deaths(
     layers: Sequence[Layer], kept: Sequence[Blob], owners: Mapping[Blob, Blob]
 ) -> list[tuple[Blob, ...]]:
-    """For each layer the memory owners that nothing reads after it has run."""
+    """Return for each layer the memory owners that nothing reads after it has run."""
     last: dict[Blob, int] = {}
     for i, layer in enumerate(layers):
         for blob in (*layer.bottoms, *layer.tops):

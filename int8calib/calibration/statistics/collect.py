@@ -42,6 +42,7 @@ from int8calib.calibration.statistics.counters import (
 )
 from int8calib.calibration.statistics.ranges import Range, measure_range
 from int8calib.calibration.statistics.store import Statistics
+from int8calib.device import device_of
 from int8calib.errors import ImageError, StatisticsError
 from int8calib.workers import Batch, Loader, Progress, batch_size, float_batch, work_through
 
@@ -120,7 +121,7 @@ def collect_statistics(
         collector = _Collector(
             runner,
             input_check(executor, wanted),
-            workers if getattr(executor, "device", None) is None else 1,
+            workers if device_of(executor) is None else 1,
             state,
             checkpoint,
             known,

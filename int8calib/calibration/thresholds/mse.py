@@ -32,11 +32,15 @@ def mse(histogram: Histogram, options: MethodOptions) -> Threshold:
     values fall between two levels: over 30 real models and 20 photos that moved the minimum, which
     is flat, by up to 136 bins, for an error that was up to 3 % larger on the exact bins.
     """
+    return least_error_threshold(histogram, 2 ** (options.bits - 1) - 1)
+
+
+def least_error_threshold(histogram: Histogram, levels: int) -> Threshold:
+    """Return the threshold of `mse` for so many levels above zero."""
     from int8calib.calibration.thresholds.error_kernels import mse_curve
 
     counts = histogram.counts
     if not counts[:-1].any():
         return whole_range(histogram)
-    curve = mse_curve(counts.astype("float64"), 2 ** (options.bits - 1) - 1)
-    kept = int(curve.argmin()) + 1
+    kept = int(mse_curve(counts.astype("float64"), levels).argmin()) + 1
     return Threshold(histogram.value_at(kept), kept)
