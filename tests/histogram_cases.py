@@ -55,16 +55,24 @@ def candidates_of(shape):
     return np.arange(128, BINS, 1 if shape in {"bimodal", "sparse"} else 17)
 
 
-@st.composite
-def small_counts(draw, bins=257):
+KINDS = [(0.02, 61.0), (0.3, 1e9), (0.9, 7.0), (1.0, 61.0)]
+"""Ways in which counts of few bins differ: the part of bins that is filled, and their decay."""
+
+
+def random_counts(seed, filled, decay, bins=257):
     """Counts of few bins, many of them empty, the last one not: for the kernels, which take any."""
-    seed = draw(st.integers(0, 2**32 - 1))
-    filled = draw(st.sampled_from([0.02, 0.3, 0.9, 1.0]))
-    decay = draw(st.sampled_from([7.0, 61.0, 1e9]))
     rng = np.random.default_rng(seed)
     counts = rng.poisson(1009 * np.exp(-np.arange(bins) / decay)) * (rng.random(bins) < filled)
     counts[-1] = max(counts[-1], 1)
     return counts.astype(np.float64)
+
+
+@st.composite
+def small_counts(draw, bins=257):
+    """Any such counts."""
+    seed = draw(st.integers(0, 2**32 - 1))
+    filled = draw(st.sampled_from([0.02, 0.3, 0.9, 1.0]))
+    return random_counts(seed, filled, draw(st.sampled_from([7.0, 61.0, 1e9])), bins)
 
 
 @contextmanager

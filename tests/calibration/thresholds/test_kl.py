@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import numpy as np
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 
 from int8calib.calibration.thresholds import find_threshold
 from tests.histogram_cases import (
+    KINDS,
     SHAPES,
     candidates_of,
     golden_histograms,
@@ -19,6 +19,7 @@ from tests.histogram_cases import (
     make,
     one_value,
     plain,
+    random_counts,
     small_counts,
     without_zeros,
 )
@@ -27,42 +28,44 @@ from tests.histogram_cases import (
 @cache
 def covered(t):
     """Each level, a bin it covers and by which part, from the definition."""
-    found = []
-    for j in range(128):
-        start, end = j * t / 128, (j + 1) * t / 128
-        for k in range(int(start), min(math.ceil(end), t)):
-            found.append((j, k, min(end, k + 1) - max(start, k)))
-    levels, bins, parts = zip(*found, strict=True)
-    return np.array(levels, np.int16), np.array(bins, np.int16), np.array(parts)
+    starts, ends = np.arange(128) * t / 128, np.arange(1, 129) * t / 128
+    first, last = starts.astype(int), np.ceil(ends).astype(int)
+    sizes = last - first
+    levels = np.repeat(np.arange(128), sizes)
+    bins = np.arange(levels.size) + np.repeat(first - (np.cumsum(sizes) - sizes), sizes)
+    parts = np.minimum(ends[levels], bins + 1) - np.maximum(starts[levels], bins)
+    return levels, bins, parts
 
 
-def level_parts(t):
-    """For each of 128 levels, the parts of the bins that it covers."""
-    parts = np.zeros((128, t))
-    levels, bins, parts_of = covered(t)
-    parts[levels, bins] = parts_of
-    return parts
+def by_level(t, values):
+    """For each of 128 levels, the sum over the bins that it covers, by their parts."""
+    levels, bins, parts = covered(t)
+    return np.bincount(levels, parts * values[bins], minlength=128)
+
+
+def spread(t, level_values):
+    """For each bin, the levels that cover it, by their parts."""
+    levels, bins, parts = covered(t)
+    return np.bincount(bins, parts * level_values[levels], minlength=t)
 
 
 def naive_ncnn(counts, t):
     p = counts / counts.sum()
-    parts = level_parts(t)
     a = p[:t] + 1e-4
     a[-1] += p[t:].sum()
-    levels = parts @ p[:t] / parts.sum(axis=1)
-    b = 1e-4 + parts.T @ levels
+    levels = by_level(t, p) / by_level(t, np.ones(t))
+    b = 1e-4 + spread(t, levels)
     return (a * np.log(a / b)).sum()
 
 
 def naive_first_tool(counts, t):
     p = counts / counts.sum()
-    parts = level_parts(t)
     filled = (p[:t] > 0).astype(float)
     a = p[:t].copy()
     a[-1] += p[t:].sum()
-    weights = parts @ filled
-    levels = np.divide(parts @ p[:t], weights, out=np.zeros(128), where=weights > 0)
-    b = parts.T @ levels * filled
+    weights = by_level(t, filled)
+    levels = np.divide(by_level(t, p), weights, out=np.zeros(128), where=weights > 0)
+    b = spread(t, levels) * filled
     used = a > 0
     if (b[used] == 0).any():
         return np.inf
@@ -97,10 +100,17 @@ def test_threshold_is_that_of_the_definition(method, shape):
 @pytest.mark.parametrize("method", METHODS)
 @given(counts=small_counts())
 @settings(max_examples=12, deadline=None)
-def test_compiled_plain_and_naive_agree(method, counts):
+def test_compiled_and_naive_agree(method, counts):
+    naive = [METHODS[method](counts, t) for t in range(128, counts.size)]
+    np.testing.assert_allclose(kernels()[method](counts), naive, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("filled", "decay"), KINDS)
+def test_plain_and_naive_agree(method, filled, decay):
+    counts = random_counts(5, filled, decay)
     naive = [METHODS[method](counts, t) for t in range(128, counts.size)]
     curve = kernels()[method]
-    np.testing.assert_allclose(curve(counts), naive, rtol=1e-9, atol=1e-11)
     with plain(curve.__name__.replace("curve", "costs")):
         np.testing.assert_allclose(curve(counts), naive, rtol=1e-9, atol=1e-11)
 

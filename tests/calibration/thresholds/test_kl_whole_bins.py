@@ -8,12 +8,14 @@ from hypothesis import given, settings
 
 from int8calib.calibration.thresholds import find_threshold
 from tests.histogram_cases import (
+    KINDS,
     SHAPES,
     candidates_of,
     golden_histograms,
     make,
     one_value,
     plain,
+    random_counts,
     small_counts,
 )
 
@@ -31,17 +33,12 @@ def naive_tool(counts, t):
     """From the counts without their first bin."""
     p = counts[:t].astype(float)
     p[-1] += counts[t:].sum()
-    width = t // 128
-    q = np.zeros(t)
-    for j in range(128):
-        start = j * width
-        if j < 127:
-            stop, spread = start + width, slice(start, start + width)
-        else:
-            stop, spread = t, slice(start, -1)
-        filled = (p[spread] != 0).sum()
-        if filled:
-            q[spread] = counts[start:stop].sum() / filled
+    level = np.minimum(np.arange(t) // (t // 128), 127)
+    sums = np.bincount(level, counts[:t], minlength=128)
+    # The last bin's count goes to its level, but the level is not spread to it.
+    filled = np.bincount(level[:-1], p[:-1] != 0, minlength=128)
+    means = np.divide(sums, filled, out=np.zeros(128), where=filled > 0)
+    q = np.append(means[level[:-1]], 0)
     q[p == 0] = 0
     p[p == 0] = 1e-4
     q[q == 0] = 1e-4
@@ -52,11 +49,11 @@ def naive_tensorrt(counts, t):
     p = counts[:t].astype(float)
     p[-1] += counts[t:].sum()
     level = np.arange(t) * 128 // t
+    filled = counts[:t] > 0
+    sums = np.bincount(level, counts[:t] * filled, minlength=128)
+    numbers = np.bincount(level, filled, minlength=128)
     q = np.zeros(t)
-    for j in range(128):
-        here = (level == j) & (counts[:t] > 0)
-        if here.any():
-            q[here] = counts[:t][here].sum() / here.sum()
+    q[filled] = sums[level[filled]] / numbers[level[filled]]
     return entropy(p, q) if q.any() else np.inf
 
 
@@ -87,10 +84,17 @@ def test_threshold_is_that_of_the_definition(method, naive, dropped, shape):
 @pytest.mark.parametrize("naive", [naive_tool, naive_tensorrt])
 @given(counts=small_counts())
 @settings(max_examples=12, deadline=None)
-def test_compiled_plain_and_naive_agree(naive, counts):
+def test_compiled_and_naive_agree(naive, counts):
+    wanted = [naive(counts, t) for t in range(128, counts.size)]
+    np.testing.assert_allclose(kernels()[naive](counts), wanted, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("naive", [naive_tool, naive_tensorrt])
+@pytest.mark.parametrize(("filled", "decay"), KINDS)
+def test_plain_and_naive_agree(naive, filled, decay):
+    counts = random_counts(5, filled, decay)
     wanted = [naive(counts, t) for t in range(128, counts.size)]
     curve = kernels()[naive]
-    np.testing.assert_allclose(curve(counts), wanted, rtol=1e-9, atol=1e-11)
     with plain(curve.__name__.replace("curve", "costs")):
         np.testing.assert_allclose(curve(counts), wanted, rtol=1e-9, atol=1e-11)
 
