@@ -121,10 +121,7 @@ def run(args: argparse.Namespace) -> int:
         exact=machine.exact,
         cache_bytes=machine.cache_bytes,
     )
-    if not models.paths and args.rounding != "second-order":
-        raise OptionError(
-            f"--rounding {args.rounding}: says how --ncnn rounds, which is not given; leave it out"
-        )
+    machine.refuse_idle_cache(kept=options.two_passes and cluster.cluster is None)
     device = gpu.open()
     net = model.load(machine.worker_count, device)
     models.check(net)

@@ -97,6 +97,9 @@ def run(args: argparse.Namespace) -> int:
     gpu = read_options(DeviceOptions, args)
     outputs = [path for path in (args.output, long_run.checkpoint) if path is not None]
     check_outputs(outputs, inputs=(*model.files, args.ranges))
+    one_of_two = bool(args.ranges_only or args.ranges)
+    exact = _exact(machine.exact, one_of_two=one_of_two)
+    machine.refuse_idle_cache(kept=exact and not one_of_two and cluster.cluster is None)
     device = gpu.open()
     net = model.load(machine.worker_count, device)
     options = Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs)
@@ -104,7 +107,6 @@ def run(args: argparse.Namespace) -> int:
     opened.images.send_files = cluster.send_images
     job, batches, fingerprint = opened.job, opened.images, opened.fingerprint
     known = _known_ranges(args.ranges, fingerprint)
-    exact = _exact(machine.exact, one_of_two=bool(args.ranges_only or args.ranges))
     phase = {"ranges only": args.ranges_only, "ranges": args.ranges and file_sha256(args.ranges)}
     say_device(console, device, min(batches.batch_size, len(batches)))
     checkpoint = long_run.open({**fingerprint, **batches.order(), **phase, **opened.device})

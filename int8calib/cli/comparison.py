@@ -241,8 +241,6 @@ class GroundTruth:
         """Raise `OptionError` for options that exclude each other."""
         if self.labels is not None and self.boxes is not None:
             raise OptionError("--labels and --boxes: a network has classes or boxes; give one")
-        if self.names is not None and self.boxes is None:
-            raise OptionError("--names: only --boxes need them; leave it out")
 
     def of(
         self, images: ImageLoader, options: ImageOptions

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from int8calib.cli.console import as_utf8
+from int8calib.cli.idle_options import refuse_idle
 from int8calib.cli.process import Parser
 from int8calib.cli.table_options import ALL_PRESETS, PRESETS
 from int8calib.errors import OptionError
@@ -42,16 +43,29 @@ class ConfigParser(Parser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """As the plain parser's, with the words of the configuration and the preset added."""
-        words = list(sys.argv[1:] if args is None else args)
+        """As the plain parser's, with the words of the configuration and the preset added.
+
+        Raises `OptionError` for an option that was given and has no effect.
+        """
+        words = given_words = list(sys.argv[1:] if args is None else args)
+        config: list[str] = []
         if OPTION in self._option_string_actions:
             try:
-                words = [*self._config_words(words), *words]
+                config = self._config_words(words)
             except OptionError as error:
                 self.error(str(error))
+            words = [*config, *words]
         if PRESET in self._option_string_actions:
             words = [*self._preset_words(words), *words]
-        return super().parse_known_args(words, namespace)
+        found, rest = super().parse_known_args(words, namespace)
+        # The configuration of a run holds defaults too, which nobody gave.
+        of_config = {
+            name: option
+            for name, option in self._given(config).items()
+            if getattr(found, name) != self.get_default(name)
+        }
+        refuse_idle({**of_config, **self._given(given_words)}, found)
+        return found, rest
 
     def _config_words(self, words: Sequence[str]) -> list[str]:
         path = _value_of(OPTION, words)
@@ -78,10 +92,10 @@ class ConfigParser(Parser):
             if (name := word.partition("=")[0]) in actions and actions[name].dest not in given
         ]
 
-    def _given(self, words: Sequence[str]) -> set[str]:
-        """The arguments that the words set."""
+    def _given(self, words: Sequence[str]) -> dict[str, str]:
+        """The arguments that the words set, each with the option that does."""
         return {
-            self._option_string_actions[name].dest
+            self._option_string_actions[name].dest: name
             for word in words
             if (name := word.partition("=")[0]) in self._option_string_actions
         }

@@ -40,8 +40,11 @@ from int8calib.cli.options import (
 from int8calib.errors import OptionError
 
 if TYPE_CHECKING:
+    from int8calib.caffe.engine.run import Net
+    from int8calib.evaluation.outputs import Comparison
     from int8calib.evaluation.results import Accuracy, BlobError, Evaluation
     from int8calib.evaluation.runtime import RuntimeEvaluation
+    from int8calib.ncnn.execution.network import NcnnNet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     images.send_files = cluster.send_images
     batches = read_options(GroundTruth, args).of(images, options)
     how = read_options(Comparison, args)
+    _refuse_idle_values(net, how, labeled=args.labels is not None)
     timed = None
     with cluster.open() as client, console.progress() as progress:
         run: dict[str, Any] = {"fold_bn": args.fold_bn, "total": len(images), "progress": progress}
@@ -115,6 +119,31 @@ def run(args: argparse.Namespace) -> int:
         if timed is not None:
             _show_times(console, timed)
     return 0
+
+
+def _refuse_idle_values(net: Net | NcnnNet, how: Comparison, *, labeled: bool) -> None:
+    """Raise `OptionError` for `--box-score` or `--peak` of a network that gives no such values.
+
+    What ncnn alone runs tells its kind only when it runs.
+    """
+    from int8calib.caffe.engine.run import Net
+    from int8calib.evaluation.kinds import DETECTOR, IMAGES
+    from int8calib.evaluation.measures import MIN_SCORE
+    from int8calib.evaluation.outputs import compared_blobs
+
+    if not isinstance(net, Net):
+        return
+    blobs = compared_blobs(net, how.scores, how.outputs, kind=how.kind, labeled=labeled)
+    name = "" if blobs.kind is None else blobs.kind.name
+    for option, given, kind in (
+        ("--box-score", how.box_score != MIN_SCORE, DETECTOR),
+        ("--peak", how.peak is not None, IMAGES),
+    ):
+        if given and kind != name:
+            raise OptionError(
+                f"{option}: is for networks of the kind {kind}, and this is taken for a {name}; "
+                f"give --kind {kind} where that is wrong, or leave it out"
+            )
 
 
 def _show_times(console: Console, timed: RuntimeEvaluation) -> None:

@@ -117,8 +117,8 @@ def image_options(args: argparse.Namespace) -> ImageOptions:
     return read_options(ImageOptions, args)
 
 
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `ImageOptions`."""
+def add_image_arguments(parser: argparse.ArgumentParser, *, batch: bool = True) -> None:
+    """Declare the options of `ImageOptions`; `batch`: whether images may run in batches."""
     group = parser.add_argument_group(
         "images", "pixel values become (x - mean) * norm, as in Caffe and ncnn"
     )
@@ -177,12 +177,13 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seed", type=whole(), default=0, help="what --shuffle depends on (default: 0)"
     )
-    group.add_argument(
-        "--batch",
-        type=int,
-        metavar="N",
-        help="images per forward pass (default: 1; on a GPU as many as its memory holds)",
-    )
+    if batch:
+        group.add_argument(
+            "--batch",
+            type=int,
+            metavar="N",
+            help="images per forward pass (default: 1; on a GPU as many as its memory holds)",
+        )
     group.add_argument(
         "--fast-jpeg",
         action="store_true",

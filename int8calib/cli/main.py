@@ -14,8 +14,10 @@ from importlib import import_module
 
 import int8calib
 from int8calib.cli.config import ConfigParser
+from int8calib.cli.console import write_stderr
 from int8calib.cli.options import MessageOptions, add_message_arguments, read_options
-from int8calib.cli.process import Parser, run_guarded, run_process
+from int8calib.cli.process import FAILED, Parser, run_guarded, run_process
+from int8calib.errors import OptionError
 
 COMMANDS = {
     "convert": "write a Caffe model as an ncnn model",
@@ -75,7 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_guarded(words: Sequence[str]) -> int:
-    args = _parse(words)
+    try:
+        args = _parse(words)
+    except OptionError as error:
+        write_stderr(f"int8calib: error: {error}")
+        return FAILED
     return run_guarded(
         args.command,
         lambda: args.run(args),

@@ -70,8 +70,6 @@ class NetworkOptions:
             raise OptionError("--optimize is for ncnn models; a Caffe model has --fold-bn")
         if self.engine and self.is_caffe:
             raise OptionError("--engine is for ncnn models; a Caffe model runs in numpy")
-        if self.ignore_field and not self.is_caffe:
-            raise OptionError("--ignore-field is for prototxts; an ncnn model has none")
 
     @property
     def is_caffe(self) -> bool:

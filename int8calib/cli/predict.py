@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 DETECTORS = frozenset(("DetectionOutput", "Yolov3DetectionOutput", "YoloDetectionOutput"))
 """Types whose tops are rows of label, score and box."""
+TOPK = 5
+MIN_SCORE = 0.3
 _ROW = 6
 
 
@@ -52,8 +54,8 @@ class _PredictOptions:
     names: str | None = None
     scores: str | None = None
     output: str | None = None
-    topk: int = 5
-    min_score: float = 0.3
+    topk: int = TOPK
+    min_score: float = MIN_SCORE
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -65,8 +67,15 @@ class _PredictOptions:
             )
         if not 0 <= self.min_score <= 1:
             raise OptionError(f"--min-score {self.min_score:g}: expected a score, 0 to 1")
-        if self.topk < 1 or self.threads < 1:
-            raise OptionError(f"--topk {self.topk}, --threads {self.threads}: expected at least 1")
+
+    def refuse_idle(self, *, detector: bool) -> None:
+        """Raise `OptionError` for an option that a model of this kind has no use for."""
+        of_classes = (("--scores", self.scores, None), ("--topk", self.topk, TOPK))
+        of_boxes = (("--min-score", self.min_score, MIN_SCORE), ("--output", self.output, None))
+        gives = "boxes" if detector else "no boxes"
+        for option, value, default in of_classes if detector else of_boxes:
+            if value != default:
+                raise OptionError(f"{option} {value}: the model gives {gives}; leave it out")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threads", type=whole(1), default=1, metavar="N", help="ncnn's threads (default: 1)"
     )
-    add_image_arguments(parser)
+    add_image_arguments(parser, batch=False)
     group = parser.add_argument_group("result")
     group.add_argument("--names", metavar="FILE", help="names of the classes, one a line")
     group.add_argument(
@@ -91,14 +100,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--topk",
         type=whole(1),
-        default=5,
+        default=TOPK,
         metavar="N",
         help="classes shown for an image (default: 5)",
     )
     group.add_argument(
         "--min-score",
         type=finite(),
-        default=0.3,
+        default=MIN_SCORE,
         metavar="S",
         help="detections of a lower score are not shown (default: 0.3)",
     )
@@ -123,13 +132,10 @@ def run(args: argparse.Namespace) -> int:
     if how is None and idle:
         console.say(f"warning: {idle}")
     detectors = [_detections(model) for model in models]
-    if detectors[0] and options.scores is not None:
-        raise OptionError(f"--scores {options.scores}: the model gives boxes; leave it out")
+    options.refuse_idle(detector=bool(detectors[0]))
     scores = "" if detectors[0] else _scores(models[0], nets[0], options.scores)
     for model, detector in zip(models[1:], detectors[1:], strict=True):
         _check_pair(models[0], model, (bool(detectors[0]), bool(detector)), scores)
-    if options.output is not None and not detectors[0]:
-        raise OptionError("--output: the model gives no boxes to draw; leave it out")
     folder = None if options.output is None else make_folder(options.output)
     shown = 0
     for index, label in enumerate(source.names):
@@ -216,9 +222,11 @@ def _open(
     source = open_source(
         where, limit=images.limit, shuffle=images.shuffle, seed=images.seed, blob=name
     )
+    given = parse_input_shapes(options.input_shape)
+    if given.keys() - {name} or (given and source.preprocessed):
+        raise OptionError(f"--input-shape: is for images that fill input {name!r}; leave it out")
     if source.preprocessed:
         return source, None
-    given = parse_input_shapes(options.input_shape)
     shape = given[name][1:] if name in given else _input_shape(model, name)
     return source, preprocessing(images, shape, f"{where}: images cannot fill input {name!r}")
 

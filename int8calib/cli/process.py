@@ -165,8 +165,8 @@ def describe(error: Exception, command: str) -> str:
     if isinstance(error, MemoryError):
         detail = f" ({error})" if str(error) else ""
         return (
-            f"{command}: there is not enough memory{detail}; --workers 1, --batch 1 and --cache 0 "
-            "need the least"
+            f"{command}: there is not enough memory{detail}; --workers 1, --batch 1 and, with "
+            "--exact, --cache 0 need the least"
         )
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         package = PACKAGES.get(error.name.split(".")[0])

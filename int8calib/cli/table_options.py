@@ -220,7 +220,6 @@ class TableOptions:
             raise OptionError(
                 f"--method {self.method}: expected one of {', '.join(method_names())}"
             )
-        self._refuse_idle_percentile()
         first_version = self.format == "tool-v1"
         weights = WeightOptions(
             granularity="per-tensor" if self.group == 0 or first_version else self.weights,
@@ -243,19 +242,6 @@ class TableOptions:
             all_blobs=self.format in BY_BLOB,
             **more,
         )
-
-    def _refuse_idle_percentile(self) -> None:
-        """Raise `OptionError` for a percentile that no method takes."""
-        methods = [_pair(text)[1] for text in self.layer_method or ()]
-        if self.percentile != PERCENTILE and "percentile" not in (
-            self.method,
-            self.input_method,
-            *methods,
-        ):
-            raise OptionError(
-                f"--percentile {self.percentile}: only the method percentile takes it, and the "
-                f"method is {self.method}; give --method percentile, or leave it out"
-            )
 
 
 def check_names(layers: Iterable[QuantLayer], format: str) -> None:

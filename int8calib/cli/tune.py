@@ -165,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
     files.check(*others, inputs=model.files)
     machine = read_options(RunOptions, args)
     calibration = options.calibration(machine)
+    machine.refuse_idle_cache(kept=calibration.two_passes)
     tuning = options.tuning()
     net = model.load_net()
     models.check(net)
@@ -259,10 +260,6 @@ class _TuneOptions:
         for name in skipped:
             if name not in TECHNIQUES:
                 raise OptionError(f"--skip {name}: expected one of {', '.join(TECHNIQUES)}")
-        if skipped and not self.changes_model:
-            raise OptionError(
-                "--skip: without --write-model or --ncnn the weights do not change; leave it out"
-            )
         return TuneOptions(
             change_model=self.changes_model,
             techniques=tuple(name for name in TECHNIQUES if name not in skipped),
@@ -282,10 +279,6 @@ class _TuneOptions:
     def _more_work(self, default: float) -> float:
         if self.more_work is None:
             return default
-        if not self.changes_model:
-            raise OptionError(
-                "--more-work: without --write-model or --ncnn no channel is split; leave it out"
-            )
         if not 0 <= self.more_work <= 100:
             raise OptionError(f"--more-work {self.more_work:g}: expected percent, 0 to 100")
         return self.more_work / 100

@@ -220,3 +220,74 @@ def test_numbers_out_of_range_are_refused_before_the_work(
     assert f"argument {option}: " in said
     assert "expected a " in said
     assert said.count("\n") == 1
+
+
+RUN = ("--proto=p", "--model=m", "--images=i", "--output=o")
+COMPARED = ("--proto=p", "--model=m", "--images=i", "--table=t")
+IDLE = {
+    "calibrate --seed 0": (RUN, "--seed: only --shuffle"),
+    "collect --seed=7": (RUN, "--seed: only --shuffle"),
+    "calibrate --checkpoint-every 30": (RUN, "--checkpoint-every: no checkpoint is written"),
+    "collect --checkpoint-every 1": (RUN, "--checkpoint-every: no checkpoint is written"),
+    "calibrate --percentile 99.99": (RUN, "--percentile: only the method percentile"),
+    "calibrate --layer-method a=kl --percentile 98": (RUN, "--percentile: only the method"),
+    "calibrate --no-offsets": (RUN, "--no-offsets: is for the INT8 model of --ncnn"),
+    "calibrate --ncnn n --rounding nearest --offsets": (RUN, "--offsets: weights rounded to"),
+    "calibrate --group 0 --weights per-channel": (RUN, "--weights: --group says otherwise"),
+    "calibrate --group 1 --weights per-tensor": (RUN, "--weights: --group says otherwise"),
+    "calibrate --format tool-v1 --weights per-group": (RUN, "--weights: the format tool-v1"),
+    "calibrate --format tool-v1 --group 1": (RUN, "--group: the format tool-v1"),
+    "calibrate --like tool-v1 --winograd": (RUN, "--winograd: the format tool-v1"),
+    "calibrate --cache 1G": (RUN, "--cache 1G: only a run that takes both passes"),
+    "calibrate --exact --cache 1G --cluster local:1": (RUN, "--cache 1G: only a run"),
+    "collect --exact --ranges-only --cache 1G": (RUN, "--cache 1G: only a run"),
+    "tune --cache 1G": (RUN, "--cache 1G: only a run"),
+    "tune --max-float-layers 2": (RUN, "--max-float-layers: layers become float only"),
+    "tune --offsets": (RUN, "--offsets: is for the INT8 model of --ncnn"),
+    "tune --quiet --verbose": (RUN, "--verbose: --quiet prints nothing but errors"),
+    "calibrate --send-images": (RUN, "--send-images: only a --cluster"),
+    "evaluate --threads 1": (COMPARED, "--threads: only ncnn itself takes it"),
+    "evaluate --topk 1": (COMPARED, "--topk: only --labels are counted so"),
+    "report --output o --topk 3": (COMPARED, "--topk: only --labels are counted so"),
+    "report --output o --evaluation e --labels l": (COMPARED, "--labels: the accuracy is that"),
+    "report --output o --evaluation e --kind detector": (COMPARED, "--kind: the accuracy is"),
+    "report --output o --analysis a --sensitivity 3": (COMPARED, "--sensitivity: what each"),
+    "report --output o --stats s --exact": (COMPARED, "--exact: the histograms are those"),
+    "evaluate --runtime --engine numpy": (
+        ("--param=p", "--bin=m", "--images=i", "--table=t"),
+        "--engine: --runtime runs in ncnn itself",
+    ),
+    "table check t --tolerance 3 --param p": ((), "--tolerance: scales are compared with weights"),
+    "table check t --winograd off": ((), "--winograd: scales are compared with weights"),
+    "table check t --param p --bin b --no-fold-bn": ((), "--no-fold-bn: only of a Caffe model"),
+    "table check t --param p --ignore-field f": ((), "--ignore-field: is for prototxts"),
+}
+
+
+@pytest.mark.parametrize("given", IDLE)
+def test_options_without_effect_are_refused(
+    given: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more, message = IDLE[given]
+    assert main([*given.split(), *more]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"int8calib: error: {message}")
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_defaults_in_a_file_are_nothing_that_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("seed = 0\ncheckpoint-every = 30.0\npercentile = 99.99\noffsets = true\n")
+    assert parsed(*RUN, f"--config={config}")["seed"] == 0
+    config.write_text('shuffle = true\nseed = 3\nlike = "tool-v1"\nwinograd = "off"\n')
+    assert parsed(*RUN, f"--config={config}")["seed"] == 3
+    config.write_text("seed = 3\n")
+    assert main(["calibrate", *RUN, f"--config={config}"]) == 2
+    assert "error: --seed: only --shuffle" in capsys.readouterr().err

@@ -167,7 +167,7 @@ BAD = {
     "bad cache": ({"cache": "lots"}, "--cache lots"),
     "no workers": ({"workers": "0"}, "--workers 0"),
     "percentile of another method": ({"percentile": "99"}, "only the method percentile takes it"),
-    "rounding of no model": ({"rounding": "nearest"}, "--rounding nearest: says how --ncnn"),
+    "rounding of no model": ({"rounding": "nearest"}, "--rounding: says how --ncnn"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,27 @@ def test_two_models_that_are_not_of_one_network_are_refused(
 def test_scores_of_a_detector_are_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*predict(models, "box"), "--scores", "out"]) == 2
     assert "--scores out: the model gives boxes; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("box", ("--topk", "3"), "--topk 3: the model gives boxes"),
+        ("three", ("--min-score", "0.5"), "--min-score 0.5: the model gives no boxes"),
+        ("three", ("--input-shape", "image=1,3,5,5"), "--input-shape: is for images that fill"),
+        ("three", ("--batch", "2"), "unrecognized arguments: --batch"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    name: str,
+    more: tuple[str, ...],
+    message: str,
+    models: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(main([*predict(models, name), *more]))
+    assert message in capsys.readouterr().err
 
 
 def test_a_score_is_a_share(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
