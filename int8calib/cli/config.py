@@ -64,7 +64,7 @@ class ConfigParser(Parser):
             for name, option in self._given(config).items()
             if getattr(found, name) != self.get_default(name)
         }
-        refuse_idle({**of_config, **self._given(given_words)}, found)
+        refuse_idle({**of_config, **self._given(given_words)}, vars(found))
         return found, rest
 
     def _config_words(self, words: Sequence[str]) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from int8calib.errors import OptionError
 
@@ -53,21 +53,21 @@ _NEED_ANOTHER: tuple[_Rule, ...] = (
 """An option, others of which it needs one, and what to tell; holds where a command has them all."""
 
 
-def _takes_no_percentile(args: argparse.Namespace) -> bool:
-    by_layer = [text.rpartition("=")[2] for text in args.layer_method or ()]
-    return "percentile" not in (args.method, args.input_method, *by_layer)
+def _takes_no_percentile(args: Mapping[str, Any]) -> bool:
+    by_layer = [text.rpartition("=")[2] for text in args["layer_method"] or ()]
+    return "percentile" not in (args["method"], args["input_method"], *by_layer)
 
 
-_BESIDE: tuple[tuple[str, Callable[[argparse.Namespace], bool], str], ...] = (
-    ("verbose", lambda args: args.quiet, "--quiet prints nothing but errors; leave one out"),
+_BESIDE: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], str], ...] = (
+    ("verbose", lambda args: args["quiet"], "--quiet prints nothing but errors; leave one out"),
     (
         "offsets",
-        lambda args: args.offsets and args.rounding == "nearest",
+        lambda args: args["offsets"] and args["rounding"] == "nearest",
         "weights rounded to nearest have none; leave one of --offsets and --rounding out",
     ),
     (
         "engine",
-        lambda args: args.runtime and args.engine == "numpy",
+        lambda args: args["runtime"] and args["engine"] == "numpy",
         "--runtime runs in ncnn itself; leave one of both out",
     ),
     (
@@ -77,63 +77,67 @@ _BESIDE: tuple[tuple[str, Callable[[argparse.Namespace], bool], str], ...] = (
     ),
     (
         "weights",
-        lambda args: args.group is not None and (args.group == 0) != (args.weights == "per-tensor"),
+        lambda args: (
+            args["group"] is not None and (args["group"] == 0) != (args["weights"] == "per-tensor")
+        ),
         "--group says otherwise; leave one of both out",
     ),
     (
         "weights",
-        lambda args: args.format == "tool-v1" and args.weights != "per-tensor",
+        lambda args: args["format"] == "tool-v1" and args["weights"] != "per-tensor",
         "the format tool-v1 has one scale a layer; leave it out, or give another --format",
     ),
     (
         "group",
-        lambda args: args.format == "tool-v1" and args.group == 1,
+        lambda args: args["format"] == "tool-v1" and args["group"] == 1,
         "the format tool-v1 has one scale a layer; leave it out, or give another --format",
     ),
     (
         "winograd",
-        lambda args: args.format == "tool-v1" and args.winograd != "off",
+        lambda args: args["format"] == "tool-v1" and args["winograd"] != "off",
         "the format tool-v1 has 8-bit weights; leave it out, or give another --format",
     ),
     (
         "winograd",
-        lambda args: args.tolerance is not None and args.proto is None and args.bin is None,
+        lambda args: (
+            args["tolerance"] is not None and args["proto"] is None and args["bin"] is None
+        ),
         "scales are compared with weights, which are not given; give --proto and --model, or "
         "--param and --bin, or leave it out",
     ),
     (
         "fold_bn",
-        lambda args: args.tolerance is not None and args.proto is None,
+        lambda args: args["tolerance"] is not None and args["proto"] is None,
         "only of a Caffe model BatchNorm is folded in; give --proto and --model, or leave it out",
     ),
     (
         "ignore_field",
-        lambda args: args.proto is None,
+        lambda args: args["proto"] is None,
         "is for prototxts, and none is given; leave it out",
     ),
     (
         "exact",
-        lambda args: args.stats is not None,
+        lambda args: args["stats"] is not None,
         "the histograms are those of --stats; leave one of both out",
     ),
     *(
         (
             option,
-            lambda args: args.evaluation is not None,
+            lambda args: args["evaluation"] is not None,
             "the accuracy is that of --evaluation; leave one of both out",
         )
         for option in ("labels", "boxes", "topk", "kind")
     ),
     (
         "sensitivity",
-        lambda args: bool(args.analysis),
+        lambda args: bool(args["analysis"]),
         "what each layer does to the outputs stands in --analysis; leave one of both out",
     ),
 )
 """An option, when others leave it without effect, and what to tell."""
 
 
-def refuse_idle(given: Mapping[str, str], args: argparse.Namespace) -> None:
+def refuse_idle(given: Mapping[str, str], args: Mapping[str, Any]) -> None:
     """Raise `OptionError` for the first option that was given for nothing.
 
     Parameters
@@ -141,7 +145,7 @@ def refuse_idle(given: Mapping[str, str], args: argparse.Namespace) -> None:
     given
         The options that the user gave, as spelled, by their names in the parser.
     args
-        All arguments of the command.
+        All arguments of the command by their names.
     """
     for name, others, why in _NEED_ANOTHER:
         if name in given and _lacks(args, others):
@@ -151,15 +155,15 @@ def refuse_idle(given: Mapping[str, str], args: argparse.Namespace) -> None:
             raise OptionError(f"{given[name]}: {why}")
 
 
-def _lacks(args: argparse.Namespace, names: Collection[str]) -> bool:
+def _lacks(args: Mapping[str, Any], names: Collection[str]) -> bool:
     """Whether the command has options of these names, and none is given."""
     # Not by ==, to which 0 is False.
-    return all(any(getattr(args, name, 0) is x for x in (None, False)) for name in names)
+    return all(any(args.get(name, 0) is x for x in (None, False)) for name in names)
 
 
-def _holds(idle: Callable[[argparse.Namespace], bool], args: argparse.Namespace) -> bool:
+def _holds(idle: Callable[[Mapping[str, Any]], bool], args: Mapping[str, Any]) -> bool:
     """Whether it holds; not in a command that lacks one of the options that it asks for."""
     try:
         return bool(idle(args))
-    except AttributeError:
+    except KeyError:
         return False
