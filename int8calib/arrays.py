@@ -15,6 +15,15 @@ Shape: TypeAlias = tuple[int, ...]
 """The sizes of an array's axes."""
 
 
+MASKED = "a masked array, whose mask would be lost; give x.filled(...), or x.data without one"
+"""What messages say of an array that `is_masked`."""
+
+
+def is_masked(x: Any) -> bool:
+    """Return whether something is a masked array of numpy's, whatever is masked in it."""
+    return isinstance(x, np.ma.MaskedArray)
+
+
 def namespace(x: Any) -> Any:
     """Return the module whose functions take this array.
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from int8calib.arrays import Array, is_array, to_host
+from int8calib.arrays import MASKED, Array, is_array, is_masked, to_host
 from int8calib.errors import ImageError, OptionError
 from int8calib.limits import MAX_WORKERS, check_memory, check_shape, within_memory
 
@@ -149,6 +149,8 @@ def float_batch(given: Mapping[str, ArrayLike]) -> Batch:
 
 def _float_array(name: str, value: ArrayLike) -> Array:
     expected = "expected an array of numbers, images along its first axis"
+    if is_masked(value):
+        raise ImageError(f"input {name!r}: {MASKED}")
     try:
         array = np.asarray(to_host(value) if is_array(value) else value)
     except ValueError:

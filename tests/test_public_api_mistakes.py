@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,26 @@ def test_inputs_are_arrays_by_name(inputs: Any, net: q.Net) -> None:
         ({"exclude": None}, "exclude None; expected a list"),
         ({"only": [1]}, r"only \[1\]; expected a list"),
         ({"weights": None}, "weights None; expected WeightOptions"),
+        ({"layer_methods": "conv1=kl"}, "layer methods 'conv1=kl'; expected pairs"),
+        ({"layer_methods": ("conv1", "kl")}, "layer methods .*; expected pairs"),
+        ({"layer_methods": {"conv1": "kl"}}, "layer methods .*; expected pairs"),
     ],
 )
 def test_options_of_a_calibration(options: dict[str, Any], found: str) -> None:
     with pytest.raises(q.OptionError, match=found):
         q.Options(**options)
+
+
+def test_other_lists_of_names(tmp_path: Path) -> None:
+    files = make_model(tmp_path, NET)
+    calls: list[Callable[[], object]] = [
+        lambda: q.WeightOptions(six_bit="conv1"),  # type: ignore[arg-type]
+        lambda: q.TuneOptions(techniques="bias"),  # type: ignore[arg-type]
+        lambda: q.load_caffe(*files, ignore_fields=None),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(q.OptionError, match=r"expected a list of "):
+            call()
 
 
 @pytest.mark.parametrize("topk", [5, None, "abc", [1.5], []])
@@ -96,10 +112,49 @@ def test_labels_are_class_indices(labels: Any, net: q.Net, table: q.CalibrationT
         q.evaluate(net, table, lambda: [q.Labeled(BATCH, labels)])
 
 
-@pytest.mark.parametrize("outputs", [[5], [None]])
+@pytest.mark.parametrize("outputs", [[5], [None], "fc", 5])
 def test_outputs_are_names(outputs: Any, net: q.Net, table: q.CalibrationTable) -> None:
-    with pytest.raises(q.OptionError, match="expected the names of blobs"):
-        q.evaluate(net, table, lambda: [BATCH], outputs=outputs)
+    calls: list[Callable[[], object]] = [
+        lambda: net.forward(BATCH, outputs=outputs),
+        lambda: net.executor().run(BATCH, outputs),
+        lambda: net.executor().needed_inputs(outputs),
+        lambda: q.evaluate(net, table, lambda: [BATCH], outputs=outputs),
+        lambda: q.analyze(net, table, lambda: [BATCH], outputs=outputs),
+        lambda: q.TuneOptions(outputs=outputs),
+    ]
+    for call in calls:
+        with pytest.raises(q.OptionError, match=r"expected a list of names of blobs"):
+            call()
+
+
+def test_names_may_come_one_by_one(net: q.Net) -> None:
+    found = net.forward(BATCH, outputs=(name for name in ("fc", "dw")))
+    assert list(found) == ["fc", "dw"]
+    options = q.Options(exclude=(name for name in ("fc", "dw")))  # type: ignore[arg-type]
+    assert options.exclude == ("fc", "dw")
+
+
+MASKED = np.ma.masked_greater(IMAGES, 60)
+
+
+@pytest.mark.parametrize("array", [MASKED, np.ma.array(IMAGES)])
+def test_masks_are_not_lost(array: Any, net: q.Net, tmp_path: Path) -> None:
+    """A mask that is dropped in silence counts values that were to be left out."""
+    conv = q.QuantLayer("conv", "Convolution", "data", IMAGES[:, :, :3, :3], reads_input=True)
+    observer = q.Observer([conv])
+    scales = q.LayerScales("conv", np.ma.array([1.0, 2.0], mask=[1, 0]), 3.0)
+    calls: list[Callable[[], object]] = [
+        lambda: net.forward({"data": array}),
+        lambda: q.calibrate(net, lambda: [{"data": array}]),
+        lambda: observer.observe({"data": array}),
+        lambda: q.Observer([replace(conv, weights=array[:, :, :3, :3])]).calibrate(),
+        lambda: q.write_table(tmp_path / "t.table", q.CalibrationTable((scales,))),
+    ]
+    for call in calls:
+        with pytest.raises(q.Int8CalibError, match=r"a masked array, .*; give x\.filled"):
+            call()
+    assert observer.images == 0
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("shape", ["1,3,37,29", 5, (1.5, 3, 37, 29), None])

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 
-from int8calib.arrays import Array, is_array
+from int8calib.arrays import MASKED, Array, is_array, is_masked
 from int8calib.calibration.layers import QuantLayer
 from int8calib.device import device_of
 from int8calib.errors import ImageError, StatisticsError
@@ -141,6 +141,8 @@ def device_fingerprint(executor: Executor) -> dict[str, str]:
 
 def float_activations(top: Any, blob: str) -> Array:
     """Return activations of any float type as float32; `StatisticsError` for anything else."""
+    if is_masked(top):
+        raise StatisticsError(f"blob {blob!r}: {MASKED}")
     if not is_array(top) or top.dtype.kind != "f":
         kind = f"of type {top.dtype}" if is_array(top) else type(top).__name__
         raise StatisticsError(f"blob {blob!r}: {kind}; expected a numpy array of float values")

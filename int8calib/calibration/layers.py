@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import MASKED, Array, Shape, is_masked
 from int8calib.errors import ModelError, WeightsError
 from int8calib.levels import LEVELS, WINOGRAD_ROW_SUM
 
@@ -124,6 +124,8 @@ def _mse_clips(rows: Array, levels: int) -> Array:
 
 def _as_array(weights: Any, layer: str) -> NDArray[Any]:
     """Weights as an array; raises `WeightsError` for what is none, or none of numbers."""
+    if is_masked(weights):
+        raise WeightsError(f"layer {layer!r}: weights in {MASKED}")
     try:
         array = np.asarray(weights)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from int8calib.calibration.scales import WeightOptions
 from int8calib.calibration.thresholds import DEFAULT_METHOD, MethodOptions, method_names
 from int8calib.errors import OptionError
+from int8calib.words import name_list
 from int8calib.workers import check_workers, usable_cores
 
 AUTO = "auto"
@@ -85,6 +87,11 @@ class Options:
     def __post_init__(self) -> None:
         """Refuse values that mean nothing; raises `OptionError`."""
         known = method_names()
+        if not _are_pairs(self.layer_methods):
+            raise OptionError(
+                f"layer methods {self.layer_methods!r}; expected pairs of a layer, or a glob of "
+                'them, and its method, such as [("conv1", "kl")]'
+            )
         for name, method in (("method", self.method), *self.layer_methods):
             if method not in known:
                 raise OptionError(f"{name}: {method!r} is no method, expected {', '.join(known)}")
@@ -94,9 +101,8 @@ class Options:
         if self.grouped not in GROUPED:
             raise OptionError(f"grouped {self.grouped!r}; expected one of {', '.join(GROUPED)}")
         for what, names in (("exclude", self.exclude), ("only", self.only)):
-            wrong = names is None or isinstance(names, str)
-            if wrong or not all(isinstance(name, str) for name in names):
-                raise OptionError(f"{what} {names!r}; expected a list of names or globs of layers")
+            found = name_list(names, what, "names or globs of layers")
+            object.__setattr__(self, what, found)
         if not isinstance(self.weights, WeightOptions):
             raise OptionError(f"weights {self.weights!r}; expected WeightOptions")
         if not isinstance(self.percentile, (int, float, np.number)):
@@ -127,6 +133,13 @@ class Options:
         if self.weights.method is not None:
             return self.weights
         return replace(self.weights, method="aciq" if self.method == "aciq" else "absmax")
+
+
+def _are_pairs(given: Any) -> bool:
+    return isinstance(given, list | tuple) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(x, str) for x in pair)
+        for pair in given
+    )
 
 
 def checked_options(options: Options | None) -> Options:

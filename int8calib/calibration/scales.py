@@ -19,6 +19,7 @@ from int8calib.arrays import Array
 from int8calib.calibration.layers import QuantLayer, WeightClips, level_sums
 from int8calib.errors import OptionError
 from int8calib.levels import LEVELS, WINOGRAD_LEVELS, WINOGRAD_ROW_SUM
+from int8calib.words import name_list
 
 METHODS = ("absmax", "aciq", "mse")
 GRANULARITIES = ("per-channel", "per-group", "per-tensor")
@@ -98,6 +99,8 @@ class WeightOptions:
             )
         if self.winograd not in WINOGRAD:
             raise OptionError(f"winograd {self.winograd!r}; expected one of {', '.join(WINOGRAD)}")
+        six_bit = name_list(self.six_bit, "six bit", "names or globs of layers")
+        object.__setattr__(self, "six_bit", six_bit)
         if not DEAD_ABSMAX <= self.dead < np.inf:
             raise OptionError(f"dead weights below {self.dead}; expected at least {DEAD_ABSMAX}")
 

@@ -31,7 +31,7 @@ from int8calib.ncnn.execution.network import NcnnNet
 from int8calib.ncnn.param import NcnnLayer
 from int8calib.ncnn.runtime import RuntimeNet
 from int8calib.table.model import CalibrationTable, named_tables
-from int8calib.words import listed
+from int8calib.words import listed, name_list
 from int8calib.workers import Batch, Progress, batch_size
 
 _REQUANTIZED = 100
@@ -143,7 +143,7 @@ def compared_blobs(
     makers = {top: layer for layer in net.model.layers for top in layer.tops}
     ends = [name for name in net.outputs if makers[name].type not in ("Input", "MemoryData")]
     if outputs is not None:
-        ends = list(outputs)
+        ends = list(name_list(outputs, f"{net.source}: outputs"))
     for name in (*ends, *(() if scores is None else (scores,))):
         if name not in net.blobs:
             raise OptionError(

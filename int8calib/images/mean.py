@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from int8calib.arrays import Array
+from int8calib.arrays import MASKED, Array, is_masked
 from int8calib.errors import ImageError, OptionError
 from int8calib.files import open_regular
 from int8calib.images.arrays import numbers, open_npy
@@ -101,6 +101,7 @@ def fit_mean(mean: ArrayLike, shape: tuple[int, int, int]) -> Array:
     ImageError
         For an array that does not fit.
     """
+    _refuse_mask("mean", mean)
     array: Array = np.array(mean, np.float32)
     channels, height, width = shape
     if not np.isfinite(array).all():
@@ -142,6 +143,7 @@ def fit_norm(norm: ArrayLike, channels: int) -> Array:
     OptionError
         For a wrong count, a 0 or a value that is not finite.
     """
+    _refuse_mask("norm", norm)
     array: Array = np.array(norm, np.float32)
     if array.ndim > 1:
         array = array.reshape(-1)
@@ -151,6 +153,11 @@ def fit_norm(norm: ArrayLike, channels: int) -> Array:
             "leaves nothing of the image; use 1 to leave the values as they are"
         )
     return _per_channel("norm", array, channels)
+
+
+def _refuse_mask(what: str, values: ArrayLike) -> None:
+    if is_masked(values):
+        raise OptionError(f"the {what} is {MASKED}")
 
 
 def _per_channel(what: str, values: Array, channels: int) -> Array:

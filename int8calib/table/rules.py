@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from int8calib.arrays import MASKED, is_masked
 from int8calib.errors import TableError
 from int8calib.table.model import CalibrationTable, LayerScales
 
@@ -175,6 +176,8 @@ def layer_problem(layer: LayerScales, *, zero_is_dead: bool = False) -> str | No
     problem = name_problem(layer.name)
     if problem is not None:
         return problem
+    if is_masked(layer.weight_scales):
+        return f"weight scales in {MASKED}"
     scales = np.asarray(layer.weight_scales)
     if scales.ndim != 1 or scales.size == 0:
         return f"weight scales of shape {scales.shape}, one row of at least one scale is needed"

@@ -12,6 +12,7 @@ from int8calib.errors import OptionError
 from int8calib.evaluation.results import Evaluation
 from int8calib.ncnn.rounded import RoundedWeights
 from int8calib.table.model import CalibrationTable
+from int8calib.words import name_list
 
 TECHNIQUES = ("equalize", "copies", "rounding", "refit", "bias")
 
@@ -82,7 +83,9 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing; raises `OptionError`."""
-        for name in self.techniques:
+        if self.outputs is not None:
+            name_list(self.outputs, "outputs")
+        for name in name_list(self.techniques, "techniques", f"{', '.join(TECHNIQUES)}"):
             if name not in TECHNIQUES:
                 raise OptionError(f"technique {name!r}: expected one of {', '.join(TECHNIQUES)}")
         if not 0 <= self.more_work <= 1:

@@ -15,6 +15,7 @@ from int8calib.caffe.network.shapes import reach
 from int8calib.calibration import executor as protocol
 from int8calib.device import Device
 from int8calib.errors import ModelError
+from int8calib.words import name_list
 from int8calib.workers import Batch
 
 
@@ -78,6 +79,7 @@ class CaffeExecutor:
 
     def versions(self, blobs: Iterable[str]) -> tuple[Blob, ...]:
         """Return the blob versions of these keys; raises `ModelError` for an unknown one."""
+        blobs = name_list(blobs, f"{self.source}: blobs")
         for key in blobs:
             if key not in self._versions:
                 raise ModelError(f"{self.source}: has no blob {key!r}")

@@ -22,6 +22,7 @@ from int8calib.caffe.network.runnable import batch_statistics
 from int8calib.device import Device, find_device
 from int8calib.errors import OptionError, ShapeError
 from int8calib.limits import within_memory
+from int8calib.words import name_list
 from int8calib.workers import Batch, blas_threads, float_batch
 
 if TYPE_CHECKING:
@@ -228,14 +229,14 @@ class Net:
         ModelError
             For an unknown output name, and where a layer fails.
         OptionError
-            For an array that is no input, and for less than one thread.
+            For an array that is no input, outputs that are no list, and less than one thread.
         ImageError
             For an array that holds no numbers.
         """
         arrays = self._check(inputs)
         wanted = self.graph.outputs
         if outputs is not None:
-            wanted = tuple(self.graph.last_version(name) for name in outputs)
+            wanted = tuple(map(self.graph.last_version, name_list(outputs, "outputs")))
         with within_memory(self.graph.source):
             plan = self.plan({name: array.shape for name, array in arrays.items()}, wanted)
         missing = [name for name in plan.inputs if name not in arrays]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffe_proto import LayerParameter
-from int8calib.arrays import Array, Shape
+from int8calib.arrays import MASKED, Array, Shape, is_masked
 from int8calib.caffe.layers.registry import (
     LayerType,
     Macs,
@@ -125,6 +125,8 @@ def _holding_to(shape: ShapeRule, run: Run) -> Run:
             if not isinstance(top, np.ndarray) or top.dtype != np.float32:
                 kind = getattr(top, "dtype", type(top).__name__)
                 raise ModelError(f"top {i} is {kind}; expected a numpy array of float32")
+            if is_masked(top):
+                raise ModelError(f"top {i} is {MASKED}")
             if top.shape != tuple(size):
                 raise ModelError(
                     f"top {i} has shape {top.shape}; its shape rule announced {tuple(size)}"

@@ -16,6 +16,7 @@ from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES, input_shapes
 from int8calib.caffe.network.unread import layer_notes, net_notes, stopping
 from int8calib.errors import ModelError
+from int8calib.words import name_list
 
 LOSS_TYPES = frozenset(
     {
@@ -80,6 +81,7 @@ def build_graph(
     """
     if isinstance(ignore_fields, str):
         ignore_fields = (ignore_fields,)
+    ignore_fields = name_list(ignore_fields, "ignore_fields", "fields of the prototxt")
     every = list(net.layer)
     wanted = [layer for layer in every if included(layer, state or NetState())]
     if not wanted:

@@ -14,7 +14,7 @@ from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.caffe.network.shapes import Obstacle, reach
 from int8calib.errors import ModelError, OptionError
-from int8calib.words import listed
+from int8calib.words import listed, name_list
 
 
 def runnable_outputs(
@@ -86,10 +86,7 @@ def named_outputs(
         for top in layer.tops:
             versions.setdefault(top.name, []).append(top)
     chosen = []
-    for name in names:
-        if not isinstance(name, str):
-            raise OptionError(f"{graph.source}: outputs {name!r}; expected the names of blobs")
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(name_list(names, f"{graph.source}: outputs")):
         made = [blob for blob in versions.get(name, ()) if blob not in lost]
         if not made:
             can = [blob.name for blob in runnable_outputs(graph, inputs)[0]]

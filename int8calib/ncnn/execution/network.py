@@ -21,6 +21,7 @@ from int8calib.ncnn.model import NcnnModel
 from int8calib.ncnn.optimize import optimize_model
 from int8calib.ncnn.param import NcnnLayer
 from int8calib.ncnn.runtime import RuntimeNet, read_as_ids
+from int8calib.words import name_list
 from int8calib.workers import Batch, batch_size, usable_cores
 
 
@@ -127,7 +128,7 @@ class NcnnNet(QuantizableModel):
         -------
         tuple of str
         """
-        needed = set(blobs)
+        needed = set(name_list(blobs, f"{self.source}: blobs"))
         for layer in reversed(self.model.layers):
             if not needed.isdisjoint(layer.tops):
                 needed.update(layer.bottoms)
@@ -154,6 +155,7 @@ class NcnnNet(QuantizableModel):
         ShapeError
             For a blob whose shape differs from image to image.
         """
+        blobs = name_list(blobs, f"{self.source}: blobs")
         images = [self._runtime.run(image, blobs) for image in _images(inputs, batch_size(inputs))]
         return {blob: self._stacked(blob, [tops[blob] for tops in images]) for blob in blobs}
 
@@ -177,7 +179,7 @@ class NcnnNet(QuantizableModel):
         callable
             Called as ``run(batch, listener)``.
         """
-        blobs = tuple(blobs)
+        blobs = name_list(blobs, f"{self.source}: blobs")
 
         def run(batch: Batch, listener: Listener) -> None:
             count = batch_size(batch)
