@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ Change = Callable[[Content, dict[str, Any]], object]
 
 def rewritten(source: Path, target: Path, change: Change, *, digest: bool) -> Path:
     """The file with changed content; `digest`: as by somebody who knows how to sign it."""
-    with np.load(source) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    arrays = _content(source)
     head = json.loads(arrays["meta"].tobytes())
     before = arrays["meta"]
     change(arrays, head)
@@ -28,8 +28,22 @@ def rewritten(source: Path, target: Path, change: Change, *, digest: bool) -> Pa
     if digest and "digest" in arrays:
         del arrays["digest"]
         arrays["digest"] = _digest(arrays)
-    np.savez_compressed(target, **arrays)  # type: ignore[arg-type]
+    np.savez(target, **arrays)  # type: ignore[arg-type]
     return target
+
+
+def _content(path: Path) -> Content:
+    """The arrays of a file, in a mapping of its own."""
+    return dict(_read(path))
+
+
+@cache
+def _read(path: Path) -> Content:
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for array in arrays.values():
+        array.setflags(write=False)
+    return arrays
 
 
 def put(name: str, value: Any) -> Change:
