@@ -20,6 +20,7 @@ from int8calib.caffe.engine.run import Net, Runner
 from int8calib.caffe.network.fingerprint import network_fingerprint
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob, Layer
+from int8calib.caffe.network.shapes import reach
 from int8calib.errors import ModelError
 from int8calib.evaluation.evaluate import (
     Labeled,
@@ -138,10 +139,22 @@ def analyze(
         cost,
         tuple(sorted(layers, key=lambda layer: layer.isolated_sqnr)),
         outputs=tuple(map(str, compared.outputs)),
-        notes=compared.notes,
+        notes=(*compared.notes, *_not_measured(base, left_out)),
         left_out=left_out,
         network=network_fingerprint(net.graph),
     )
+
+
+def _not_measured(net: Net, left_out: Sequence[str]) -> list[str]:
+    """A line for each layer of the table that cannot run, and one for those nothing needs."""
+    blocked = {x.name: why for x, why in reach(net.graph, net.input_shapes).blocked.items()}
+    stopped = [name for name in left_out if name in blocked]
+    unread = [name for name in left_out if name not in blocked]
+    notes = [f"layer {name!r} cannot run and is not measured: {blocked[name]}" for name in stopped]
+    return [
+        *notes,
+        *([f"not measured, no compared blob needs it: {listed(unread)}"] * bool(unread)),
+    ]
 
 
 @dataclass(frozen=True)

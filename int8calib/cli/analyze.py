@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     """Analyze and print."""
     from int8calib.analysis.analyze import analyze
     from int8calib.table import read_table
-    from int8calib.words import listed
 
     console = Console(read_options(MessageOptions, args))
     table = read_table(args.table)
@@ -74,9 +73,6 @@ def run(args: argparse.Namespace) -> int:
     images.print_skipped(console)
     for note in found.notes:
         console.say(f"note: {note}")
-    if found.left_out:
-        names = listed(found.left_out)
-        console.say(f"note: {names}: cannot run, or no compared blob needs it; not measured")
     if args.json:
         console.result_json(found.as_dict())
     else:

@@ -10,9 +10,9 @@ import numpy as np
 from int8calib.arrays import Array, Shape
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.fold import fold_batch_norm
-from int8calib.caffe.network.graph import Graph, Layer
+from int8calib.caffe.network.graph import QUANTIZED_TYPES, Graph, Layer
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
-from int8calib.caffe.network.shapes import reach
+from int8calib.caffe.network.shapes import Obstacle, reach
 from int8calib.errors import TableError, WeightsError
 from int8calib.simulation.arithmetic import SIGNED, UNSIGNED, quantize
 from int8calib.simulation.fusion import input_scales
@@ -114,15 +114,12 @@ def int8_layers(
         As `simulate`.
     """
     known = {layer.name: layer for layer in quantized_layers(graph)}
-    blocked = () if inputs is None else reach(graph, inputs).blocked
+    blocked = {} if inputs is None else reach(graph, inputs).blocked
     for rows in table.layers:
         layer = known.get(rows.name)
         if layer is None:
-            raise TableError(
-                f"{graph.source}: the table has rows for {rows.name!r}, which is no Convolution "
-                "or InnerProduct of this net; was it made for another model?"
-            )
-        if layer.layer not in blocked:
+            _check_stranger(graph, rows.name, blocked)
+        elif layer.layer not in blocked:
             _check(layer, rows)
     chosen = {rows.name: rows for rows in table.layers}
     scales = {name: np.float32(rows.bottom_scale) for name, rows in chosen.items()}
@@ -132,6 +129,22 @@ def int8_layers(
         for name, layer in known.items()
         if name in chosen and layer.layer not in blocked
     }
+
+
+def _check_stranger(graph: Graph, name: str, blocked: Mapping[Layer, Obstacle]) -> None:
+    """Raise `TableError` for rows of what is no layer to quantize; one that cannot run may stay."""
+    layer = next((layer for layer in graph.layers if layer.name == name), None)
+    if layer is not None and layer in blocked and layer.type in QUANTIZED_TYPES:
+        return
+    if layer is None:
+        found = "which this net does not have"
+    elif layer in blocked:
+        found = f"which cannot run ({blocked[layer]})"
+    else:
+        found = f"which is of type {layer.type} and no Convolution or InnerProduct"
+    raise TableError(
+        f"{graph.source}: the table has rows for {name!r}, {found}; was it made for another model?"
+    )
 
 
 def _check(layer: QuantizedLayer, rows: LayerScales) -> None:

@@ -102,7 +102,10 @@ def test_nor_an_analysis_nor_samples(
     assert found.layers == expected.layers
     assert found.left_out == ("behind",)
     assert found.outputs == ("left", "fc")
-    assert len(found.notes) == 1
+    assert found.notes[1:] == (
+        "layer 'behind' cannot run and is not measured: layer 'decode' (NobodyKnowsThisType) is of "
+        "a type that does not run",
+    )
     samples = sample_outputs(whole, table, loader_of(images))
     assert set(samples) == {"a", "left", "right", "fc"}
 
@@ -181,6 +184,7 @@ def test_outputs_may_be_named(
     analysis = int8calib.analyze(whole, table, loader_of(images), outputs=["fc"])
     assert {layer.name for layer in analysis.layers} == {"a", "right", "fc"}
     assert analysis.left_out == ("left", "behind")
+    assert analysis.notes[-1] == "not measured, no compared blob needs it: left"
 
 
 @pytest.mark.parametrize(

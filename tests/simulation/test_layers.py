@@ -261,3 +261,42 @@ def test_without_weights_there_is_no_int8(tmp_path: Path) -> None:
     bare = int8calib.load_caffe(tmp_path / "net.prototxt", None)
     with pytest.raises(WeightsError, match="layer a: has no weights"):
         int8calib.simulate(bare, some_table(net, "plain"))
+
+
+CHAIN = """
+    layer { name: "d" type: "Input" top: "d" input_param { shape: { dim: [1, 3, 5, 7] } } }
+    layer { name: "a" type: "Convolution" bottom: "d" top: "a"
+            convolution_param { num_output: 5 kernel_size: 1 } }
+    layer { name: "b" type: "ReLU" bottom: "a" top: "b" }
+    layer { name: "c" type: "Convolution" bottom: "b" top: "c"
+            convolution_param { num_output: 3 kernel_size: 1 } }"""
+STRANGERS = {
+    "before it, and itself": ('"ReLU"', '"Odd"', "num_output: 3", "num_output: 3 group: 2"),
+    "the type of another model": ('"c" type: "Convolution"', '"c" type: "TanH"'),
+    "a type that does not run": ('"c" type: "Convolution"', '"c" type: "Odd"'),
+}
+MESSAGES = {
+    "the type of another model": "'c', which is of type TanH and no Convolution",
+    "a type that does not run": r"'c', which cannot run \(layer 'c' \(Odd\) is of a type that does",
+}
+
+
+@pytest.mark.parametrize("what", STRANGERS)
+def test_rows_of_a_layer_that_cannot_run(what: str, tmp_path: Path) -> None:
+    """What stands in its way is told, not only that the table may be another model's."""
+    proto, model = make_model(tmp_path, CHAIN)
+    text = CHAIN
+    for old, new in zip(STRANGERS[what][::2], STRANGERS[what][1::2], strict=True):
+        text = text.replace(old, new)
+    proto.write_text(text)
+    net = int8calib.load_caffe(proto, model)
+    rows = (LayerScales(name, np.full(5, 30.0, np.float32), 0.5) for name in "ac")
+    table = CalibrationTable(tuple(rows))
+    x = np.random.default_rng(3).normal(0, 90, (1, 3, 5, 7)).astype(np.float32)
+    if what in MESSAGES:
+        with pytest.raises(TableError, match=MESSAGES[what]):
+            int8calib.analyze(net, table, lambda: [{"d": x}])
+        return
+    found = int8calib.analyze(net, table, lambda: [{"d": x}])
+    assert [layer.name for layer in found.layers] == ["a"]
+    assert found.notes[-1].startswith("layer 'c' cannot run and is not measured: layer ")
