@@ -1,7 +1,8 @@
-"""JSON and TOML from files that others may have written, read without surprises."""
+"""Text, JSON and TOML from files that others may have written, read without surprises."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -9,11 +10,21 @@ import sys
 from collections import Counter
 from typing import Any
 
-__all__ = ["parse_json", "parse_toml"]
+__all__ = ["decode_text", "parse_json", "parse_toml"]
+
+BOM = "\ufeff"
+"""The byte order mark, which editors on Windows write at the beginning of UTF-8 text."""
 
 MOST_DOTS = 100
 """Dots in a key of a TOML document."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def decode_text(data: bytes) -> str:
+    """Return UTF-8 text without a byte order mark; raises ValueError for anything else."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is UTF-16 text; save it as UTF-8")
+    return data.decode("utf-8-sig")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -22,7 +33,7 @@ def parse_json(text: str | bytes) -> Any:
     Parameters
     ----------
     text
-        The document; bytes are UTF-8.
+        The document; bytes are UTF-8. A byte order mark is passed over.
 
     Returns
     -------
@@ -37,10 +48,13 @@ def parse_json(text: str | bytes) -> Any:
         for a float64, half of a surrogate pair, more nesting than Python can follow.
     """
     if isinstance(text, bytes):
-        text = text.decode("utf-8")
+        text = decode_text(text)
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refused, parse_float=_finite
+            text.removeprefix(BOM),
+            object_pairs_hook=_unique,
+            parse_constant=_refused,
+            parse_float=_finite,
         )
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")

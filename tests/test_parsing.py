@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from int8calib.parsing import parse_json, parse_toml
+from int8calib.parsing import decode_text, parse_json, parse_toml
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -91,3 +91,11 @@ def test_toml_that_is_refused(text: str) -> None:
         parse_toml(text)
     assert sys.getrecursionlimit() == limit
     assert parse_toml("a = [1, 'x']") == {"a": [1, "x"]}
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    assert decode_text("\ufeffä".encode()) == "ä"
+    assert parse_json('\ufeff{"a": 1}') == parse_json('\ufeff{"a": 1}'.encode()) == {"a": 1}
+    for encoding in ("utf-16-le", "utf-16-be"):
+        with pytest.raises(ValueError, match="it is UTF-16 text; save it as UTF-8"):
+            parse_json('\ufeff{"a": 1}'.encode(encoding))

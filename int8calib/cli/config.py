@@ -21,7 +21,7 @@ from int8calib.cli.table_options import ALL_PRESETS, PRESETS
 from int8calib.errors import OptionError
 from int8calib.files import read_bounded
 from int8calib.limits import MAX_CONFIG_BYTES
-from int8calib.parsing import parse_toml
+from int8calib.parsing import decode_text, parse_toml
 
 OPTION = "--config"
 PRESET = "--like"
@@ -124,7 +124,7 @@ def read_config(path: str) -> dict[str, Any]:
         The file cannot be read, or is no TOML.
     """
     try:
-        return parse_toml(read_bounded(path, MAX_CONFIG_BYTES, pipes=True).decode("utf-8"))
+        return parse_toml(decode_text(read_bounded(path, MAX_CONFIG_BYTES, pipes=True)))
     except OSError as error:
         raise OptionError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:

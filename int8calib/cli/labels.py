@@ -15,6 +15,7 @@ from int8calib.cli.loader import ImageLoader, check_shapes
 from int8calib.errors import ImageError, OptionError
 from int8calib.files import file_mode, read_bounded
 from int8calib.limits import MAX_LIST_BYTES
+from int8calib.parsing import decode_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,8 +106,8 @@ def check_geometry(options: ImageOptions) -> None:
 def read_names(path: str) -> tuple[str, ...]:
     """Return the lines of a file of class names, by label; raises `OptionError`."""
     try:
-        text = read_bounded(Path(path), MAX_LIST_BYTES).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode_text(read_bounded(Path(path), MAX_LIST_BYTES))
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OptionError(f"--names {path}: cannot be read: {reason}") from None
     return tuple(line.strip() for line in text.splitlines())
@@ -166,9 +167,11 @@ def _from_file(path: Path) -> LabelOf:
 def _read_table(path: Path) -> dict[str, int]:
     """The class index of each name in a file of labels; raises ImageError and OSError."""
     try:
-        text = read_bounded(path, MAX_LIST_BYTES, pipes=True).decode("utf-8-sig")
+        text = decode_text(read_bounded(path, MAX_LIST_BYTES, pipes=True))
     except UnicodeDecodeError as error:
         raise ImageError(f"{path}: labels cannot be read: it is no UTF-8 text ({error})") from None
+    except ValueError as error:
+        raise ImageError(f"{path}: labels cannot be read: {error}") from None
     table: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from int8calib.errors import ImageError
 from int8calib.files import file_mode, read_bounded
 from int8calib.limits import MAX_ANNOTATION_BYTES
-from int8calib.parsing import parse_json
+from int8calib.parsing import decode_text, parse_json
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -224,7 +224,7 @@ def _read_voc(path: Path, names: Sequence[str]) -> list[Truth]:
     from xml.etree import ElementTree
 
     try:
-        text = read_bounded(path, MAX_XML_BYTES).decode("utf-8-sig")
+        text = decode_text(read_bounded(path, MAX_XML_BYTES))
         # Entities may unfold to more memory than there is.
         unsafe = "<!DOCTYPE" in text or "<!ENTITY" in text
         root = None if unsafe else ElementTree.fromstring(text)

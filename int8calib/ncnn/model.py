@@ -11,12 +11,14 @@ from pathlib import Path
 from int8calib.errors import ModelFileError, OutputError
 from int8calib.files import read_bounded, write_all
 from int8calib.limits import MAX_MODEL_BYTES
-from int8calib.ncnn.param import NcnnLayer, format_param, parse_param
+from int8calib.ncnn.param import MAGIC, NcnnLayer, format_param, parse_param
 from int8calib.ncnn.schema import unknown_parameters
 from int8calib.ncnn.weights import read_weights, write_weights
+from int8calib.parsing import BOM
 
 MOST_PARAM_BYTES = 64 * 2**20
 """Bytes of a structure file: 64 MiB."""
+_MARKED = f"{BOM}{MAGIC}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,15 @@ def _warn_of_unknown(layers: Iterable[NcnnLayer], source: str) -> None:
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a structure file; raises `ModelFileError` where it is none."""
     try:
-        return read_bounded(path, MOST_PARAM_BYTES).decode("utf-8")
+        data = read_bounded(path, MOST_PARAM_BYTES)
+        if data.startswith(
+            tuple(_MARKED.encode(name) for name in ("utf-8", "utf-16le", "utf-16be"))
+        ):
+            raise ModelFileError(
+                f"{Path(path)}: begins with a byte order mark, at which ncnn stops; save it as "
+                "UTF-8 without one"
+            )
+        return data.decode("utf-8")
     except OSError as error:
         message = f"{Path(path)}: cannot be read: {error.strerror or error}"
         raise ModelFileError(message) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         message = f"{Path(path)}: cannot be read: {error.strerror or error}"
         raise TableError(message) from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise TableError(f"{Path(path)}: is UTF-16 text; save it as UTF-8")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from int8calib.errors import TableError
+from int8calib.parsing import BOM
 from int8calib.table.model import CalibrationTable
 from int8calib.table.rules import Finding, Scan, scale_problem
 
@@ -51,6 +52,8 @@ def scan(text: str) -> Scan:
     blobs: dict[str, float] = {}
     if not _HEADER.fullmatch(lines[0].strip()):
         message = f"the first line is no header such as {HEADER}"
+        if lines[0].startswith(BOM):
+            message = "a byte order mark, which makes the first line no header of TensorRT"
         return Scan(CalibrationTable(()), (Finding("error", 1, None, message),))
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():

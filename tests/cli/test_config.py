@@ -143,6 +143,17 @@ def test_mistakes_are_named(
     assert message in capsys.readouterr().err
 
 
+def test_what_editors_on_windows_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.toml"
+    config.write_bytes('\ufeffproto = "p"\r\nmean = [1, 2,\r\n  3]\r\n'.encode())
+    found = parsed("--model=m", "--images=i", "--output=o", f"--config={config}")
+    assert (found["proto"], found["mean"]) == ("p", ["1", "2", "3"])
+    config.write_bytes('\ufeffproto = "p"\r\n'.encode("utf-16-le"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["calibrate", f"--config={config}"])
+    assert "c.toml: no TOML file: it is UTF-16 text; save it as UTF-8" in capsys.readouterr().err
+
+
 def test_a_missing_file_and_missing_options(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,12 @@ def test_names_from_anywhere(tmp_path: Path) -> None:
         label_of("b.jpg")
 
 
+def test_text_of_windows(tmp_path: Path) -> None:
+    where = label_file(tmp_path, "a.jpg 7\r\n".encode("utf-16"))
+    with pytest.raises(ImageError, match=r"labels cannot be read: it is UTF-16 text; save it as"):
+        read_labels(where)
+
+
 def test_one_name_in_several_folders(tmp_path: Path) -> None:
     lines = "cat/1.jpg 0\ndog/1.jpg 1\ncat/2.jpg 0\nfox/2.jpg 0\ncat/1.jpg 0\n"
     label_of = read_labels(label_file(tmp_path, lines))

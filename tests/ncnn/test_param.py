@@ -136,6 +136,15 @@ def test_unreadable_structure_files(tmp_path: Path) -> None:
         read_param(tmp_path / "m.bin")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_named(encoding: str, tmp_path: Path) -> None:
+    """ncnn reads the magic number as the first thing of the file."""
+    path = tmp_path / "bom.param"
+    path.write_bytes("7767517\n1 1\nInput data 0 1 data\n".encode(encoding))
+    with pytest.raises(ModelFileError, match=r"bom.param: begins with a byte order mark, .*save"):
+        read_param(path)
+
+
 def test_digits_without_an_end_take_a_time_that_grows_with_them() -> None:
     text = f"7767517\n1 1\nInput data 0 1 data 0={'1' * 400_000}x\n"
     started = time.process_time()

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,24 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"'xml' is unknown, known are ncnn, tool, tool-v1"):
         write_table(tmp_path / "x", MADE, "xml")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("format", ["ncnn", "tool", "tensorrt", "json"])
+def test_a_byte_order_mark_is_read_or_named(tmp_path: Path, format: str) -> None:
+    """ncnn and TensorRT would misread it; nobody but this package reads the JSON."""
+    path = tmp_path / "t"
+    made = replace(MADE, blob_scales={"data": 0.5})
+    write_table(path, made, format)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    if format == "json":
+        assert same_rows(read_table(path), MADE)
+    else:
+        with pytest.raises(TableError, match=r"t:1: a byte order mark, "):
+            read_table(path)
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(TableError, match=r"t: is UTF-16 text; save it as UTF-8"):
+        read_table(path)
 
 
 def test_the_error_names_the_file_and_lenient_reading_goes_on(tmp_path: Path) -> None:
