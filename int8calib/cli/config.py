@@ -45,7 +45,7 @@ class ConfigParser(Parser):
     ) -> tuple[Any, list[str]]:
         """As the plain parser's, with the words of the configuration and the preset added.
 
-        Raises `OptionError` for an option that was given and has no effect.
+        Raises `OptionError` for an option that is empty, or was given and has no effect.
         """
         words = given_words = list(sys.argv[1:] if args is None else args)
         config: list[str] = []
@@ -58,6 +58,7 @@ class ConfigParser(Parser):
         if PRESET in self._option_string_actions:
             words = [*self._preset_words(words), *words]
         found, rest = super().parse_known_args(words, namespace)
+        self._refuse_empty(vars(found))
         # The configuration of a run holds defaults too, which nobody gave.
         of_config = {
             name: option
@@ -91,6 +92,15 @@ class ConfigParser(Parser):
             for word in (*preset, *(ALL_PRESETS if preset else ()))
             if (name := word.partition("=")[0]) in actions and actions[name].dest not in given
         ]
+
+    def _refuse_empty(self, found: Mapping[str, Any]) -> None:
+        """Raise `OptionError` for an empty text, such as an unset variable of a shell leaves."""
+        for action in self._actions:
+            value = found.get(action.dest)
+            # Of images the error names the folder that may be meant.
+            if "" in (value if isinstance(value, list) else [value]) and action.dest != "images":
+                name = "/".join(action.option_strings) or action.metavar or action.dest
+                raise OptionError(f"{name}: is empty; give a value, or leave it out")
 
     def _given(self, words: Sequence[str]) -> dict[str, str]:
         """The arguments that the words set, each with the option that does."""

@@ -291,6 +291,24 @@ def test_options_without_effect_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["evaluate", *COMPARED, "--labels="], "--labels"),
+        (["evaluate", *COMPARED, "--outputs", "a", ""], "--outputs"),
+        (["collect", *RUN, "--output", ""], "--output"),
+        (["demo", "--output="], "--output"),
+        (["table", "show", ""], "TABLE"),
+    ],
+)
+def test_what_an_unset_variable_leaves(
+    words: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told == f"int8calib: error: {name}: is empty; give a value, or leave it out\n"
+
+
 def test_defaults_in_a_file_are_nothing_that_was_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,7 +89,7 @@ def test_a_dash_is_no_name_for_stdout(
     message = "-: would be a file of that name; give /dev/stdout for standard output, or ./-"
     refused(capsys, words(folder, "calibrate", "-"), message)
     refused(capsys, words(folder, "collect", "-"), message)
-    refused(capsys, words(folder, "collect", ""), "the name of a file to write is empty; name one")
+    refused(capsys, words(folder, "collect", ""), "--output: is empty; give a value")
     refused(capsys, ["table", "convert", str(table), "-", "--format", "json"], message)
     assert sorted(tmp_path.iterdir()) == before
 
