@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,12 +35,31 @@ if (parent !== window) parent.postMessage({ ...root.dataset }, "*");
 </script>
 </body>"""
 
-# A window has a smallest width; a frame in it may be as narrow as a phone.
-_FRAME = """<!DOCTYPE html><html lang="en"><body>
-<script>addEventListener("message", (x) => Object.assign(document.documentElement.dataset, x.data))
-</script><iframe src="page.html%s" width="%d" height="844" style="border:0"></iframe></body></html>
+# Many pages in one window, which starts slowly; a frame may be as narrow as a phone, a window not.
+_FRAMES = """<!DOCTYPE html><html lang="en"><body>
+<script>
+addEventListener("message", (x) => {
+  for (const frame of document.querySelectorAll("iframe"))
+    if (frame.contentWindow === x.source)
+      document.documentElement.setAttribute("data-of-" + frame.id, JSON.stringify(x.data));
+});
+</script>%s</body></html>
 """
-_SMALLEST = 500
+_LIGHT, _DARK = "rgb(255, 255, 255)", "rgb(21, 24, 29)"
+_DARK_SYSTEM = "--blink-settings=preferredColorScheme=0"
+
+
+@dataclass(frozen=True)
+class View:
+    """A page, the width it is seen at, and the part of its address that names a place in it."""
+
+    page: str
+    width: int = 390
+    target: str = ""
+
+
+Seen = Mapping[str, tuple[Mapping[str, str], list[str]]]
+"""What the probe noted, and the lines that the console got, of each view."""
 
 
 @pytest.fixture(scope="module")
@@ -47,38 +70,83 @@ def browser() -> str:
     return found
 
 
-def visit(
-    browser: str, folder: Path, page: str, width: int, *options: str, target: str = ""
-) -> tuple[dict[str, str], list[str]]:
-    """What the probe noted, and the lines that the console got."""
+def visit(browser: str, folder: Path, view: View, *options: str) -> tuple[str, list[str]]:
+    """The root element of a page in a window of its own, and the lines that the console got."""
     path = folder / "page.html"
-    path.write_text(page, encoding="utf-8")
-    if width < _SMALLEST:
-        path = folder / "frame.html"
-        path.write_text(_FRAME % (target, width), encoding="utf-8")
-        target = ""
+    path.write_text(view.page, encoding="utf-8")
     command = [
         *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
         *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
         *("--enable-logging=stderr", "--v=0", "--dump-dom", "--virtual-time-budget=3000"),
         f"--user-data-dir={folder / 'user'}",
-        *(f"--window-size={max(width, _SMALLEST)},844", *options, f"{path.as_uri()}{target}"),
+        *(f"--window-size={view.width},844", *options, path.as_uri()),
     ]
     done = subprocess.run(command, capture_output=True, timeout=120, check=True)
     root = re.search(r"<html[^>]*>", done.stdout.decode("utf-8"))
     assert root is not None, done.stderr.decode("utf-8", "replace")
-    noted = dict(re.findall(r'data-(\w+)="([^"]*)"', root[0]))
     lines = done.stderr.decode("utf-8", "replace").splitlines()
-    return noted, [line for line in lines if "CONSOLE" in line]
+    return root[0], [line for line in lines if "CONSOLE" in line]
+
+
+def visit_all(browser: str, folder: Path, views: Mapping[str, View], *options: str) -> Seen:
+    """The views, each in a frame of its own."""
+    frames = ""
+    for name, view in views.items():
+        (folder / f"{name}.html").write_text(view.page, encoding="utf-8")
+        frames += (
+            f'<iframe id="{name}" src="{name}.html{view.target}" width="{view.width}" '
+            'height="844" style="border:0"></iframe>'
+        )
+    root, lines = visit(browser, folder, View(_FRAMES % frames, 1400), *options)
+    found = {
+        name: json.loads(unescape(text))
+        for name, text in re.findall(r'data-of-([\w-]+)="([^"]*)"', root)
+    }
+    assert found.keys() == views.keys()
+    # A line that names no page may be of any.
+    files = {name: f"/{name}.html" for name in views}
+    general = [line for line in lines if not any(file in line for file in files.values())]
+    return {
+        name: (noted, general + [line for line in lines if files[name] in line])
+        for name, noted in found.items()
+    }
 
 
 def probed(page: str, *, opened: bool) -> str:
     return page.replace("</body>", _PROBE % str(opened).lower())
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_it_renders_without_errors_and_fits(browser: str, tmp_path: Path, width: int) -> None:
-    noted, console = visit(browser, tmp_path, probed(html(), opened=True), width)
+def themes() -> dict[str, str]:
+    """The page as it is, and with the switch on dark and on light."""
+    page = probed(html(), opened=False)
+    neither = page.replace('id="auto" checked', 'id="auto"')
+    chosen = {x: neither.replace(f'id="{x}"', f'id="{x}" checked') for x in ("dark", "light")}
+    return {"auto": page, **chosen}
+
+
+@pytest.fixture(scope="module")
+def seen(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """Every page that a window with light colors shows."""
+    page = probed(html(), opened=False)
+    wide = '<div style="width:900px">wide</div><script>nonsense()</script></main>'
+    loading = '<img src="http://127.0.0.1:9/x.png"></main>'
+    long = case().report(title="x" * 300, facts={"y" * 200: "z" * 300}).html()
+    views = {
+        **{f"open-{width}": View(probed(html(), opened=True), width) for width in (390, 1280)},
+        "closed": View(page),
+        **{
+            f"layer-{number}": View(page, target=f"#{quote(anchor(name), safe='')}")
+            for number, name in enumerate(NAMES)
+        },
+        **{name: View(shown, 800) for name, shown in themes().items()},
+        "long": View(probed(long, opened=True)),
+        "wide": View(probed(html().replace("</main>", wide), opened=False)),
+        "loading": View(probed(html().replace("</main>", loading), opened=False)),
+    }
+    return visit_all(browser, tmp_path_factory.mktemp("pages"), views)
+
+
+def check_open(noted: Mapping[str, str], console: list[str], width: int) -> None:
     assert console == []
     assert noted["ready"] == str(len(NAMES)), "the page's own script ran to its end"
     assert int(noted["width"]) == width
@@ -87,51 +155,48 @@ def test_it_renders_without_errors_and_fits(browser: str, tmp_path: Path, width:
     assert float(noted["text"]) > 11
 
 
-def test_layers_are_closed_until_one_jumps_to_them(browser: str, tmp_path: Path) -> None:
-    page = probed(html(), opened=False)
-    noted, _ = visit(browser, tmp_path, page, 390)
-    assert noted["open"] == "0"
-    for name in NAMES:
-        noted, console = visit(
-            browser, tmp_path, page, 390, target=f"#{quote(anchor(name), safe='')}"
-        )
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_renders_without_errors_and_fits(seen: Seen, width: int) -> None:
+    check_open(*seen[f"open-{width}"], width)
+
+
+def test_it_does_so_in_a_window_of_its_own(browser: str, tmp_path: Path) -> None:
+    root, console = visit(browser, tmp_path, View(probed(html(), opened=True), 1280))
+    noted = dict(re.findall(r'data-(\w+)="([^"]*)"', root))
+    check_open(noted, console, 1280)
+    assert noted["paper"] == _LIGHT
+
+
+def test_layers_are_closed_until_one_jumps_to_them(seen: Seen) -> None:
+    assert seen["closed"][0]["open"] == "0"
+    for number in range(len(NAMES)):
+        noted, console = seen[f"layer-{number}"]
         assert console == []
         assert noted["open"] == "1"
 
 
-def test_dark_follows_the_system_and_the_switch(browser: str, tmp_path: Path) -> None:
-    page = probed(html(), opened=False)
-    dark_page = page.replace('id="auto" checked', 'id="auto"').replace(
-        'id="dark"', 'id="dark" checked'
-    )
-    light_page = page.replace('id="auto" checked', 'id="auto"').replace(
-        'id="light"', 'id="light" checked'
-    )
-    dark_system = "--blink-settings=preferredColorScheme=0"
-    light, dark = "rgb(255, 255, 255)", "rgb(21, 24, 29)"
-    for shown, options, expected in (
-        (page, (), light),
-        (dark_page, (), dark),
-        (page, (dark_system,), dark),
-        (light_page, (dark_system,), light),
+def test_dark_follows_the_system_and_the_switch(browser: str, tmp_path: Path, seen: Seen) -> None:
+    pages = themes()
+    views = {name: View(pages[name], 800) for name in ("auto", "light")}
+    dark = visit_all(browser, tmp_path, views, _DARK_SYSTEM)
+    for noted, expected in (
+        (seen["auto"][0], _LIGHT),
+        (seen["light"][0], _LIGHT),
+        (seen["dark"][0], _DARK),
+        (dark["auto"][0], _DARK),
+        (dark["light"][0], _LIGHT),
     ):
-        noted, _ = visit(browser, tmp_path, shown, 800, *options)
         assert noted["paper"] == expected
 
 
-def test_a_long_name_does_not_widen_the_page(browser: str, tmp_path: Path) -> None:
-    page = case().report(title="x" * 300, facts={"y" * 200: "z" * 300}).html()
-    noted, console = visit(browser, tmp_path, probed(page, opened=True), 390)
+def test_a_long_name_does_not_widen_the_page(seen: Seen) -> None:
+    noted, console = seen["long"]
     assert console == []
     assert int(noted["scroll"]) <= 390
 
 
-def test_the_checks_notice_errors_and_overflow(browser: str, tmp_path: Path) -> None:
-    wide = '<div style="width:900px">wide</div><script>nonsense()</script></main>'
-    noted, console = visit(
-        browser, tmp_path, probed(html().replace("</main>", wide), opened=False), 390
-    )
+def test_the_checks_notice_errors_and_overflow(seen: Seen) -> None:
+    noted, console = seen["wide"]
     assert int(noted["scroll"]) > 390
     assert any("nonsense" in line for line in console)
-    loading = html().replace("</main>", '<img src="http://127.0.0.1:9/x.png"></main>')
-    assert any("Content Security" in line for line in visit(browser, tmp_path, loading, 390)[1])
+    assert any("Content Security" in line for line in seen["loading"][1])
