@@ -13,10 +13,17 @@ import pytest
 
 import int8calib
 from int8calib.cli.main import main
-from tests.caffe.engine.test_engine import NET
 from tests.generated import make_model
+from tests.network_styles import conv_bn, data, head
 
 Files = dict[str, Path]
+# Most of the time goes into drawing four pictures of each layer.
+NET = (
+    data(1, 3, 37, 29)
+    + conv_bn("conv", "data", "num_output: 7 kernel_size: 3 stride: 2")
+    + head("conv", 5)
+)
+LAYERS = 2
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +57,8 @@ def test_it_runs_what_is_missing(
     text = page.read_text(encoding="utf-8")
     assert "<h1>My &lt;net&gt;</h1>" in text
     for kind in ("histogram", "cost", "weights", "error"):
-        assert text.count(f'<figure class="{kind}">') == 5
-    assert len(list(pictures.glob("*.png"))) == 5 * 4 + 2
+        assert text.count(f'<figure class="{kind}">') == LAYERS
+    assert len(list(pictures.glob("*.png"))) == LAYERS * 4 + 2
     said = capsys.readouterr()
     for stage in ("statistics", "evaluation", "layers", "sensitivity"):
         assert f"{stage}: " in said.err
@@ -134,7 +141,7 @@ def test_statistics_of_an_observer_serve_too(
     observer.save(stats)
     options = [f"--table={files['kl']}", f"--stats={stats}", f"--output={page}"]
     assert main(["report", *common(files), *options]) == 0
-    assert page.read_text(encoding="utf-8").count('<figure class="histogram">') == 5
+    assert page.read_text(encoding="utf-8").count('<figure class="histogram">') == LAYERS
     assert "statistics: " not in capsys.readouterr().err
     page.unlink()
     proto, model = make_model(tmp_path, NET, seed=2)
@@ -288,7 +295,7 @@ def test_a_table_whose_name_is_no_utf8(files: Files, tmp_path: Path) -> None:
     options = [f"--table={odd}", f"--output={page}", f"--png={pictures}", "--quiet"]
     options += ["--sensitivity=0", "--samples=0", f"--table={files['mse']}"]
     assert main(["report", *common(files), *options]) == 0
-    assert page.read_text(encoding="utf-8").count('<figure class="histogram">') == 5
+    assert page.read_text(encoding="utf-8").count('<figure class="histogram">') == LAYERS
 
 
 def test_labels_are_read_before_the_work(
