@@ -246,12 +246,12 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_demo_ends_with_accuracies_and_commands_that_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "CALIBRATION_IMAGES", 30)
-    monkeypatch.setattr(demo, "TEST_IMAGES", 130)
+    monkeypatch.setattr(demo, "CALIBRATION_IMAGES", 20)
+    monkeypatch.setattr(demo, "TEST_IMAGES", 50)
     folder = tmp_path / "a folder"
     assert main(["demo", "--output", str(folder)]) == 0
     out = capsys.readouterr().out
-    line = next(line for line in out.splitlines() if line.startswith("Accuracy on 130"))
+    line = next(line for line in out.splitlines() if line.startswith("Accuracy on 50"))
     in_float, in_int8 = (float(number) for number in re.findall(r"([\d.]+) %", line))
     assert in_float > 90
     table = folder / "demo.table"
@@ -273,7 +273,7 @@ def test_the_demo_ends_with_accuracies_and_commands_that_work(
         found["float"]["topk"]["1"]["hits"],
         found["tables"][0]["accuracy"]["topk"]["1"]["hits"],
     ]
-    assert [round(100 * hit / 130, 1) for hit in hits] == [in_float, in_int8]
+    assert [round(100 * hit / 50, 1) for hit in hits] == [in_float, in_int8]
 
 
 def test_a_net_that_mixes_images_runs_one_at_a_time(
