@@ -6,12 +6,17 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-from hypothesis import settings
+# Before numpy and ncnn load: their idle threads, which wait in loops, would take the time of the
+# tests beside. Commands set the first for their users too.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from int8calib.device import Device, open_device
-from int8calib.errors import OptionError
-from tests.strict_arrays import strict_device
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from int8calib.device import Device, open_device  # noqa: E402
+from int8calib.errors import OptionError  # noqa: E402
+from tests.strict_arrays import strict_device  # noqa: E402
 
 # A busy machine is no reason to fail, and a failure should come again.
 settings.register_profile("steady", deadline=None, derandomize=True)
