@@ -11,12 +11,12 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import pytest
+from hypothesis import settings
 
-from int8calib.device import Device, open_device  # noqa: E402
-from int8calib.errors import OptionError  # noqa: E402
-from tests.strict_arrays import strict_device  # noqa: E402
+from int8calib.device import Device, open_device
+from int8calib.errors import OptionError
+from tests.strict_arrays import strict_device
 
 # A busy machine is no reason to fail, and a failure should come again.
 settings.register_profile("steady", deadline=None, derandomize=True)
