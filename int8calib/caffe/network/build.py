@@ -16,7 +16,7 @@ from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES, input_shapes
 from int8calib.caffe.network.unread import layer_notes, net_notes, stopping
 from int8calib.errors import ModelError
-from int8calib.words import name_list
+from int8calib.words import listed, name_list
 
 LOSS_TYPES = frozenset(
     {
@@ -98,6 +98,12 @@ def build_graph(
         if layer.type in INPUT_TYPES:
             shapes = input_shapes(layer.params)
             inputs.update({top.name: shapes[top.name] for top in layer.tops})
+    staged = [layer.name for layer in every if _is_for_a_stage(layer, state or NetState())]
+    if not inputs and staged:
+        raise ModelError(
+            f"{source}: nothing is left without {listed(staged)}, which include rules keep for "
+            "another level or stage; remove these rules"
+        )
     outputs = tuple(
         top
         for layer in layers
@@ -278,6 +284,15 @@ def included(layer: LayerParameter, state: NetState) -> bool:
     if any(one.field.startswith("exclude.") for one in unread):
         return True
     return not any(_meets(rule, state) for rule in layer.exclude)
+
+
+def _is_for_a_stage(layer: LayerParameter, state: NetState) -> bool:
+    """Whether a layer takes part in another level or stage only, whatever the phase."""
+    asked = any(
+        rule.stage or rule.HasField("min_level") or rule.HasField("max_level")
+        for rule in layer.include
+    )
+    return asked and not included(layer, state)
 
 
 def _meets(rule: caffe_pb2.NetStateRule, state: NetState) -> bool:

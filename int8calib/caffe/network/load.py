@@ -89,8 +89,8 @@ def load_graph(
         raise outside_error(graph.source, graph.unread)
     if not graph.inputs:
         raise ModelError(
-            f"{graph.source}: the network has no input; expected an Input layer, or input and "
-            "input_shape at its head"
+            f"{graph.source}: the network has no input that a layer reads; expected an Input "
+            "layer, or input and input_shape at its head"
         )
     inputs = resolve_inputs(graph, input_shapes, weights)
     declared = {name: shape for name, shape in inputs.items() if name not in (input_shapes or {})}

@@ -133,17 +133,18 @@ def layers_to_quantize(
         if layer.is_quantized and len(layer.bottoms) == 1
     }
     if not layers:
-        raise ModelError(f"{graph.source}: {_nothing_left(blocked)}")
+        raise ModelError(f"{graph.source}: {_nothing_left(blocked, obstacles)}")
     before = graph.ancestors(layer.bottom for layer in layers)
     if not any(layer.type in INPUT_TYPES for layer in before):
         raise ModelError(f"{graph.source}: no input reaches {listed(x.name for x in layers)}")
     return layers, {name: str(obstacle) for name, obstacle in blocked.items()}
 
 
-def _nothing_left(blocked: Mapping[str, Obstacle]) -> str:
-    """Why there is no layer to quantize."""
+def _nothing_left(blocked: Mapping[str, Obstacle], others: Mapping[Layer, Obstacle]) -> str:
+    """Why there is no layer to quantize; `others`: what stands in the way of any layer."""
     if not blocked:
-        return "has no Convolution or InnerProduct layer, so there is nothing to calibrate"
+        why = f" ({next(iter(others.values()))})" if others else ""
+        return f"has no Convolution or InnerProduct layer, so there is nothing to calibrate{why}"
     obstacle = next(iter(blocked.values()))
     behind = [
         name

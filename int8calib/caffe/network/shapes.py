@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from int8calib.arrays import Shape
-from int8calib.caffe.layers.registry import find_type, has_type
+from int8calib.caffe.layers.registry import find_type, has_type, type_names
 from int8calib.caffe.network.graph import QUANTIZED_TYPES, Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES, shape_advice
 from int8calib.caffe.network.layer_shapes import top_shapes
@@ -104,10 +104,18 @@ def _own_obstacle(layer: Layer, inputs: Mapping[str, Shape]) -> Obstacle | None:
         unknown = [top.name for top in layer.tops if top.name not in inputs]
         return Obstacle(layer, "makes a blob of unknown size") if unknown else None
     if not has_type(layer.type):
-        return Obstacle(layer, "is of a type that does not run")
+        return Obstacle(layer, _unknown_type(layer.type))
     if layer.unread:
         return Obstacle(layer, obstacle_reason(layer.unread))
     return None
+
+
+def _unknown_type(name: str) -> str:
+    """What to tell of a type that nobody has, and of one that differs in case only."""
+    if not name.strip():
+        return "has no type"
+    near = [known for known in type_names() if known.lower() == name.strip().lower()]
+    return f"is of a type that does not run{f' ({near[0]} does)' if near else ''}"
 
 
 def _first(lost: Mapping[Blob, Obstacle], bottoms: Iterable[Blob]) -> Obstacle | None:

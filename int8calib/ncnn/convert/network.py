@@ -102,6 +102,9 @@ def _wanted_part(net: Net, outputs: Iterable[Blob] | None) -> tuple[Graph, tuple
                 "program"
             )
     running = tuple(layer for layer in graph.layers if layer not in blocked)
+    if blocked and all(layer.type in INPUT_TYPES for layer in running):
+        first = next(iter(blocked.values()))
+        raise ModelError(f"{graph.source}: no layer can be converted: {first}")
     return replace(graph, layers=running), runnable_outputs(graph, net.input_shapes)[1]
 
 

@@ -17,6 +17,7 @@ from int8calib.caffe.network.load import load_graph, load_unsized
 from int8calib.caffe.network.runnable import layers_to_quantize, named_outputs, runnable_outputs
 from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.errors import ModelError, OptionError, UnsupportedLayerError
+from int8calib.ncnn.convert.network import convert_network
 from tests.network_styles import conv, data, layer
 
 INPUT = data(1, 3, 13, 11)
@@ -197,8 +198,36 @@ def test_meaningless_layers_behind_an_obstacle_do_no_harm(tmp_path: Path) -> Non
 def test_no_input_is_an_error(tmp_path: Path) -> None:
     proto = tmp_path / "net.prototxt"
     proto.write_text(conv("c", "data", POINT).replace('bottom: "data"', ""), encoding="utf-8")
-    with pytest.raises(ModelError, match="the network has no input; expected an Input layer"):
+    with pytest.raises(ModelError, match="the network has no input that a layer reads; expected"):
         int8calib.load_caffe(proto, None)
+
+
+@pytest.mark.parametrize("rule", ['stage: "deploy"', "min_level: 1", "phase: TEST stage: 's'"])
+def test_layers_of_another_stage_are_named_where_nothing_else_is_left(
+    rule: str, tmp_path: Path
+) -> None:
+    """As in DIGITS' files; Caffe leaves such layers out, too."""
+    proto = tmp_path / "net.prototxt"
+    staged = layer("ReLU", "r", "data").replace("layer {", f"layer {{ include {{ {rule} }}")
+    proto.write_text(INPUT + staged, encoding="utf-8")
+    with pytest.raises(ModelError, match="nothing is left without r, which include rules keep"):
+        int8calib.load_caffe(proto, None)
+    proto.write_text(INPUT + staged + layer("TanH", "t", "data"), encoding="utf-8")
+    assert [str(blob) for blob in int8calib.load_caffe(proto, None).graph.outputs] == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("convolution", "(Convolution does)"), ("", "has no type"), ("Odd", "run")]
+)
+def test_types_that_are_nearly_right(kind: str, told: str, tmp_path: Path) -> None:
+    text = INPUT + layer(kind, "c", "data")
+    graph, inputs = load(tmp_path, text)
+    (reason,) = runnable_outputs(graph, inputs)[1]
+    assert f"{told}; the last blobs that can run are nothing" in reason
+    with pytest.raises(ModelError, match=r"nothing to calibrate \(layer 'c' .*" + re.escape(told)):
+        layers_to_quantize(graph, inputs)
+    with pytest.raises(ModelError, match=r"no layer can be converted: layer 'c' "):
+        convert_network(int8calib.Net(graph, inputs))
 
 
 def test_layers_that_no_input_reaches_are_an_error(
