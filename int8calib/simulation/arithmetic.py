@@ -16,7 +16,8 @@ BLOCK = 1 << 15
 """Values dealt with at a time (128 KiB of float32)."""
 SIGNED, UNSIGNED = (-LEVELS, LEVELS), (0, 2 * LEVELS)
 """The levels of a blob, and of one that is stored with an offset, counted from its zero."""
-_HALF = np.float32(0.5)
+_SIGN, _HALF = np.uint32(1 << 31), np.float32(0.5).view(np.uint32)
+"""The bits of a float32 that are its sign, and that are 0.5."""
 
 
 def quantize(
@@ -44,32 +45,41 @@ def quantize(
     """
     source, target = values.reshape(-1), levels.reshape(-1)
     away = np.empty(min(BLOCK, source.size), np.float32)
-    for first in range(0, source.size, BLOCK):
-        part = target[first : first + BLOCK]
-        half = away[: part.size]
-        with np.errstate(over="ignore"):  # infinity is clamped as any other value
+    with np.errstate(over="ignore"):  # infinity is clamped as any other value
+        for first in range(0, source.size, BLOCK):
+            part = target[first : first + BLOCK]
+            half = away[: part.size]
             np.multiply(source[first : first + BLOCK], scale, out=part)
-        np.copysign(_HALF, part, out=half)
-        np.add(part, half, out=part)
-        np.trunc(part, out=part)
-        np.clip(part, *limits, out=part)
+            # 0.5 with the sign of the value, by its bits: a third of the time of copysign.
+            bits = half.view(np.uint32)
+            np.bitwise_and(part.view(np.uint32), _SIGN, out=bits)
+            np.bitwise_or(bits, _HALF, out=bits)
+            np.add(part, half, out=part)
+            np.trunc(part, out=part)
+            np.clip(part, *limits, out=part)
 
 
-def quantize_dequantize(values: Array, scale: float, *, unsigned: bool = False) -> Array:
-    """Return values as INT8 has them, back in their own unit.
+def to_levels(values: Array, scale: float, levels: Array, *, unsigned: bool = False) -> np.float32:
+    """Write the levels of a blob's values into `levels`; return how many stand for one unit.
 
     Parameters
     ----------
-    values
-        float32, contiguous.
+    values, levels
+        float32, contiguous, of one size.
     scale
         127 over the threshold.
     unsigned
-        Whether they are rounded to 0..254 in place of -127..127, to steps of half the size.
+        Whether values are rounded to 0..254 in place of -127..127, to steps of half the size.
     """
-    levels = np.empty(values.shape, np.float32)
     per_unit = np.float32(2 * scale if unsigned else scale)
     quantize(values, per_unit, levels, UNSIGNED if unsigned else SIGNED)
+    return per_unit
+
+
+def quantize_dequantize(values: Array, scale: float, *, unsigned: bool = False) -> Array:
+    """Return values as INT8 has them, back in their own unit; parameters as of `to_levels`."""
+    levels = np.empty(values.shape, np.float32)
+    per_unit = to_levels(values, scale, levels, unsigned=unsigned)
     levels /= per_unit
     return levels
 

@@ -311,7 +311,7 @@ def _reader_error(reader: _Reader, factors: Array) -> float:
     for clip in CLIPS:
         rounded = quantize_dequantize(columns, LEVELS / (absmax * clip), unsigned=reader.unsigned)
         outputs = np.matmul(rounded_weights, rounded)
-        best = min(best, weighted_error(outputs - reference, sensitivity, centered=True))
+        best = min(best, weighted_error(outputs, reference, sensitivity, centered=True))
     return best
 
 

@@ -8,7 +8,7 @@ weighs a rare value beyond the threshold by its square, while the layers behind 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -170,15 +170,11 @@ class ReferenceOutputs:
     expected: tuple[Outputs, ...]
     scores: Blob | None
 
-    def loss(self, outputs: Sequence[Outputs]) -> float:
-        """The energy of the error over that of the signal: the mean over tops and batches.
-
-        Each batch counts alike, so that a few images of large values do not decide for all.
-        """
+    def share(self, number: int, outputs: Outputs) -> float:
+        """The energy of the error over that of the signal: the mean over tops of a chosen batch."""
         shares = [
-            self._energy(blob, b[blob] - a[blob]) / max(self._energy(blob, a[blob]), 1e-30)
-            for a, b in zip(self.expected, outputs, strict=True)
-            for blob in a
+            self._energy(blob, outputs[blob] - top) / max(self._energy(blob, top), 1e-30)
+            for blob, top in self.expected[number].items()
         ]
         return float(np.mean(shares))
 
@@ -202,7 +198,15 @@ def reference_outputs(
     affordable = int(MAX_MULTIPLY_ADDS / max(multiply_adds(graph, shapes), 1))
     count = min(max(MIN_BATCHES, affordable), len(batches))
     chosen = tuple(int(i) for i in np.arange(count) * (len(batches) / count))
-    outputs = _run_all(_runners(graph, wanted, workers), [batches[i] for i in chosen])
+    outputs: list[Outputs] = [{} for _ in chosen]
+
+    def work(runner: Runner, item: tuple[int, Batch]) -> int:
+        i, batch = item
+        outputs[i] = copied_tops(runner, batch)
+        return 1
+
+    runners = _runners(graph, wanted, workers)
+    _work_through(runners, enumerate(batches[i] for i in chosen), work)
     return ReferenceOutputs(chosen, tuple(outputs), compared.scores)
 
 
@@ -232,11 +236,28 @@ class SuffixNetwork:
         self._batches = [{name: live[blob][i] for blob, name in inputs.items()} for i in chosen]
         self._runners = _runners(graph, wanted, workers) if self.complete else []
 
-    def loss(self, bottoms: Iterable[Array]) -> float:
-        """What the outputs lose where the readers take these arrays, one for each batch."""
-        pairs = zip(self._batches, bottoms, strict=True)
-        batches = [{**batch, _ROUNDED: array} for batch, array in pairs]
-        return self._reference.loss(_run_all(self._runners, batches))
+    def loss(self, bottoms: Iterable[Array], limit: float = np.inf) -> float:
+        """What the outputs lose where the readers take these arrays, one for each batch.
+
+        The mean over batches and tops of the share of error energy: each batch counts alike, so
+        that a few images of large values do not decide for all. Where it is above `limit`, not
+        all batches may have run, and the result is only known to be above it.
+        """
+        shares = np.zeros(len(self._batches))
+
+        def batches() -> Iterator[tuple[int, Batch]]:
+            for i, array in enumerate(bottoms):
+                if shares.mean() > limit:
+                    return
+                yield i, {**self._batches[i], _ROUNDED: array}
+
+        def work(runner: Runner, item: tuple[int, Batch]) -> int:
+            i, batch = item
+            shares[i] = self._reference.share(i, copied_tops(runner, batch))
+            return 1
+
+        _work_through(self._runners, batches(), work)
+        return float(shares.mean())
 
 
 def _suffix(
@@ -271,19 +292,15 @@ def _runners(graph: Graph, wanted: tuple[Blob, ...], workers: int) -> list[Runne
     return [Runner(graph, wanted) for _ in range(workers)]
 
 
-def _run_all(runners: Sequence[Runner], batches: Sequence[Batch]) -> Sequence[Outputs]:
-    """The runners' blobs for each batch, as arrays of their own."""
-    outputs: list[Outputs] = [{} for _ in batches]
-
-    def work(runner: Runner, i: int) -> int:
-        outputs[i] = copied_tops(runner, batches[i])
-        return 1
-
+def _work_through(
+    runners: Sequence[Runner],
+    batches: Iterable[tuple[int, Batch]],
+    work: Callable[[Runner, tuple[int, Batch]], int],
+) -> None:
     work_through(
-        range(len(batches)),
+        batches,
         iter(runners).__next__,
         work,
         workers=len(runners),
         progress=lambda done: None,
     )
-    return outputs

@@ -15,7 +15,7 @@ import numpy as np
 
 from int8calib.arrays import Array
 from int8calib.levels import LEVELS
-from int8calib.simulation.arithmetic import quantize_dequantize
+from int8calib.simulation.arithmetic import quantize_dequantize, to_levels
 from int8calib.tuning.channels import Float64Array
 from int8calib.tuning.execution import SuffixNetwork
 
@@ -26,6 +26,8 @@ HEADROOM = ((0.15, 1.2), (0.05, 1.5))
 """Shares of a sample that are scaled up, and by how much."""
 MAX_SHARE = 1.5
 """The largest threshold, as a share of absmax."""
+PART = 1 << 17
+"""Values of the columns that are rounded at a time."""
 NETWORK_STEP = 1.25
 NETWORK_FINE = (0.89, 1.12)
 NETWORK_STEPS = 6
@@ -54,10 +56,6 @@ class Consumer:
     int8_columns: Array
     sensitivity: Float64Array
     unsigned: bool = False
-
-    def reference(self) -> Array:
-        """The outputs of the float network without bias, (G, M, n)."""
-        return np.asarray(np.matmul(self.weights, self.float_columns))
 
 
 def sample_columns(columns: Array, wanted: int) -> Array:
@@ -88,12 +86,17 @@ def headroom_factors(count: int) -> Array:
     return factors
 
 
-def weighted_error(outputs: Array, sensitivity: Float64Array, *, centered: bool = False) -> float:
-    """The mean square over n of `outputs` (G, M, n), or their variance, times `sensitivity`."""
-    squares = np.square(outputs).mean(axis=2, dtype=np.float64)
+def weighted_error(
+    found: Array, expected: Array, sensitivity: Float64Array, *, centered: bool = False
+) -> float:
+    """The mean square over n of `found` - `expected` (G, M, n), or its variance, times `sensitivity`.
+
+    `found` is overwritten.
+    """
+    error = np.subtract(found, expected, out=found)
     if centered:
-        squares -= np.square(outputs.mean(axis=2, dtype=np.float64))
-    return float((squares * sensitivity).sum())
+        error -= error.mean(axis=2, keepdims=True)
+    return float((np.square(error, out=error).mean(axis=2) * sensitivity).sum())
 
 
 def threshold_by_layers(
@@ -115,25 +118,55 @@ def threshold_by_layers(
     max_share
         The largest threshold, as a share of `absmax`.
     """
-    references = [consumer.reference() for consumer in consumers]
+    parts = [part for consumer in consumers for part in _parts(consumer)]
+    errors: dict[float, float] = {}
 
-    def error(threshold: float) -> float:
-        scale = LEVELS / threshold
-        total = 0.0
-        for consumer, reference in zip(consumers, references, strict=True):
-            rounded = quantize_dequantize(consumer.int8_columns, scale, unsigned=consumer.unsigned)
-            outputs = np.matmul(consumer.weights, rounded)
-            total += weighted_error(outputs - reference, consumer.sensitivity)
-        return total
+    def try_threshold(threshold: float) -> None:
+        # The parts' errors only add up: what is worse than the best so far need not be finished.
+        limit = min(errors.values(), default=np.inf)
+        errors[threshold] = 0.0
+        for part in parts:
+            errors[threshold] += part.error(threshold)
+            if errors[threshold] > limit:
+                break
 
-    first = {absmax * min(share, max_share) for share in COARSE} | set(candidates)
-    errors = {t: error(t) for t in first if 0 < t <= absmax * max_share}
+    largest = absmax * max_share
+    for threshold in (*candidates, *(absmax * min(share, max_share) for share in COARSE)):
+        if 0 < threshold <= largest and threshold not in errors:
+            try_threshold(threshold)
     best = min(errors, key=errors.__getitem__)
     for share in FINE:
-        threshold = min(best * share, absmax * max_share)
-        if threshold not in errors:
-            errors[threshold] = error(threshold)
+        if (threshold := min(best * share, largest)) not in errors:
+            try_threshold(threshold)
     return min(errors, key=errors.__getitem__)
+
+
+class _Part:
+    """Some columns of a consumer, with memory for what becomes of them."""
+
+    def __init__(self, consumer: Consumer, chosen: slice) -> None:
+        self._weights, self._unsigned = consumer.weights, consumer.unsigned
+        self._columns = np.ascontiguousarray(consumer.int8_columns[:, :, chosen])
+        self._reference = np.matmul(self._weights, consumer.float_columns[:, :, chosen])
+        share = self._columns.shape[2] / consumer.int8_columns.shape[2]
+        self._sensitivity = consumer.sensitivity * share
+        # Asked for once: new pages of memory would cost as much as rounding does.
+        self._levels = np.empty_like(self._columns)
+        self._outputs = np.empty_like(self._reference)
+
+    def error(self, threshold: float) -> float:
+        """The part's share of the weighted error of the outputs."""
+        scale = LEVELS / threshold
+        per_unit = to_levels(self._columns, scale, self._levels, unsigned=self._unsigned)
+        np.matmul(self._weights / per_unit, self._levels, out=self._outputs)
+        return weighted_error(self._outputs, self._reference, self._sensitivity)
+
+
+def _parts(consumer: Consumer) -> list[_Part]:
+    columns = consumer.int8_columns
+    step = max(1, PART // (columns.size // columns.shape[2]))
+    edges = range(0, columns.shape[2], step)
+    return [_Part(consumer, slice(first, first + step)) for first in edges]
 
 
 def threshold_by_network(
@@ -166,21 +199,24 @@ def threshold_by_network(
     count = len(suffix.bottoms)
     factors = headroom_factors(count) if headroom else np.ones(count)
 
-    def loss(threshold: float) -> float:
+    losses: dict[float, float] = {}
+
+    def try_threshold(threshold: float) -> None:
         scale = LEVELS / threshold
         pairs = zip(suffix.bottoms, factors, strict=True)
-        return suffix.loss(
+        rounded = (
             quantize_dequantize(b, scale * float(factor), unsigned=unsigned) for b, factor in pairs
         )
+        losses[threshold] = suffix.loss(rounded, limit=min(losses.values(), default=np.inf))
 
-    losses = {start: loss(start)}
+    try_threshold(start)
     for step in (1 / NETWORK_STEP, NETWORK_STEP):
         best = start
         for _ in range(NETWORK_STEPS):
             threshold = best * step
             if threshold > largest:
                 break
-            losses[threshold] = loss(threshold)
+            try_threshold(threshold)
             if losses[threshold] >= losses[best]:
                 break
             best = threshold
@@ -189,5 +225,5 @@ def threshold_by_network(
     best = min(losses, key=losses.__getitem__)
     for step in NETWORK_FINE:
         if best * step <= largest:
-            losses[best * step] = loss(best * step)
+            try_threshold(best * step)
     return min(losses, key=losses.__getitem__)
