@@ -62,7 +62,7 @@ def sample_columns(columns: Array, wanted: int) -> Array:
     """Return `wanted` of `columns` (G, K, n), evenly spread; of fewer some stand repeatedly."""
     count = columns.shape[2]
     chosen = (np.arange(wanted) * max(1.0, count / wanted)).astype(np.intp) % count
-    return np.ascontiguousarray(columns[:, :, chosen])
+    return np.take(columns, chosen, axis=2)
 
 
 def sample_with_headroom(columns: Array, wanted: int) -> Array:
@@ -72,7 +72,9 @@ def sample_with_headroom(columns: Array, wanted: int) -> Array:
     columns. A threshold that fits only what was seen clips them, which costs much more than the
     rounding it saves. This is a smoothed bootstrap.
     """
-    return sample_columns(columns, wanted) * headroom_factors(wanted)
+    sample = sample_columns(columns, wanted)
+    sample *= headroom_factors(wanted)
+    return sample
 
 
 def headroom_factors(count: int) -> Array:

@@ -18,10 +18,12 @@ from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.calibration.options import Options
 from int8calib.calibration.pipeline import prepare, run_job
 from int8calib.errors import ImageError, OptionError
+from int8calib.rounding.weights import Changes
 from int8calib.simulation.build import simulate
 from int8calib.table import CalibrationTable, check_table
 from int8calib.tuning.candidates import Candidate
 from int8calib.tuning.channels import channel_sensitivity
+from int8calib.tuning.layer_solver import SolverOptions, solve_layers
 from int8calib.tuning.search import PLAIN, leave_float
 from int8calib.tuning.validation import Validator
 from tests.tuning_nets import batches, chain, demo_loader, demo_net, labeled, sqnr
@@ -90,7 +92,7 @@ def test_a_changed_model_loses_far_less_and_its_files_say_the_same(plain, tmp_pa
 
 
 @pytest.mark.usefixtures("enough_images")
-def test_a_table_alone_is_better_than_plain_ones(plain, monkeypatch) -> None:
+def test_a_table_alone_is_better_than_plain_ones(plain) -> None:
     net = demo_net(SIZE)
     given, fresh = demo_loader(IMAGES, size=SIZE), demo_loader(FRESH, seed=71, size=SIZE)
     found = tune(net, lambda: given)
@@ -104,9 +106,20 @@ def test_a_table_alone_is_better_than_plain_ones(plain, monkeypatch) -> None:
     assert found.images + found.evidence.images == IMAGES
     json.dumps(found.as_dict(), allow_nan=False)
     # Thresholds by the network's outputs are better than those by each layer's.
-    monkeypatch.setattr("int8calib.tuning.execution.MIN_IMAGES", 10**6)
-    by_layers = tune(net, lambda: given)
-    assert sqnr(net, simulate(net, by_layers.table), fresh) < reached
+    by_layers = solved_by_layers(net, [each.batch for each in given])
+    assert sqnr(net, simulate(net, by_layers), fresh) < reached
+
+
+def solved_by_layers(net: Net, given: list) -> CalibrationTable:
+    job = prepare(net, Options())
+    graph = job.executor.graph
+    start = {rows.name: rows for rows in plain_table(net, given, "mse").layers}
+    grids = {layer.name: Options().weights.grid(layer) for layer in job.candidates}
+    unchanged = Changes(rounding=False, refit=False, bias=False)
+    solver = SolverOptions(unchanged, thresholds=True, reference=None, workers=2)
+    shapes = infer_shapes(graph, net.input_shapes)
+    solutions = solve_layers(graph, shapes, given, start, grids, solver)
+    return CalibrationTable(tuple(solution.rows for solution in solutions))
 
 
 def test_equalizing_is_worth_it(net) -> None:
