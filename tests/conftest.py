@@ -22,6 +22,10 @@ from tests.strict_arrays import strict_device
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
+# Several tests run at a time, so BLAS's threads would only wait for each other. It reaches pytest's
+# workers and the processes that tests start.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Commands in processes of their own start as they do for users, who have compiled modules: where
 # these may not be written, each start compiles all of them again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
