@@ -9,8 +9,9 @@ from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.fold import fold_batch_norm
 from int8calib.caffe.network.graph import Blob
 from int8calib.evaluation.outputs import ComparedBlobs
+from int8calib.tuning import thresholds
 from int8calib.tuning.execution import Layerwise, SuffixNetwork, reference_outputs
-from int8calib.tuning.thresholds import threshold_by_network
+from int8calib.tuning.thresholds import Consumer, threshold_by_layers, threshold_by_network
 from tests.tuning_nets import batches, chain, loss_of, plain_scores
 
 SCORES = Blob("fc")
@@ -68,6 +69,47 @@ def test_threshold_is_near_the_best_of_a_plain_search(net, case, factor) -> None
     mine = loss(net, given, expected, readers, found)
     assert mine <= by_hand
     assert mine < 3 * min(losses)  # the loss of so small a net is no smooth curve
+
+
+def naive_error(consumers: list[Consumer], threshold: float) -> float:
+    """By the definition, with doubles: all columns at once, each output by itself."""
+    total = 0.0
+    for each in consumers:
+        step, low, high = threshold / 127, -127, 127
+        if each.unsigned:
+            step, low, high = step / 2, 0, 254
+        whole = each.int8_columns.astype(np.float64)
+        levels = np.clip(np.sign(whole) * np.floor(np.abs(whole) / step + 0.5), low, high)
+        wanted = each.weights.astype(np.float64) @ each.float_columns
+        error = each.weights.astype(np.float64) @ (levels * step) - wanted
+        for group, output in np.ndindex(each.sensitivity.shape):
+            total += each.sensitivity[group, output] * (error[group, output] ** 2).mean()
+    return total
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("part", [1, 1 << 9, 1 << 17])
+def test_threshold_by_layers_is_the_best_of_those_tried(monkeypatch, unsigned, part) -> None:
+    monkeypatch.setattr(thresholds, "PART", part)
+    rng = np.random.default_rng(8)
+    for heavy in (1, 3):
+        consumers = []
+        for group, outputs, size, count in ((1, 5, 7, 113), (3, 2, 4, 97)):
+            columns = np.abs(rng.normal(0, 2, (group, size, count))) ** heavy
+            columns = columns if unsigned else columns * rng.choice([-1, 1], columns.shape)
+            columns = columns.astype(np.float32)
+            arrived = columns * np.float32(1.02)
+            weights = rng.normal(0, 1, (group, outputs, size)).astype(np.float32)
+            sensitivity = rng.uniform(0.1, 3, (group, outputs))
+            consumers.append(Consumer(weights, columns, arrived, sensitivity, unsigned))
+        absmax = max(float(np.abs(each.int8_columns).max()) for each in consumers)
+        start = 0.47 * absmax
+        found = threshold_by_layers(consumers, absmax, [start])
+        tried = [start, *(absmax * share for share in thresholds.COARSE)]
+        best = min(tried, key=lambda threshold: naive_error(consumers, threshold))
+        tried += [best * share for share in thresholds.FINE]
+        assert found == min(tried, key=lambda threshold: naive_error(consumers, threshold))
+        assert threshold_by_layers(consumers, absmax, [], max_share=0.2) <= 0.2 * absmax
 
 
 def test_outputs_that_do_not_follow_leave_the_threshold(net) -> None:
