@@ -71,7 +71,7 @@ def to_levels(values: Array, scale: float, levels: Array, *, unsigned: bool = Fa
     unsigned
         Whether values are rounded to 0..254 in place of -127..127, to steps of half the size.
     """
-    per_unit = np.float32(2 * scale if unsigned else scale)
+    per_unit: np.float32 = np.float32(2 * scale if unsigned else scale)
     quantize(values, per_unit, levels, UNSIGNED if unsigned else SIGNED)
     return per_unit
 

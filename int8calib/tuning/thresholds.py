@@ -62,7 +62,8 @@ def sample_columns(columns: Array, wanted: int) -> Array:
     """Return `wanted` of `columns` (G, K, n), evenly spread; of fewer some stand repeatedly."""
     count = columns.shape[2]
     chosen = (np.arange(wanted) * max(1.0, count / wanted)).astype(np.intp) % count
-    return np.take(columns, chosen, axis=2)
+    sample: Array = np.take(columns, chosen, axis=2)
+    return sample
 
 
 def sample_with_headroom(columns: Array, wanted: int) -> Array:
@@ -91,7 +92,7 @@ def headroom_factors(count: int) -> Array:
 def weighted_error(
     found: Array, expected: Array, sensitivity: Float64Array, *, centered: bool = False
 ) -> float:
-    """The mean square over n of `found` - `expected` (G, M, n), or its variance, times `sensitivity`.
+    """`sensitivity` times the mean square over n of `found` - `expected` (G, M, n), or variance.
 
     `found` is overwritten.
     """
