@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # Before numpy and ncnn load: their idle threads, which wait in loops, would take the time of the
-# tests beside. Commands set the first for their users too.
+# tests beside. Commands set the second for their users too. It reaches pytest's workers and the
+# processes that tests start.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -21,10 +23,6 @@ from tests.strict_arrays import strict_device
 # A busy machine is no reason to fail, and a failure should come again.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
-
-# Several tests run at a time, so BLAS's threads would only wait for each other. It reaches pytest's
-# workers and the processes that tests start.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Commands in processes of their own start as they do for users, who have compiled modules: where
 # these may not be written, each start compiles all of them again.

@@ -11,9 +11,15 @@ from int8calib.caffe.engine.run import Net, load_caffe
 from int8calib.caffe.layers.registry import find_type
 from int8calib.caffe.network.graph import Blob
 from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.caffe.network.shapes import infer_shapes
+from int8calib.calibration.options import Options
+from int8calib.calibration.pipeline import prepare, run_job
 from int8calib.demo import CAFFEMODEL, MEAN, NORM, PROTOTXT, draw
 from int8calib.evaluation.evaluate import Labeled, batch_and_labels
 from int8calib.images import Preprocess
+from int8calib.rounding.weights import Changes
+from int8calib.table import CalibrationTable
+from int8calib.tuning.layer_solver import SolverOptions, solve_layers
 from tests.generated import make_model
 
 # Everything that factors travel through: ReLU, depthwise, BatchNorm, pooling, Concat, a sum.
@@ -142,3 +148,21 @@ def sqnr(reference: Net, found: Net, images: Sequence[Labeled | dict[str, np.nda
         signal_ += float(np.square(a).sum())
         error += float(np.square(a - b).sum())
     return 10 * float(np.log10(signal_ / error))
+
+
+def plain_table(net: Net, given: list, method: str) -> CalibrationTable:
+    options = Options(method=method)
+    return run_job(prepare(net, options), lambda: given, options).table
+
+
+def solved_by_layers(net: Net, given: list) -> CalibrationTable:
+    """The table with thresholds that suit the layers that read each blob."""
+    job = prepare(net, Options())
+    graph = job.executor.graph
+    start = {rows.name: rows for rows in plain_table(net, given, "mse").layers}
+    grids = {layer.name: Options().weights.grid(layer) for layer in job.candidates}
+    unchanged = Changes(rounding=False, refit=False, bias=False)
+    solver = SolverOptions(unchanged, thresholds=True, reference=None, workers=2)
+    shapes = infer_shapes(graph, net.input_shapes)
+    solutions = solve_layers(graph, shapes, given, start, grids, solver)
+    return CalibrationTable(tuple(solution.rows for solution in solutions))

@@ -21,7 +21,7 @@ from int8calib.table import read_table
 from tests.generated import make_model
 from tests.ncnn.runtime import run_blobs
 from tests.network_styles import conv, data, layer, pool
-from tests.tuning_nets import CHAIN, batches, demo_loader
+from tests.tuning_nets import demo_loader
 
 MODEL = ("--proto", str(PROTOTXT), "--model", str(CAFFEMODEL))
 
@@ -143,34 +143,6 @@ def test_groups_that_ncnn_computes_wrongly_stay_in_float(
         assert ("g: ncnn on x86 returns uninit" in capsys.readouterr().err) == warned
     assert main(["table", "check", str(tmp_path / "t"), *files[:2]]) == 0
     assert "g: had better stay in float" in capsys.readouterr().out
-
-
-def test_tune_writes_models_with_corrected_weights(tmp_path: Path) -> None:
-    pytest.importorskip("ncnn")
-    proto, model = make_model(tmp_path, CHAIN)
-    images = np.concatenate([batch["data"] for batch in batches(17)])
-    np.save(tmp_path / "images.npy", images[:16])
-    given = ["--proto", str(proto), "--model", str(model), "--quiet"]
-    given += ["--images", str(tmp_path / "images.npy"), "--no-offsets", "--output"]
-    assert main(["calibrate", *given, str(tmp_path / "c"), "--ncnn", str(tmp_path / "c")]) == 0
-    more = ["--ncnn", str(tmp_path / "n"), "--more-work", "0"]
-    assert main(["tune", *given, str(tmp_path / "t"), *more]) == 0
-    loaded = load_model(tmp_path / "n-int8.param", tmp_path / "n-int8.bin")
-    # The written float weights lie on these levels: ncnn2int8 would find the same ones.
-    words = ["--param", str(tmp_path / "n.param"), "--bin", str(tmp_path / "n.bin"), "--table"]
-    again = [str(tmp_path / "again.param"), str(tmp_path / "again.bin")]
-    assert main(["quantize", *words, str(tmp_path / "t"), "--output", *again, "--quiet"]) == 0
-    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "n-int8.bin").read_bytes()
-    assert (tmp_path / "n.bin").read_bytes() != (tmp_path / "c.bin").read_bytes()
-    untuned = load_model(tmp_path / "c.param", tmp_path / "c.bin").layers
-    plain = load_model(tmp_path / "c-int8.param", tmp_path / "c-int8.bin").layers
-    assert [layer.name for layer in loaded.layers] == [layer.name for layer in plain]
-    expected, found, other = (
-        run_blobs(layers, {"data": images[16]}, ["fc"], packing=False, folder=tmp_path)[0].ravel()
-        for layers in (untuned, loaded.layers, plain)
-    )
-    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
-    assert not np.array_equal(found, other)
 
 
 def test_evaluation_in_the_runtime_is_that_of_the_simulation(

@@ -14,10 +14,12 @@ from int8calib.caffe.engine.run import load_caffe
 from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.cli.main import main
 from int8calib.errors import OptionError
+from int8calib.ncnn.model import load_model
 from int8calib.simulation.build import simulate
 from int8calib.table import check_table, read_table
 from tests.cli.signals import handlers_of_a_shell, send_at
 from tests.generated import make_model
+from tests.ncnn.runtime import run_blobs
 from tests.opencv import deviation, opencv_tops
 from tests.tuning_nets import CHAIN, SHAPE
 
@@ -61,6 +63,32 @@ def test_everything_is_written_and_fits(folder, tmp_path, capsys) -> None:
     assert report["meta"]["tuning"]["model changed"] is True
     text = Path(f"{output}.txt").read_text()
     assert all(f"\n{layer.name}: " in text for layer in table.layers)
+
+
+def test_ncnn_models_have_the_corrected_weights(folder, tmp_path) -> None:
+    pytest.importorskip("ncnn")
+    made = {}
+    for command in ("calibrate", "tune"):
+        given = words(folder, tmp_path / command, "--ncnn", str(tmp_path / command))[1:]
+        more = ["--more-work", "0"] if command == "tune" else []
+        assert main([command, *given, "--no-offsets", "--quiet", *more]) == 0
+        for name in (command, f"{command}-int8"):
+            files = (tmp_path / f"{name}.param", tmp_path / f"{name}.bin")
+            made[name] = load_model(*files).layers
+    # The written float weights lie on these levels: ncnn2int8 would find the same ones.
+    files = ["--param", str(tmp_path / "tune.param"), "--bin", str(tmp_path / "tune.bin")]
+    again = [str(tmp_path / "again.param"), str(tmp_path / "again.bin")]
+    files += ["--table", str(tmp_path / "tune"), "--output", *again, "--quiet"]
+    assert main(["quantize", *files]) == 0
+    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "tune-int8.bin").read_bytes()
+    names = [[layer.name for layer in made[f"{command}-int8"]] for command in ("calibrate", "tune")]
+    assert names[0] == names[1]
+    expected, plain, tuned = (
+        run_blobs(made[name], {"data": IMAGES[24]}, ["fc"], packing=False, folder=tmp_path)[0]
+        for name in ("calibrate", "calibrate-int8", "tune-int8")
+    )
+    assert np.abs(tuned - expected).max() < 0.1 * np.abs(expected).max()
+    assert not np.array_equal(tuned, plain)
 
 
 def test_the_config_repeats_the_run(folder, tmp_path) -> None:

@@ -16,17 +16,24 @@ from int8calib.caffe.export import write_model
 from int8calib.caffe.network.shapes import infer_shapes
 from int8calib.caffe.requirements import requirements_from_graph
 from int8calib.calibration.options import Options
-from int8calib.calibration.pipeline import prepare, run_job
+from int8calib.calibration.pipeline import prepare
 from int8calib.errors import ImageError, OptionError
-from int8calib.rounding.weights import Changes
 from int8calib.simulation.build import simulate
-from int8calib.table import CalibrationTable, check_table
+from int8calib.table import check_table
 from int8calib.tuning.candidates import Candidate
 from int8calib.tuning.channels import channel_sensitivity
-from int8calib.tuning.layer_solver import SolverOptions, solve_layers
 from int8calib.tuning.search import PLAIN, leave_float
 from int8calib.tuning.validation import Validator
-from tests.tuning_nets import batches, chain, demo_loader, demo_net, labeled, sqnr
+from tests.tuning_nets import (
+    batches,
+    chain,
+    demo_loader,
+    demo_net,
+    labeled,
+    plain_table,
+    solved_by_layers,
+    sqnr,
+)
 
 IMAGES, FRESH = 60, 40
 """Pictures for the demo net, and others that nothing is fitted to."""
@@ -46,11 +53,6 @@ def net(tmp_path_factory) -> Net:
 @pytest.fixture
 def few_images_will_do(monkeypatch) -> None:
     monkeypatch.setattr("int8calib.tuning.execution.MIN_IMAGES", 1)
-
-
-def plain_table(net: Net, given: list, method: str) -> CalibrationTable:
-    options = Options(method=method)
-    return run_job(prepare(net, options), lambda: given, options).table
 
 
 @pytest.fixture
@@ -108,18 +110,6 @@ def test_a_table_alone_is_better_than_plain_ones(plain) -> None:
     # Thresholds by the network's outputs are better than those by each layer's.
     by_layers = solved_by_layers(net, [each.batch for each in given])
     assert sqnr(net, simulate(net, by_layers), fresh) < reached
-
-
-def solved_by_layers(net: Net, given: list) -> CalibrationTable:
-    job = prepare(net, Options())
-    graph = job.executor.graph
-    start = {rows.name: rows for rows in plain_table(net, given, "mse").layers}
-    grids = {layer.name: Options().weights.grid(layer) for layer in job.candidates}
-    unchanged = Changes(rounding=False, refit=False, bias=False)
-    solver = SolverOptions(unchanged, thresholds=True, reference=None, workers=2)
-    shapes = infer_shapes(graph, net.input_shapes)
-    solutions = solve_layers(graph, shapes, given, start, grids, solver)
-    return CalibrationTable(tuple(solution.rows for solution in solutions))
 
 
 def test_equalizing_is_worth_it(net) -> None:
