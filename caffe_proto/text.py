@@ -9,11 +9,12 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple, cast
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from caffe_proto.caffe_pb2 import NetParameter, SolverParameter, UnreadField, V1LayerParameter
@@ -145,7 +146,7 @@ _NEEDED = frozenset(("name", "type", "bottom", "top", "include", "exclude", "dim
 
 
 class _Field(NamedTuple):
-    """What the parser needs of a field, looked up once per message type."""
+    """What the parser needs of a field, looked up once."""
 
     descriptor: FieldDescriptor
     repeated: bool
@@ -170,7 +171,6 @@ class Parser:
     def __init__(self, tokens: Tokens) -> None:
         """Stand at the front of the tokens."""
         self._tokens = tokens
-        self._forms: dict[str, _Form] = {}
         self._path: list[str] = []  # from the layer, or from the net outside of all layers
         self._unread: Entries  # of that layer or net
         self._reader = UnreadReader(tokens)
@@ -194,7 +194,7 @@ class Parser:
     def _fields(self, target: Message, opener: Token) -> None:
         """Read fields until the opener's closing bracket or, at the top, until the end."""
         tokens = self._tokens
-        form = self._form(target)
+        form = _form(target.DESCRIPTOR)
         closer = CLOSERS.get(opener.text)  # none at the top
         seen: set[str] = set()
         while not (tokens.accept(closer) if closer else tokens.peek.kind == "end"):
@@ -313,14 +313,13 @@ class Parser:
     def _dotted(self, name: str) -> str:
         return ".".join([*self._path, name])
 
-    def _form(self, target: Message) -> _Form:
-        name = target.DESCRIPTOR.full_name
-        if name not in self._forms:
-            descriptors = cast("Sequence[FieldDescriptor]", target.DESCRIPTOR.fields)
-            required = tuple(d.name for d in descriptors if _label(d) == "required")
-            fields = {d.name: _field(d) for d in descriptors if d.name != "unread"}
-            self._forms[name] = _Form(fields, required)
-        return self._forms[name]
+
+@cache
+def _form(kind: Descriptor) -> _Form:
+    descriptors = cast("Sequence[FieldDescriptor]", kind.fields)
+    required = tuple(d.name for d in descriptors if _label(d) == "required")
+    fields = {d.name: _field(d) for d in descriptors if d.name != "unread"}
+    return _Form(fields, required)
 
 
 def _field(descriptor: FieldDescriptor) -> _Field:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from tests.fuzz.seeds import Seeds
+from tests.fuzz.seeds import Seeds, write_anew
 from tests.fuzz.targets import REFUSED, TARGETS
 
 try:
@@ -93,8 +93,7 @@ def run_case(
 ) -> tuple[str, Failure | None]:
     """Read one damaged file; what came of it."""
     data, rng = damaged(seeds, kind, case, seed)
-    path = folder / f"file{TARGETS[kind].suffix}"
-    path.write_bytes(data)
+    path = write_anew(folder / f"file{TARGETS[kind].suffix}", data)
     started = time.monotonic()
     try:
         with _deadline(limit), warnings.catch_warnings():

@@ -157,6 +157,13 @@ def make_seeds(folder: Path) -> Seeds:
     return Seeds(folder, files)
 
 
+def write_anew(path: Path, data: bytes) -> Path:
+    """Write a file in place of an older one, which some file systems write out if it is kept."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+    return path
+
+
 def _write_weights_of_all(folder: Path) -> None:
     """One caffemodel, `all.caffemodel`, with the weights of every prototxt."""
     every: dict[str, tuple[np.ndarray, ...]] = {}

@@ -41,6 +41,7 @@ from int8calib.table import read_table, read_table_lenient
 from int8calib.table import read_text as read_table_text
 from int8calib.table.rules import lint_layers
 from tests.fuzz import mutate
+from tests.fuzz.seeds import write_anew
 
 REFUSED = (Int8CalibError, caffe_proto.CaffeFormatError)
 Damage = Callable[..., bytes]
@@ -192,13 +193,10 @@ def _param(path: Path, folder: Path, rng: random.Random) -> None:
 
 def _ncnn(path: Path, folder: Path, rng: random.Random) -> None:
     """An ncnn model goes through all that is made of one: optimized, quantized, written, read."""
-    structure, _, weights = path.read_bytes().partition(mutate.PAIR)
-    param, binary = path.with_suffix(".param"), path.with_suffix(".bin")
-    param.write_bytes(structure)
-    binary.write_bytes(weights)
+    param, binary = _pair(path)
     layers = load_model(param, binary).layers
     table = read_table_text(folder / "net.table")
-    if b"LSTM" in structure:
+    if b"LSTM" in param.read_bytes():
         scales = " 50" * 12
         table += f"l_param_0{scales}\nl_param_1{scales}\n"
     rows = read_rows(table, "net.table")
@@ -206,10 +204,19 @@ def _ncnn(path: Path, folder: Path, rng: random.Random) -> None:
     _written(quantize_model(layers, rows), param, binary)
 
 
+def _pair(path: Path) -> tuple[Path, Path]:
+    """A file of both parts of an ncnn model as two files."""
+    structure, _, weights = path.read_bytes().partition(mutate.PAIR)
+    return (
+        write_anew(path.with_suffix(".param"), structure),
+        write_anew(path.with_suffix(".bin"), weights),
+    )
+
+
 def _written(layers: Iterable[NcnnLayer], param: Path, binary: Path) -> None:
     structure, weights = encode_model(layers)
-    param.write_text(structure)
-    binary.write_bytes(weights)
+    write_anew(param, structure.encode())
+    write_anew(binary, weights)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".* is no parameter of this type")  # as it came
@@ -219,10 +226,7 @@ def _written(layers: Iterable[NcnnLayer], param: Path, binary: Path) -> None:
 
 def _translate(path: Path, folder: Path, rng: random.Random) -> None:
     """An ncnn model becomes a network in numpy and runs there where that is small."""
-    structure, _, weights = path.read_bytes().partition(mutate.PAIR)
-    param, binary = path.with_suffix(".param"), path.with_suffix(".bin")
-    param.write_bytes(structure)
-    binary.write_bytes(weights)
+    param, binary = _pair(path)
     model = load_model(param, binary)
     names = [top for layer in model.layers if layer.type == "Input" for top in layer.tops]
     net = translate_model(model, dict.fromkeys(names, (1, 7, 11, 13)))

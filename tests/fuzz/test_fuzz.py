@@ -97,8 +97,9 @@ def test_what_goes_wrong_is_told_apart(
 ) -> None:
     target = Target(TARGETS["labels"].damage, ".txt", lambda *_: does())
     monkeypatch.setitem(TARGETS, "labels", target)
+    limit = 0.1 if outcome == "slow" else LIMIT
     with run.limited_memory():
-        found, failure = run_case(seeds, "labels", 0, tmp_path, limit=0.5)
+        found, failure = run_case(seeds, "labels", 0, tmp_path, limit=limit)
     assert found == outcome
     assert failure is not None
     assert failure.outcome == outcome
