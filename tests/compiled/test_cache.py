@@ -288,7 +288,7 @@ from int8calib.calibration.thresholds import find_threshold
 x = np.linspace(-3, 5, 997, dtype=np.float32)[None]
 builder = HistogramBuilder(measure_range(x).absmax)
 builder.add(x)
-print(builder.result().observed, find_threshold(builder.result(), "kl").bin is not None)
+print(builder.result().observed, find_threshold(builder.result(), "kl-tensorrt").bin is not None)
 print("numba" in sys.modules)
 """
 

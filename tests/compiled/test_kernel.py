@@ -18,6 +18,7 @@ from int8calib.calibration.thresholds import kernels as threshold_kernels
 from int8calib.compiled import Kernel, kernel
 from int8calib.compiled.signature import parse_signature
 from int8calib.evaluation import kernels as evaluation_kernels
+from tests.compiled.functions import fail_below_zero
 
 MODULES = (
     analysis_kernels,
@@ -201,13 +202,6 @@ def test_numbers_that_fit_arrive(signature, arguments):
         assert repr(float(tested(argument))) == repr(float(2 * float(argument)))
 
 
-def fail_below_zero(x, out):
-    out[0] = x
-    if x < 0:
-        raise ValueError("below zero")
-    return 2 * x
-
-
 def test_an_error_inside_is_raised(own_cache, compiled):
     out = np.zeros(1)
     for _ in range(2):
@@ -225,7 +219,8 @@ def test_an_error_inside_is_raised(own_cache, compiled):
 SCRIPT = """
 import sys
 import numpy as np
-from tests.compiled.test_kernel import allocate, fail_below_zero, kernel
+from int8calib.compiled import kernel
+from tests.compiled.functions import allocate, fail_below_zero
 tested = kernel("float64, out float64[:] -> float64")(fail_below_zero)
 try:
     tested(-1, np.zeros(1))
@@ -235,17 +230,13 @@ print(kernel("int64 -> int64")(allocate)(7), "numba" in sys.modules)
 """
 
 
-def allocate(n):
-    return np.empty(n).size
-
-
 def test_neither_errors_nor_memory_need_more_than_the_cache_has(own_cache):
     # What needs numba's own functions is compiled anew where they are not loaded.
     for numba in (True, False):
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
         )
-        expected = f"tests.compiled.test_kernel.fail_below_zero raised an error; its py_func tells which {numba}"
+        expected = f"tests.compiled.functions.fail_below_zero raised an error; its py_func tells which {numba}"
         assert (done.stdout, done.stderr, done.returncode) == (f"{expected}\n7 True\n", "", 0)
 
 
