@@ -1,13 +1,18 @@
-"""Limits of what files may ask for, checked with overflow in mind before memory is taken."""
+"""Limits of what files may ask for, and checks of the values that callers give.
+
+Sizes are checked with overflow in mind before memory is taken.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
 
 import caffe_proto.limits
-from int8calib.errors import ShapeError
+from int8calib.errors import OptionError, ShapeError
 
 MAX_AXES = caffe_proto.limits.MAX_AXES
 """Axes of a blob. Source: kMaxBlobAxes in Caffe's include/caffe/blob.hpp."""
@@ -139,3 +144,45 @@ def _size(size: int) -> str:
     """A size in a message; many digits are counted instead."""
     digits = str(size)
     return digits if len(digits) <= 12 else f"1e{len(digits) - 1}"
+
+
+def check_flag(value: object, what: str) -> None:
+    """Raise `OptionError` for what is neither True nor False, such as the text "no"."""
+    # numpy's own booleans are told by their name: importing it takes a while.
+    if not isinstance(value, bool) and str(getattr(value, "dtype", "")) != "bool":
+        raise OptionError(f"{what} {value!r}; expected True or False")
+
+
+def check_real(value: object, what: str) -> None:
+    """Raise `OptionError` for what is no number, such as a text of digits."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise OptionError(f"{what} {value!r}; expected a number")
+
+
+def check_whole(value: object, what: str, least: int = 0) -> None:
+    """Raise `OptionError` for what is no whole number of at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise OptionError(f"{what} {value!r}; expected a whole number of at least {least}")
+
+
+def name_list(names: Any, what: str, of: str = "names of blobs") -> tuple[str, ...]:
+    """Return names as a tuple.
+
+    Parameters
+    ----------
+    names
+        What was given for a list of names.
+    what
+        What it was given as, for the message.
+    of
+        What the list should hold.
+
+    Raises
+    ------
+    OptionError
+        For anything else than a list of texts: a text alone would be taken letter by letter.
+    """
+    found = None if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
+    if found is None or not all(isinstance(name, str) for name in found):
+        raise OptionError(f"{what} {names!r}; expected a list of {of}")
+    return found

@@ -86,6 +86,52 @@ def test_options_of_a_calibration(options: dict[str, Any], found: str) -> None:
         q.Options(**options)
 
 
+TYPES: dict[str, tuple[Callable[..., object], list[str]]] = {
+    "True or False": (q.Options, ["fold_bn", "first_last_float", "all_blobs", "exact"]),
+    "a number": (q.TuneOptions, ["more_work", "max_drop", "min_agreement", "validation"]),
+    "a whole number of": (q.TuneOptions, ["images", "memory", "max_float_layers"]),
+}
+
+
+@pytest.mark.parametrize("value", ["no", "1", [], 1.5])
+@pytest.mark.parametrize("expected", TYPES)
+def test_a_value_of_another_type_is_never_taken_for_a_meaning(expected: str, value: Any) -> None:
+    """The text "no" is true in Python, so BatchNorm would be folded."""
+    make, names = TYPES[expected]
+    for name in [] if (expected, value) == ("a number", 1.5) else names:
+        with pytest.raises(
+            q.OptionError, match=rf"{name.replace('_', '.')} .*; expected {expected}"
+        ):
+            make(**{name: value})
+
+
+def test_flags_of_functions(net: q.Net, table: q.CalibrationTable) -> None:
+    calls: list[Callable[[Any], object]] = [
+        lambda flag: q.simulate(net, table, fold_bn=flag),
+        lambda flag: q.evaluate(net, table, lambda: [BATCH], fold_bn=flag),
+        lambda flag: q.analyze(net, table, lambda: [BATCH], fold_bn=flag),
+        lambda flag: q.WeightOptions(any_dilation=flag),
+        lambda flag: q.TuneOptions(change_model=flag),
+    ]
+    for call in calls:
+        with pytest.raises(q.OptionError, match="'no'; expected True or False"):
+            call("no")
+    assert q.Options(fold_bn=np.bool_(False)).fold_bn == False  # type: ignore[arg-type] # noqa: E712
+    with pytest.raises(q.OptionError, match="peak '255'; expected a number"):
+        q.evaluate(net, table, lambda: [BATCH], peak="255")  # type: ignore[arg-type]
+    with pytest.raises(q.OptionError, match="sensitivity_images -1; expected a whole number"):
+        q.analyze(net, table, lambda: [BATCH], sensitivity_images=-1)
+
+
+def test_an_observer_is_not_merged_with_itself() -> None:
+    layer = q.QuantLayer("conv", "Convolution", "data", np.ones((2, 3, 1, 1)), reads_input=True)
+    observer = q.Observer([layer])
+    observer.observe(BATCH)
+    with pytest.raises(q.StatisticsError, match="its images would count twice"):
+        observer.merge(observer)
+    assert observer.images == 2
+
+
 def test_other_lists_of_names(tmp_path: Path) -> None:
     files = make_model(tmp_path, NET)
     calls: list[Callable[[], object]] = [

@@ -31,6 +31,7 @@ from int8calib.evaluation.evaluate import (
 )
 from int8calib.evaluation.measures import Energy, energy, total_energy
 from int8calib.evaluation.outputs import compared_blobs
+from int8calib.limits import check_whole
 from int8calib.simulation.build import folds, int8_layers
 from int8calib.simulation.layers import Int8Weights
 from int8calib.table.model import CalibrationTable, require_table
@@ -85,7 +86,8 @@ def analyze(
         For no batches.
     """
     require_table(table)
-    fold = folds(table) if fold_bn is None else fold_bn
+    check_whole(sensitivity_images, "sensitivity_images")
+    fold = folds(table, fold_bn)
     base = Net(fold_batch_norm(net.graph) if fold else net.graph, net.input_shapes)
     compared = compared_blobs(net, scores, outputs)
     check_present(base, compared)

@@ -75,7 +75,7 @@ def sample_outputs(
     ImageError
         For no batches; and what `simulate` raises.
     """
-    fold = folds(table) if fold_bn is None else fold_bn
+    fold = folds(table, fold_bn)
     graph = fold_batch_norm(net.graph) if fold else net.graph
     needed = {x.name for x in graph.ancestors(compared_blobs(net, outputs=outputs).blobs)}
     every = int8_layers(graph, table, optimized=fold, inputs=net.input_shapes)

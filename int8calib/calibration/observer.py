@@ -269,6 +269,8 @@ class Observer:
             raise StatisticsError(
                 f"{type(other).__name__} cannot be merged; expected another Observer"
             )
+        if other is self:
+            raise StatisticsError("an observer with itself: its images would count twice")
         self._check_same(other._fingerprint(), "the other observer")
         self._take(merge_statistics([self.statistics, other.statistics]))
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from int8calib.calibration.scales import WeightOptions
 from int8calib.calibration.thresholds import DEFAULT_METHOD, MethodOptions, method_names
 from int8calib.errors import OptionError
-from int8calib.words import name_list
+from int8calib.limits import check_flag, check_real, name_list
 from int8calib.workers import check_workers, usable_cores
 
 AUTO = "auto"
@@ -105,8 +103,11 @@ class Options:
             object.__setattr__(self, what, found)
         if not isinstance(self.weights, WeightOptions):
             raise OptionError(f"weights {self.weights!r}; expected WeightOptions")
-        if not isinstance(self.percentile, (int, float, np.number)):
-            raise OptionError(f"percentile {self.percentile!r}; expected a number such as 99.99")
+        for what in ("fold_bn", "first_last_float", "all_blobs"):
+            check_flag(getattr(self, what), what)
+        if self.exact is not None:
+            check_flag(self.exact, "exact")
+        check_real(self.percentile, "percentile")
         MethodOptions(percentile=self.percentile)
         check_workers(self.workers)
         cache = self.cache_bytes

@@ -19,7 +19,7 @@ from int8calib.arrays import Array
 from int8calib.calibration.layers import QuantLayer, WeightClips, level_sums
 from int8calib.errors import OptionError
 from int8calib.levels import LEVELS, WINOGRAD_LEVELS, WINOGRAD_ROW_SUM
-from int8calib.words import name_list
+from int8calib.limits import check_flag, check_real, name_list
 
 METHODS = ("absmax", "aciq", "mse")
 GRANULARITIES = ("per-channel", "per-group", "per-tensor")
@@ -99,6 +99,8 @@ class WeightOptions:
             )
         if self.winograd not in WINOGRAD:
             raise OptionError(f"winograd {self.winograd!r}; expected one of {', '.join(WINOGRAD)}")
+        check_flag(self.any_dilation, "any_dilation")
+        check_real(self.dead, "dead weights below")
         six_bit = name_list(self.six_bit, "six bit", "names or globs of layers")
         object.__setattr__(self, "six_bit", six_bit)
         if not DEAD_ABSMAX <= self.dead < np.inf:

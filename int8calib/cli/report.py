@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     require_matplotlib()
     tables = read_tables(args.table)
     first = next(iter(tables.values()))
-    fold = folds(first) if options.fold_bn is None else options.fold_bn
+    fold = folds(first, options.fold_bn)
     machine = read_options(RunOptions, args)
     machine.refuse_idle_cache(kept=bool(machine.exact) and options.stats is None)
     net = model.load_net()

@@ -26,12 +26,13 @@ from int8calib.evaluation.kinds import (
 from int8calib.evaluation.outputs import ComparedBlobs, Comparison
 from int8calib.evaluation.records import Labels, Record, compare, sum_up
 from int8calib.evaluation.runtime import RuntimeEvaluation, boxes_of, median_times
+from int8calib.limits import name_list
 from int8calib.ncnn.execution.layers import grouped_by_eight, split_origins
 from int8calib.ncnn.execution.network import NcnnNet
 from int8calib.ncnn.param import NcnnLayer
 from int8calib.ncnn.runtime import RuntimeNet
 from int8calib.table.model import CalibrationTable, named_tables
-from int8calib.words import listed, name_list
+from int8calib.words import listed
 from int8calib.workers import Batch, Progress, batch_size
 
 _REQUANTIZED = 100

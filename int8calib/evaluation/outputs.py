@@ -25,6 +25,7 @@ from int8calib.evaluation.kinds import (
     network_kind,
 )
 from int8calib.evaluation.measures import MIN_SCORE
+from int8calib.limits import check_real
 from int8calib.words import listed
 
 
@@ -52,6 +53,8 @@ class Comparison:
             raise OptionError(f"top-k {self.topk!r}: expected whole numbers of at least 1")
         if not isinstance(self.box_score, Real) or not 0 <= self.box_score <= 1:
             raise OptionError(f"box score {self.box_score!r}: expected a number, 0 to 1")
+        if self.peak is not None:
+            check_real(self.peak, "peak")
         if self.peak is not None and not 0 < self.peak < math.inf:
             raise OptionError(f"peak {self.peak:g}: expected a number above 0, such as 1 or 255")
 

@@ -156,7 +156,7 @@ def _load(
     threads: int,
 ) -> list[RuntimeNet]:
     """The float net, then one INT8 net for each table."""
-    ways = [folds(table) if fold_bn is None else fold_bn for table in tables.values()]
+    ways = [folds(table, fold_bn) for table in tables.values()]
     models = {
         fold: float_model(net, fold_bn=fold, outputs=compared.blobs) for fold in {True, *ways}
     }

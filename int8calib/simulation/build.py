@@ -14,6 +14,7 @@ from int8calib.caffe.network.graph import QUANTIZED_TYPES, Graph, Layer
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.caffe.network.shapes import Obstacle, reach
 from int8calib.errors import TableError, WeightsError
+from int8calib.limits import check_flag
 from int8calib.simulation.arithmetic import SIGNED, UNSIGNED, quantize
 from int8calib.simulation.fusion import input_scales
 from int8calib.simulation.layers import PREFIX, Int8Weights
@@ -63,18 +64,21 @@ def simulate(net: Net, table: CalibrationTable, *, fold_bn: bool | None = None) 
         For something that is no `CalibrationTable`.
     """
     require_table(table)
-    fold = folds(table) if fold_bn is None else fold_bn
+    fold = folds(table, fold_bn)
     graph = fold_batch_norm(net.graph) if fold else net.graph
     int8 = int8_layers(graph, table, optimized=fold, inputs=net.input_shapes)
     layers = tuple(int8.get(layer.name, layer) for layer in graph.layers)
     return Net(replace(graph, layers=layers), net.input_shapes)
 
 
-def folds(table: CalibrationTable) -> bool:
-    """Whether the report of `table` says that BatchNorm was folded; True where it is silent.
+def folds(table: CalibrationTable, given: bool | None = None) -> bool:
+    """Whether BatchNorm is folded: as `given`, or as the table's report says; True without both.
 
-    Raises `TableError` where it says something else.
+    Raises `OptionError` or `TableError` where it is neither true nor false.
     """
+    if given is not None:
+        check_flag(given, "fold_bn")
+        return bool(given)
     options = table.meta.get("options", {})
     fold = options.get("fold_bn", True) if isinstance(options, Mapping) else True
     if not isinstance(fold, bool):

@@ -10,9 +10,9 @@ from typing import Any
 from int8calib.caffe.engine.run import Net
 from int8calib.errors import OptionError
 from int8calib.evaluation.results import Evaluation
+from int8calib.limits import check_flag, check_real, check_whole, name_list
 from int8calib.ncnn.rounded import RoundedWeights
 from int8calib.table.model import CalibrationTable
-from int8calib.words import name_list
 
 TECHNIQUES = ("equalize", "copies", "rounding", "refit", "bias")
 
@@ -83,8 +83,7 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing; raises `OptionError`."""
-        if self.outputs is not None:
-            name_list(self.outputs, "outputs")
+        self._check_types()
         for name in name_list(self.techniques, "techniques", f"{', '.join(TECHNIQUES)}"):
             if name not in TECHNIQUES:
                 raise OptionError(f"technique {name!r}: expected one of {', '.join(TECHNIQUES)}")
@@ -94,14 +93,26 @@ class TuneOptions:
             raise OptionError(f"max drop {self.max_drop:g}: expected points of top-1 up to 100")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise OptionError(f"min agreement {self.min_agreement:g}: expected a share, 0 to 1")
-        if self.max_float_layers is not None and self.max_float_layers < 0:
-            raise OptionError(f"max float layers {self.max_float_layers}: expected 0 or more")
         if self.images < 2:
             raise OptionError(f"{self.images} images: expected at least 2, to tune and to validate")
         if not 0 < self.validation < 1:
             raise OptionError(f"validation share {self.validation:g}: expected between 0 and 1")
         if self.seconds is not None and self.seconds <= 0:
             raise OptionError(f"{self.seconds:g} seconds: expected more than 0")
+
+    def _check_types(self) -> None:
+        """Raise `OptionError` for values of another type, such as a text of digits."""
+        check_flag(self.change_model, "change_model")
+        check_flag(self.offsets, "offsets")
+        check_whole(self.images, "images")
+        check_whole(self.memory, "memory")
+        if self.max_float_layers is not None:
+            check_whole(self.max_float_layers, "max float layers")
+        for what in ("more_work", "max_drop", "min_agreement", "validation", "seconds"):
+            if getattr(self, what) is not None:
+                check_real(getattr(self, what), what.replace("_", " "))
+        if self.outputs is not None:
+            name_list(self.outputs, "outputs")
 
 
 @dataclass(frozen=True)

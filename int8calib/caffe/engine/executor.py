@@ -15,7 +15,7 @@ from int8calib.caffe.network.shapes import reach
 from int8calib.calibration import executor as protocol
 from int8calib.device import Device
 from int8calib.errors import ModelError
-from int8calib.words import name_list
+from int8calib.limits import name_list
 from int8calib.workers import Batch
 
 

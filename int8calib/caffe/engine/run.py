@@ -21,8 +21,7 @@ from int8calib.caffe.network.load import load_graph
 from int8calib.caffe.network.runnable import batch_statistics
 from int8calib.device import Device, find_device
 from int8calib.errors import OptionError, ShapeError
-from int8calib.limits import within_memory
-from int8calib.words import name_list
+from int8calib.limits import name_list, within_memory
 from int8calib.workers import Batch, blas_threads, float_batch
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from int8calib.caffe.network.graph import Blob, Graph, Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES, input_shapes
 from int8calib.caffe.network.unread import layer_notes, net_notes, stopping
 from int8calib.errors import ModelError
-from int8calib.words import listed, name_list
+from int8calib.limits import name_list
+from int8calib.words import listed
 
 LOSS_TYPES = frozenset(
     {

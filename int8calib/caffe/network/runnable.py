@@ -14,7 +14,8 @@ from int8calib.caffe.network.inputs import INPUT_TYPES
 from int8calib.caffe.network.quantized import QuantizedLayer, quantized_layers
 from int8calib.caffe.network.shapes import Obstacle, reach
 from int8calib.errors import ModelError, OptionError
-from int8calib.words import listed, name_list
+from int8calib.limits import name_list
+from int8calib.words import listed
 
 
 def runnable_outputs(

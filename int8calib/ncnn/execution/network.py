@@ -14,14 +14,13 @@ from int8calib.arrays import Array, Shape
 from int8calib.calibration.executor import Listener, Runner
 from int8calib.calibration.layers import QuantLayer
 from int8calib.errors import ModelError, OptionError, ShapeError
-from int8calib.limits import check_shape
+from int8calib.limits import check_shape, name_list
 from int8calib.ncnn.execution.layers import input_shapes, quant_layers, split_origins
 from int8calib.ncnn.execution.quantizable import QuantizableModel
 from int8calib.ncnn.model import NcnnModel
 from int8calib.ncnn.optimize import optimize_model
 from int8calib.ncnn.param import NcnnLayer
 from int8calib.ncnn.runtime import RuntimeNet, read_as_ids
-from int8calib.words import name_list
 from int8calib.workers import Batch, batch_size, usable_cores
 
 
