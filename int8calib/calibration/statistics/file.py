@@ -121,11 +121,17 @@ def _fine_arrays(name: str, histograms: list[Histogram]) -> dict[str, NDArray[An
         ("positive", [h.positive for h in fine]),
         ("negative", [h.negative for h in fine]),
     ):
-        filled: list[NDArray[Any]] = [np.trim_zeros(c, "b") for c in counts]
+        filled: list[NDArray[Any]] = [_up_to_last(c) for c in counts]
         joined = np.concatenate([np.empty(0, np.uint32), *filled])
         arrays[f"{name}/{side}"] = joined.astype(np.min_scalar_type(joined.max(initial=0)))
         arrays[f"{name}/{side}_bins"] = np.array([c.size for c in filled], np.int64)
     return arrays
+
+
+def _up_to_last(counts: NDArray[Any]) -> NDArray[Any]:
+    """The counts up to the last filled bin."""
+    filled = counts != 0
+    return counts[: counts.size - int(filled[::-1].argmax())] if filled.any() else counts[:0]
 
 
 def _digest(content: Arrays) -> NDArray[np.uint8]:
