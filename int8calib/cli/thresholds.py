@@ -17,7 +17,7 @@ from int8calib.cli.outputs import (
     is_stdout,
     show_calibration,
 )
-from int8calib.cli.table_options import BY_BLOB, TableOptions, add_choice_arguments
+from int8calib.cli.table_options import BY_BLOB, PRESETS, TableOptions, add_choice_arguments
 from int8calib.errors import StatisticsError
 
 
@@ -63,8 +63,22 @@ def run(args: argparse.Namespace) -> int:
         meta=meta,
         weight_rows=stored.weight_rows,
     )
-    table, report = calibration_texts(args.format, done, stored.layers, options)
+    notes = _folding_notes(args.like, fold_bn=fold_bn)
+    table, report = calibration_texts(args.format, done, stored.layers, options, notes)
     files.write(table, {".json": report})
     show_calibration(console, done)
+    for note in notes:
+        console.say(note)
     console.say(f"{args.output}: {counted(done)}{files.told({'.json': 'report'})}")
     return 0
+
+
+def _folding_notes(like: str | None, *, fold_bn: bool) -> list[str]:
+    """A warning where the statistics are of other weights than those of the tool of `--like`."""
+    if like is None or ("--fold-bn" in PRESETS[like]) == fold_bn:
+        return []
+    option = "--no-fold-bn" if fold_bn else "--fold-bn"
+    return [
+        f"warning: --like {like}: for its numbers of a network with BatchNorm the statistics must "
+        f"be collected with {option}, and they were not"
+    ]

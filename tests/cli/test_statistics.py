@@ -79,6 +79,26 @@ def test_thresholds_write_what_calibrate_writes(
     assert (tmp_path / "a.json").exists()
 
 
+@pytest.mark.parametrize("like", ["tool", "ncnn2table"])
+def test_another_tools_numbers_need_its_folding(
+    like: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Statistics that were collected as the tool has it give its numbers; others are warned of."""
+    run(folder, "collect", "all", tmp_path / "raw.npz", "--no-fold-bn", "--exact")
+    run(folder, "calibrate", "all", tmp_path / "expected", "--like", like)
+    right, wrong = tmp_path / "raw.npz", folder / "exact.npz"
+    if like == "ncnn2table":
+        right, wrong = wrong, right
+    for stats in (right, wrong):
+        words = ["thresholds", str(stats), "--output", str(tmp_path / "t"), "--like", like]
+        assert main(words) == 0
+        told = f"warning: --like {like}: for its numbers of a network with BatchNorm"
+        assert (told in capsys.readouterr().err) == (stats == wrong)
+        assert (told in (tmp_path / "t.json").read_text()) == (stats == wrong)
+        same = (tmp_path / "t").read_bytes() == (tmp_path / "expected").read_bytes()
+        assert same == (stats == right)
+
+
 def test_unfolded_statistics_give_unfolded_weights(folder: Path, tmp_path: Path) -> None:
     run(folder, "collect", "all", tmp_path / "raw.npz", "--no-fold-bn")
     thresholds(tmp_path / "raw.npz", tmp_path / "a")
