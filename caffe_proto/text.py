@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
 from functools import cache
 from itertools import chain
 from operator import attrgetter
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -316,7 +315,7 @@ class Parser:
 
 @cache
 def _form(kind: Descriptor) -> _Form:
-    descriptors = cast("Sequence[FieldDescriptor]", kind.fields)
+    descriptors = kind.fields
     required = tuple(d.name for d in descriptors if _label(d) == "required")
     fields = {d.name: _field(d) for d in descriptors if d.name != "unread"}
     return _Form(fields, required)
