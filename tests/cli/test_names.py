@@ -16,7 +16,7 @@ from tests.generated import make_model
 FILES = {"FILE", "DIR", "WHERE", "PREFIX"}
 NO_NAMES = {
     "too long": "x" * 256,
-    "a folder that is missing": "y/" * 2000,
+    "a folder that is missing": "y/" * 700,
     "a device": "/dev/null/x",
     "control characters": "\x1b[31m/\n",
 }
