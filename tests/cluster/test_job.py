@@ -133,10 +133,16 @@ def test_calibrates_the_same(folder: Path, tmp_path: Path, client: Any, table: P
 
 @pytest.mark.parametrize("labels", [False, True], ids=["plain", "labels"])
 def test_processes_evaluate_the_same(
-    folder: Path, table: Path, capsys: pytest.CaptureFixture[str], client: Any, labels: bool
+    folder: Path,
+    table: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    client: Any,
+    labels: bool,
 ) -> None:
-    # Once with a scheduler that is there, once with processes for this run alone.
-    address = client.scheduler.address if labels else "local:2"
+    # Once with a scheduler that is there, once with a process for this run alone.
+    address = client.scheduler.address if labels else "local:1"
+    monkeypatch.setattr("int8calib.cluster.chunks.MIN_CHUNK_IMAGES", 5)
     words = ["--table", str(table), "--json", "--batch", "3"]
     words += ["--labels", str(folder / "labels.txt")] if labels else []
     capsys.readouterr()
