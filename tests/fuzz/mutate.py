@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -275,8 +276,7 @@ def damaged_npz(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) -
     """Arrays of other values, types and shapes in a valid archive; sometimes its bytes."""
     if rng.random() < 0.4:
         return damaged_bytes(data, rng, others)
-    with np.load(io.BytesIO(data)) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    arrays = dict(_arrays_of(data))
     for _ in range(rng.choice((1, 1, 2))):
         name = rng.choice(list(arrays))
         arrays[rng.choice((name, name, name, "odd", *arrays))] = _damaged_array(arrays[name], rng)
@@ -285,6 +285,12 @@ def damaged_npz(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) -
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
+
+
+@cache
+def _arrays_of(whole: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(whole)) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def _damaged_array(array: np.ndarray, rng: random.Random) -> np.ndarray:
