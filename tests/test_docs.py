@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import re
@@ -143,6 +144,11 @@ def test_examples_run(
     registry.type_names()  # loads the types that come with the package
     importlib.import_module("int8calib.simulation.layers")  # whose types must stay registered
     monkeypatch.setattr(registry, "_types", dict(registry._types))
+    if page.stem == "cluster":
+        # Workers in processes are tested with the cluster; here they are threads.
+        distributed = pytest.importorskip("distributed")
+        threads = functools.partial(distributed.LocalCluster, processes=False)
+        monkeypatch.setattr(distributed, "LocalCluster", threads)
     rng = np.random.default_rng(0)
     names = {"arrays": [rng.normal(size=(1, 3, 64, 64)).astype(np.float32) for _ in range(3)]}
     for example in examples(page):
