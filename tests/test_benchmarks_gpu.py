@@ -31,7 +31,7 @@ def test_a_run_from_end_to_end(
     monkeypatch.setattr(gpu, "PAGE", page)
     monkeypatch.setattr(gpu, "RESULTS", results)
     words = ["demo", "--images", "7", "--rounds", "1"]
-    assert gpu.main([*words, "--dry-run"]) == 0
+    assert gpu.main(["demo", "--images", "2", "--rounds", "1", "--dry-run"]) == 0
     assert not results.exists()
     assert gpu.main([*words, "--batch", "3"]) == 0
     found = json.loads(results.read_text())

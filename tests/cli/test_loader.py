@@ -20,6 +20,7 @@ from int8calib.demo import CAFFEMODEL, PROTOTXT
 from int8calib.errors import ImageError, OptionError
 
 RNG = np.random.default_rng(53)
+FAST = ("--method", "minmax")
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_skipped_images_are_counted(
     (folder / "notes.md").write_text("x")
     output = tmp_path / "out"
     output.mkdir()
-    assert calibrate(str(folder), output / "net.table") == 0
+    assert calibrate(str(folder), output / "net.table", *FAST) == 0
     lines = capsys.readouterr().err.splitlines()
     said = [line for line in lines if "skipped" in line and "net.table" not in line]
     assert said == [
@@ -132,11 +133,11 @@ def test_skipped_images_are_counted(
     ]
     for i in range(30):
         (folder / f"bad{i}.png").write_bytes(b"damaged")
-    assert calibrate(str(folder), output / "net.table") == 0
+    assert calibrate(str(folder), output / "net.table", *FAST) == 0
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("skipped: ") for line in lines) == SKIPS_SHOWN
     assert "31 of 37 images were skipped; --verbose names them all" in lines
-    assert calibrate(str(folder), output / "net.table", "--verbose") == 0
+    assert calibrate(str(folder), output / "net.table", *FAST, "--verbose") == 0
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("skipped: ") for line in lines) == 31
     for path in folder.glob("[0-9].png"):
