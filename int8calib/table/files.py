@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from pathlib import Path
 
 from int8calib.errors import TableError
@@ -12,6 +13,14 @@ from int8calib.limits import MAX_TABLE_BYTES
 from int8calib.table.formats import detect_format, get_format
 from int8calib.table.model import CalibrationTable, require_table
 from int8calib.table.rules import Scan
+
+_OTHER_FILES = {
+    rb"(name|input) *: *[\"']|layers? *:? *\{": "a prototxt",
+    rb"7767517$": "an ncnn structure file",
+    rb"(?i:<!doctype|<html|<\?xml)": "an HTML or XML page",
+    rb"PK\x03\x04": "a .npz or .zip file",
+}
+"""What is given in place of a table by mistake, told by its first line that is no comment."""
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -25,6 +34,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise TableError(message) from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise TableError(f"{Path(path)}: is UTF-16 text; save it as UTF-8")
+    lines = (line.strip() for line in data[:4096].split(b"\n"))
+    first = next((line for line in lines if line and not line.startswith(b"#")), b"")
+    for pattern, what in _OTHER_FILES.items():
+        if re.match(pattern, first):
+            raise TableError(f"{Path(path)}: is {what}; expected a calibration table")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

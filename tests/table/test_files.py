@@ -175,6 +175,28 @@ def test_detection(text: str, name: str) -> None:
     assert detect_format(text).name == name
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('# Köln\n# 2\n\nname: "net"\n', "a prototxt"),
+        ("\r\nlayer {\r\n", "a prototxt"),
+        ("7767517\n1 1\nInput data 0 1 data\n", "an ncnn structure file"),
+        ("<!DOCTYPE html>\n", "an HTML or XML page"),
+        ("PK\x03\x04\x14", "a .npz or .zip file"),
+    ],
+)
+def test_other_files_are_called_by_their_name(tmp_path: Path, text: str, what: str) -> None:
+    (tmp_path / "t").write_text(text, encoding="utf-8", newline="")
+    with pytest.raises(TableError, match=f"t: is {what}; expected a calibration table"):
+        read_table(tmp_path / "t")
+
+
+def test_layers_may_be_called_as_other_files_begin(tmp_path: Path) -> None:
+    made = table(layer("name:", [2, 3], 0.5), layer("layer", [7, 11], 0.25))
+    write_table(tmp_path / "t", made)
+    assert same_rows(read_table(tmp_path / "t"), made)
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"none\.table: no such file"):
         read_table(tmp_path / "none.table")
