@@ -214,3 +214,27 @@ def test_shapes_are_whole_numbers(shape: Any, tmp_path: Path) -> None:
 def test_threads_are_a_whole_number(threads: Any, net: q.Net) -> None:
     with pytest.raises(q.OptionError, match=f"threads {threads}; expected 1 or more"):
         net.forward(BATCH, threads=threads)
+
+
+def test_options_of_other_functions_and_files_of_a_model(net: q.Net, tmp_path: Path) -> None:
+    one = tmp_path / "net"
+    calls: dict[str, Callable[[], object]] = {
+        "tuning of type dict; expected TuneOptions": lambda: q.tune(
+            net,
+            lambda: [BATCH],
+            tuning={"images": 4},  # type: ignore[arg-type]
+        ),
+        "checkpoint of type str; expected a Checkpoint": lambda: q.calibrate(
+            net,
+            lambda: [BATCH],
+            checkpoint="run.npz",  # type: ignore[arg-type]
+        ),
+        "would hold both prototxt and weights": lambda: q.write_model(net, one, str(one)),
+        "are swapped: the prototxt comes first": lambda: q.write_model(
+            net, tmp_path / "a.caffemodel", tmp_path / "a.prototxt"
+        ),
+    }
+    for message, call in calls.items():
+        with pytest.raises(q.Int8CalibError, match=message):
+            call()
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from int8calib.arrays import Array, Shape
 from int8calib.caffe.engine.run import Net
 from int8calib.caffe.network.graph import Layer
 from int8calib.caffe.network.inputs import INPUT_TYPES
+from int8calib.errors import OutputError
 from int8calib.files import write_all
 
 
@@ -34,8 +35,13 @@ def write_model(
     Raises
     ------
     OutputError
-        Where a file cannot be written.
+        Where a file cannot be written, and for one name twice or swapped names.
     """
+    names = os.fspath(prototxt), os.fspath(caffemodel)
+    if os.path.realpath(names[0]) == os.path.realpath(names[1]):
+        raise OutputError(f"{names[0]}: would hold both prototxt and weights; name two files")
+    if names[0].endswith(".caffemodel") and names[1].endswith(".prototxt"):
+        raise OutputError(f"{names[0]} and {names[1]} are swapped: the prototxt comes first")
     structure, weights = encode_model(net)
     write_all({os.fspath(prototxt): structure, os.fspath(caffemodel): weights})
 

@@ -241,6 +241,11 @@ def run_job(
     cluster: Any = None,
 ) -> Calibration:
     """Do what `calibrate` does for a job that is prepared; it may go on from a `checkpoint`."""
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        raise OptionError(
+            f"checkpoint of type {type(checkpoint).__name__}; expected a Checkpoint, such as "
+            'int8calib.Checkpoint("run.npz")'
+        )
     if cluster is not None:
         from int8calib.calibration.statistics.cluster import collect_on_cluster
 

@@ -115,6 +115,16 @@ class TuneOptions:
             name_list(self.outputs, "outputs")
 
 
+def checked_tuning(tuning: TuneOptions | None) -> TuneOptions:
+    """Return the options, those by default for None; raises `OptionError` for anything else."""
+    if tuning is not None and not isinstance(tuning, TuneOptions):
+        raise OptionError(
+            f"tuning of type {type(tuning).__name__}; expected TuneOptions, such as "
+            "int8calib.TuneOptions(images=80)"
+        )
+    return tuning or TuneOptions()
+
+
 @dataclass(frozen=True)
 class Choice:
     """What was decided for one layer, and why: `what` is short, `why` one sentence."""

@@ -34,7 +34,7 @@ from int8calib.tuning.candidates import (
     prepare_network,
 )
 from int8calib.tuning.layer_solver import LayerSolution, SolverOptions, solve_layers
-from int8calib.tuning.results import TuneOptions, Tuning
+from int8calib.tuning.results import TuneOptions, Tuning, checked_tuning
 from int8calib.tuning.validation import (
     Validator,
     check_targets,
@@ -98,7 +98,7 @@ def tune(
     ImageError
         For fewer than two batches.
     """
-    options, tuning = options or Options(), tuning or TuneOptions()
+    options, tuning = options or Options(), checked_tuning(tuning)
     job = prepare(net, options)
     given = first_batches(start_pass(batches), tuning.images)
     tuned, held_out = split_batches(given, tuning, job.executor.graph, net.input_shapes)
