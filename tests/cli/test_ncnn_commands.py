@@ -223,7 +223,7 @@ def test_most_layers_are_int8(folder: Path) -> None:
         ({"--param": "{folder}/nosuch.param"}, "nosuch.param: cannot be read"),
         ({"--bin": "{folder}/net.param"}, "the file ends within weights"),
         ({"--param": "{folder}/net.bin"}, "no text"),
-        ({"--table": "{folder}/net.param"}, "row"),
+        ({"--table": "{folder}/net.param"}, "is an ncnn structure file"),
         ({"--param": "{folder}/i.param", "--bin": "{folder}/i.bin"}, "is INT8 already"),
     ],
 )
