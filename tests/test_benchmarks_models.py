@@ -31,7 +31,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 
 
 def test_rendition_finds_the_tools_thresholds(shared: Path) -> None:
-    for layer in ("fire9/conv3x3_2", "conv_final"):
+    for layer in ("fire2/conv1x1_1", "fire9/conv3x3_2", "conv_final"):
         _, kept, counts = golden_histograms(shared)[layer]
         assert reference.threshold_bin(counts) == kept, layer
 
@@ -90,7 +90,7 @@ def test_ncnn2table_runs_in_turn_where_it_is_at_hand(
     """A program of that name, which takes its options and a known time."""
     tool = tmp_path / "ncnn2table"
     tool.write_text(
-        "#!/bin/sh\nsleep 0.1\ntest -s $1 && test -s $2 && test -s $3 || exit 1\n"
+        "#!/bin/sh\nsleep 0.3\ntest -s $1 && test -s $2 && test -s $3 || exit 1\n"
         'test "$8" = pixel=BGR && test "$9" = thread=2 || exit 2\n'
     )
     tool.chmod(0o755)
@@ -98,7 +98,7 @@ def test_ncnn2table_runs_in_turn_where_it_is_at_hand(
     found = ncnn2table.measure(material, QUICK, lambda text: None)
     assert found["measured"]
     run = found["networks"]["demo"]["4"]
-    assert run["tool_seconds"]["median"] >= 0.1
+    assert run["tool_seconds"]["median"] >= 0.3
     assert run["ratio"]["median"] == pytest.approx(
         run["seconds"]["median"] / run["tool_seconds"]["median"], rel=0.5
     )
