@@ -121,7 +121,6 @@ def run(args: argparse.Namespace) -> int:
         exact=machine.exact,
         cache_bytes=machine.cache_bytes,
     )
-    machine.refuse_idle_cache(kept=options.two_passes and cluster.cluster is None)
     device = gpu.open()
     net = model.load(machine.worker_count, device)
     models.check(net)

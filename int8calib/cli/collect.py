@@ -97,9 +97,7 @@ def run(args: argparse.Namespace) -> int:
     gpu = read_options(DeviceOptions, args)
     outputs = [path for path in (args.output, long_run.checkpoint) if path is not None]
     check_outputs(outputs, inputs=(*model.files, args.ranges))
-    one_of_two = bool(args.ranges_only or args.ranges)
-    exact = _exact(machine.exact, one_of_two=one_of_two)
-    machine.refuse_idle_cache(kept=exact and not one_of_two and cluster.cluster is None)
+    exact = _exact(machine.exact, one_of_two=bool(args.ranges_only or args.ranges))
     device = gpu.open()
     net = model.load(machine.worker_count, device)
     options = Options(fold_bn=args.fold_bn, all_blobs=args.all_blobs)

@@ -26,7 +26,6 @@ _NEED_ANOTHER: tuple[_Rule, ...] = (
     ("names", ("boxes",), "only --boxes need them; leave it out"),
     ("send_images", ("cluster",), "only a --cluster needs images sent; leave it out"),
     ("rounding", ("ncnn",), "says how --ncnn rounds, which is not given; leave it out"),
-    ("offsets", ("ncnn",), "is for the INT8 model of --ncnn, which is not given; leave it out"),
     (
         "skip",
         ("write_model", "ncnn"),
@@ -60,6 +59,11 @@ def _takes_no_percentile(args: Mapping[str, Any]) -> bool:
 
 _BESIDE: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], str], ...] = (
     ("verbose", lambda args: args["quiet"], "--quiet prints nothing but errors; leave one out"),
+    (
+        "offsets",
+        lambda args: args["offsets"] and not args["ncnn"],
+        "is for the INT8 model of --ncnn, which is not given; leave it out",
+    ),
     (
         "offsets",
         lambda args: args["offsets"] and args["rounding"] == "nearest",

@@ -232,14 +232,6 @@ class RunOptions:
             raise OptionError(f"--cache {self.cache}: expected a size such as 0, 500M or 2G")
         return int(size)
 
-    def refuse_idle_cache(self, *, kept: bool) -> None:
-        """Raise `OptionError` for a `--cache` where no activations are `kept` for a second pass."""
-        if self.cache_bytes and not kept:
-            raise OptionError(
-                f"--cache {self.cache}: only a run that takes both passes of --exact on this "
-                "machine keeps activations; leave it out"
-            )
-
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `RunOptions`, for a command that calibrates."""

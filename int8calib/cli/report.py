@@ -108,7 +108,6 @@ def run(args: argparse.Namespace) -> int:
     first = next(iter(tables.values()))
     fold = folds(first, options.fold_bn)
     machine = read_options(RunOptions, args)
-    machine.refuse_idle_cache(kept=bool(machine.exact) and options.stats is None)
     net = model.load_net()
     structure, weights = model.files
     known = _Known.read(options, net, tables)

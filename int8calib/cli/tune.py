@@ -165,7 +165,6 @@ def run(args: argparse.Namespace) -> int:
     files.check(*others, inputs=model.files)
     machine = read_options(RunOptions, args)
     calibration = options.calibration(machine)
-    machine.refuse_idle_cache(kept=calibration.two_passes)
     tuning = options.tuning()
     net = model.load_net()
     models.check(net)
