@@ -136,7 +136,7 @@ ARGUMENTS = {
     "kl_tensorrt_costs": [*SUMS, np.zeros(12)],
     "kl_tool_costs": [*SUMS, np.zeros(12)],
     "kl_tool_v1_costs": [*SUMS, np.zeros(12)],
-    "mse_costs": [ramp(17), ramp(18), ramp(18), ramp(18), 7, np.zeros(17)],
+    "mse_costs": [ramp(17), ramp(17), ramp(17), 83.0, 7, np.zeros(17)],
     "products": [ramp(7, np.float32), ramp(7, np.float32)[::-1].copy(), np.zeros(4)],
     "row_clips": [ramp(12, np.float32), 7, ramp(3, np.float32), np.zeros(4, np.float32)],
 }

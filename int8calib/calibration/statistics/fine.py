@@ -153,24 +153,33 @@ class FineHistogram:
 
 def _between(edges: NDArray[np.float64], counts: Counts) -> NDArray[np.int64]:
     """The counts between 0, the edges (in fine bins) and the end."""
-    if not counts.any():
+    most = int(counts.max())
+    if not most:
         return np.zeros(len(edges) + 1, np.int64)
     whole = np.minimum(edges.astype(np.int64), FINE_BINS - 1)
     shares = np.rint((edges - whole) * counts[whole]).astype(np.int64)
     starts = np.concatenate([[0], whole])
-    sums = np.add.reduceat(counts, starts, dtype=np.int64)
+    widest = int(np.diff(starts, append=FINE_BINS).max())
+    # Sums in the counts' own type take half of the time.
+    fits = counts.dtype == np.uint32 and most * widest <= _MOST
+    sums = np.add.reduceat(counts, starts, dtype=np.uint32 if fits else np.int64)
+    sums = sums.astype(np.int64, copy=False)
     # Of no fine bins reduceat gives the one where they would begin.
     sums[:-1][starts[:-1] == starts[1:]] = 0
     return sums + np.diff(shares, prepend=0, append=0)
 
 
 def _halved(counts: Counts, doublings: int) -> Counts:
-    """Counts in bins that are 2**doublings times as wide."""
+    """Counts in bins that are 2**doublings times as wide, in 64 bits where 32 might not do."""
+    halvings = min(doublings, FINE_BINS.bit_length() - 1)
+    most = int(counts.max())
+    if counts.dtype == np.uint32 and most << halvings > _MOST:
+        counts = counts.astype(np.uint64)
     wide: Counts = np.zeros(FINE_BINS, counts.dtype)
-    if counts.any():
-        factor = min(1 << doublings, FINE_BINS)
-        # No sum is larger than the number of values, which the type holds.
-        counts.reshape(-1, factor).sum(axis=1, dtype=counts.dtype, out=wide[: FINE_BINS // factor])
+    if most:
+        for _ in range(halvings):
+            counts = counts[0::2] + counts[1::2]
+        wide[: len(counts)] = counts
     return wide
 
 
@@ -270,7 +279,7 @@ class _HostCounters:
         for counts in (self._counts, self._spilled):
             if counts is not None:
                 for side in (counts[:FINE_BINS], counts[FINE_BINS : 2 * FINE_BINS]):
-                    if side.any():
+                    if side.max():
                         side[:] = _halved(side, doublings)
 
     def result(self) -> Counts:

@@ -1,7 +1,6 @@
 """Compiled loops that search the clip of least squared error, of activations or of weights.
 
-As in `kernels`, numpy makes running sums over the bins and the kernel takes differences of them;
-entry k of a running sum is the sum of the bins before bin k.
+numpy makes running sums over the bins, and the kernels look values up in them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from int8calib.calibration.thresholds.kernels import Doubles, running
+from int8calib.calibration.thresholds.kernels import Doubles
 from int8calib.compiled import kernel
 
 
@@ -31,57 +30,48 @@ def mse_curve(counts: Doubles, levels: int) -> Doubles:
         In squares of a bin's width. Formula: see `int8calib.calibration.thresholds.mse`.
     """
     middles = np.arange(counts.size) + 0.5
-    # Squared error of clipping at t: the counts times (middle - t)**2, plus 1/12 for their spread.
-    squares = counts * (middles * middles + 1 / 12)
+    # Each bin's values are spread evenly over it, which adds 1/12 to the square of its middle.
+    energy = (counts * (middles * middles + 1 / 12)).sum()
+    beyond = np.cumsum(counts[::-1])[::-1]
+    excess = np.cumsum((beyond - counts / 2)[::-1])[::-1]
     curve = np.empty(counts.size)
-    mse_costs(counts, running(counts), running(counts * middles), running(squares), levels, curve)
+    mse_costs(excess.copy(), beyond.copy(), counts / 2, energy, levels, curve)
     return curve
 
 
-@kernel("float64[:], float64[:], float64[:], float64[:], int64, out float64[:] ->")
-def mse_costs(counts: Any, count: Any, first: Any, second: Any, levels: Any, curve: Any) -> None:
+@kernel("float64[:], float64[:], float64[:], float64, int64, out float64[:] ->")
+def mse_costs(excess: Any, beyond: Any, halves: Any, energy: Any, levels: Any, curve: Any) -> None:
     """Fill the curve of `mse_curve`.
 
-    Level n takes the values from (n - 1/2) steps to (n + 1/2) steps. Of the bins that lie wholly
-    between these edges the running sums tell the error; cut bins are integrated.
+    With the step s = t / levels and the level m of a value v, the sum of v - (n + 1/2) s over
+    n = 0 .. m - 1 is m v - s m**2 / 2, so (v - m s)**2 is v**2 less 2 s times that sum. Over all
+    values, the squared error is their energy less 2 s times the sum over all n of the excess
+    E(x) = sum of max(v - x, 0) at x = (n + 1/2) s. Within a bin E is a parabola.
 
     Parameters
     ----------
-    counts : float64 (bins,)
-    count, first, second : float64 (bins + 1,)
-        Running sums of the counts' moments 0, 1 and 2.
+    excess : float64 (bins,)
+        E at the lower edge of each bin.
+    beyond : float64 (bins,)
+        Values in each bin and those behind it.
+    halves : float64 (bins,)
+        Half of the values in each bin.
+    energy : float64
+        The sum of all values' squares.
     levels : int64
         The largest level.
     curve : float64 (bins,)
         The result.
     """
     for t in range(1, 1 + curve.shape[0]):
-        clipped = count[-1] - count[t]
-        error = second[-1] - second[t] - 2 * t * (first[-1] - first[t]) + t * t * clipped
         step = t / levels
-        start, begin = 0.0, 0
-        for n in range(levels + 1):
-            value = n * step
-            stop = (n + 0.5) * step if n < levels else float(t)
-            end = int(stop)
-            if begin == end:
-                right, left = stop - value, start - value
-                error += counts[begin] * (right * right * right - left * left * left) / 3
-            else:
-                right, left = begin + 1 - value, start - value
-                error += counts[begin] * (right * right * right - left * left * left) / 3
-                inner = begin + 1
-                error += (
-                    second[end]
-                    - second[inner]
-                    - 2 * value * (first[end] - first[inner])
-                    + value * value * (count[end] - count[inner])
-                )
-                right, left = stop - value, end - value
-                if end < t:
-                    error += counts[end] * (right * right * right - left * left * left) / 3
-            start, begin = stop, end
-        curve[t - 1] = error
+        total = 0.0
+        for n in range(levels):
+            x = (n + 0.5) * step
+            k = np.uint32(x)  # no place is negative, which a signed one would be checked for
+            x -= k
+            total += excess[k] + x * (x * halves[k] - beyond[k])
+        curve[t - 1] = energy - 2 * step * total
 
 
 @kernel("float32[:], int64, float32[:], out float32[:] ->")

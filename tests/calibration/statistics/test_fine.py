@@ -115,6 +115,13 @@ def test_sums_that_32_bits_do_not_hold():
     twice = one.merge(one)
     assert int(twice.positive[7]) == 2 * ((1 << 32) - 3)
     assert_equal(twice.minus(one), one)
+    # Two bins that 32 bits hold, and that they do not hold together.
+    most[6] = 5
+    for doublings in (1, 3, 20):
+        wide = FineHistogram(most, module.NONE, 3, 0, 1).widened(3 + doublings)
+        assert filled(wide.positive) == {7 >> doublings: (1 << 32) + 2}
+    coarse, _ = FineHistogram(most, module.NONE, 3, 0, 1).rebinned(8.0, BINS)
+    assert filled(coarse) == {0: (1 << 32) + 2}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
