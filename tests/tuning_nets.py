@@ -20,6 +20,7 @@ from int8calib.images import Preprocess
 from int8calib.rounding.weights import Changes
 from int8calib.table import CalibrationTable
 from int8calib.tuning.layer_solver import SolverOptions, solve_layers
+from int8calib.workers import single_threaded_blas
 from tests.generated import make_model
 
 # Everything that factors travel through: ReLU, depthwise, BatchNorm, pooling, Concat, a sum.
@@ -164,5 +165,6 @@ def solved_by_layers(net: Net, given: list) -> CalibrationTable:
     unchanged = Changes(rounding=False, refit=False, bias=False)
     solver = SolverOptions(unchanged, thresholds=True, reference=None, workers=2)
     shapes = infer_shapes(graph, net.input_shapes)
-    solutions = solve_layers(graph, shapes, given, start, grids, solver)
+    with single_threaded_blas():
+        solutions = list(solve_layers(graph, shapes, given, start, grids, solver))
     return CalibrationTable(tuple(solution.rows for solution in solutions))
