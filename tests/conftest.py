@@ -44,7 +44,12 @@ SHARED = Path(os.environ.get("INT8CALIB_SHARED") or Path(__file__).resolve().par
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without CuPy one test alone says that those of a GPU cannot run, unless they are asked for."""
+    """Put long tests first, and leave out those of a GPU where there is none.
+
+    A long test at the end would keep one process busy while the others have nothing left. Without
+    CuPy one test alone says that those of a GPU cannot run, unless they are asked for.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     if config.option.markexpr or find_spec("cupy") is not None:
         return
     on_gpu = [item for item in items if item.get_closest_marker("gpu")][1:]

@@ -25,6 +25,8 @@ from benchmarks.probes import STAGES, Clock  # noqa: E402
 from benchmarks.settings import QUICK, Settings  # noqa: E402
 from int8calib.cli.main import run_command  # noqa: E402
 
+pytestmark = pytest.mark.long
+
 TINY = Settings(
     images=3,
     rounds=1,

@@ -29,6 +29,7 @@ def test_an_image_counts_once_however_often_it_is_held_out() -> None:
     assert accuracy._by_image(results, "kl", "same").tolist() == [0.75, 1.0, 0.0]
 
 
+@pytest.mark.long
 def test_without_models_the_demo_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from int8calib import workers
 from int8calib.errors import ImageError, OptionError, ShapeError
 from int8calib.workers import blas_threads, float_batch, work_through
 
@@ -72,6 +76,50 @@ def test_errors_elsewhere_stop_them_too(place: str) -> None:
             progress=fail if place == "progress" else told.append,
         )
     assert len(told) < 100_000
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, used: float, took: float) -> None:
+    """Clocks by which each item is so many seconds of work, and takes so long."""
+    now = {"thread_time": threading.local(), "monotonic": threading.local()}
+
+    def read(name: str, step: float) -> float:
+        now[name].value = getattr(now[name], "value", 0.0) + step
+        return float(now[name].value)
+
+    clocks = {
+        "thread_time": lambda: read("thread_time", used),
+        "monotonic": lambda: read("monotonic", took),
+    }
+    monkeypatch.setattr(workers, "time", SimpleNamespace(**clocks))
+    monkeypatch.setattr(workers, "PAUSE", 1000.0)
+
+
+def test_short_items_are_left_to_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 0.001, 0.0015)
+    done: Counter[int] = Counter()
+
+    def work(state: None, item: int) -> int:
+        done[threading.get_ident()] += 1
+        return 1
+
+    assert (
+        work_through(range(101), lambda: None, work, workers=4, progress=lambda done: None) == 101
+    )
+    assert sorted(done.values())[:-1] <= [1, 1, 1]
+    assert done.total() == 101
+
+
+@pytest.mark.parametrize(("used", "took"), [(0.0001, 0.05), (0.02, 0.03), (0.002, 0.0022)])
+def test_other_items_are_shared(monkeypatch: pytest.MonkeyPatch, used: float, took: float) -> None:
+    """And those that wait for something, or do not wait: all threads must be there at each item."""
+    clock(monkeypatch, used, took)
+    together = threading.Barrier(3)
+
+    def work(state: None, item: int) -> int:
+        together.wait(60)
+        return 1
+
+    assert work_through(range(21), lambda: None, work, workers=3, progress=lambda done: None) == 21
 
 
 def blas() -> list[int]:

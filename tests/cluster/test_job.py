@@ -27,6 +27,7 @@ from tests.generated import make_model
 
 distributed = pytest.importorskip("distributed", reason="needs the extra dask")
 pytestmark = [
+    pytest.mark.long,
     # Dask's event loop and sockets outlive a worker that is killed.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -19,6 +19,8 @@ from tests.reporting_cases import NAMES, case, html
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # Reports to the page's root element what only a browser knows, once the page is drawn.
+pytestmark = pytest.mark.long
+
 _PROBE = """<script>
 for (const layer of document.querySelectorAll("details")) layer.open = %s || layer.open;
 const root = document.documentElement;

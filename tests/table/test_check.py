@@ -41,6 +41,7 @@ def test_a_good_table_has_no_findings() -> None:
 
 
 @given(made=tables())
+@pytest.mark.long
 def test_tables_that_can_be_written_are_clean(made: CalibrationTable) -> None:
     wanted = [Requirement(x.name, "Convolution", x.weight_scales.size) for x in made.layers]
     assert check_table(made, requirements=wanted) == []

@@ -72,6 +72,7 @@ def plain() -> float:
 
 
 @pytest.mark.usefixtures("enough_images")
+@pytest.mark.long
 def test_a_changed_model_loses_far_less_and_its_files_say_the_same(plain, tmp_path) -> None:
     net = demo_net(SIZE)
     given, fresh = demo_loader(IMAGES, size=SIZE), demo_loader(FRESH, seed=71, size=SIZE)
@@ -94,6 +95,7 @@ def test_a_changed_model_loses_far_less_and_its_files_say_the_same(plain, tmp_pa
 
 
 @pytest.mark.usefixtures("enough_images")
+@pytest.mark.long
 def test_a_table_alone_is_better_than_plain_ones(plain) -> None:
     net = demo_net(SIZE)
     given, fresh = demo_loader(IMAGES, size=SIZE), demo_loader(FRESH, seed=71, size=SIZE)
@@ -138,6 +140,7 @@ def test_validation_images_are_never_tuned_on(net, monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("few_images_will_do")
+@pytest.mark.long
 def test_the_result_does_not_depend_on_workers(net) -> None:
     given = batches(16)
     tuning = TuneOptions(change_model=True, more_work=0.5)
