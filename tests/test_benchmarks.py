@@ -41,7 +41,6 @@ TINY = Settings(
     slow_blobs=1,
     starts=1,
 )
-STORED = ROOT / "benchmarks" / "results.json"
 
 
 def say(text: str) -> None:
@@ -313,17 +312,6 @@ def test_docs_take_the_table_between_its_markers(tmp_path: Path, results: dict) 
     page.write_text("no markers\n")
     with pytest.raises(ValueError, match="page"):
         report.write_docs(page, results)
-
-
-def test_docs_hold_the_stored_table() -> None:
-    table = report.docs_table((ROOT / "docs" / "measured.md").read_text(encoding="utf-8"))
-    stored = json.loads(STORED.read_text(encoding="utf-8"))
-    assert table == report.docs_text(stored)
-
-
-def test_stored_page_is_that_of_the_stored_results() -> None:
-    stored = json.loads(STORED.read_text(encoding="utf-8"))
-    assert STORED.with_suffix(".md").read_text(encoding="utf-8") == report.page(stored)
 
 
 def test_command_keeps_results_of_other_parts(
