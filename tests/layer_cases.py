@@ -5,7 +5,9 @@ A case is one layer with its bottoms; `check` runs it both ways and compares wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +31,23 @@ def normal(rng: np.random.Generator, shape: Shape) -> Any:
 def positive(rng: np.random.Generator, shape: Shape) -> Any:
     """Values from 0.3 to 2."""
     return rng.uniform(0.3, 2.0, shape)
+
+
+def by_type(cases: Iterable[Any]) -> dict[str, list[Any]]:
+    """Cases by the first word of their names, the type: a test for each, not for each case."""
+    found: dict[str, list[Any]] = {}
+    for case in cases:
+        found.setdefault(re.split(r"\W", str(case).replace("_", " "))[0], []).append(case)
+    return found
+
+
+@contextmanager
+def named(case: object) -> Iterator[None]:
+    """A block whose failure names the case."""
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"{case}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import int8calib
 from int8calib import errors
+from tests.layer_cases import named
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
@@ -79,14 +78,14 @@ def test_every_name_has_one_home_and_is_exported() -> None:
     assert set(dir(int8calib)) == set(int8calib.__all__)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_name_is_what_its_module_defines(name: str) -> None:
-    value = getattr(int8calib, name)
-    assert value.__name__ == name
-    assert value is getattr(importlib.import_module(int8calib._HOMES[name]), name)
-    # Importing a module of that name would put it in the place of the public name.
-    assert not (ROOT / "int8calib" / name).exists()
-    assert not (ROOT / "int8calib" / f"{name}.py").exists()
+def test_names_are_what_their_modules_define() -> None:
+    for name in NAMES:
+        value = getattr(int8calib, name)
+        assert value.__name__ == name
+        assert value is getattr(importlib.import_module(int8calib._HOMES[name]), name)
+        # Importing a module of that name would put it in the place of the public name.
+        assert not (ROOT / "int8calib" / name).exists()
+        assert not (ROOT / "int8calib" / f"{name}.py").exists()
 
 
 def test_type_checkers_see_the_same_names() -> None:
@@ -101,15 +100,24 @@ def test_type_checkers_see_the_same_names() -> None:
     assert homes == int8calib._HOMES
 
 
-@pytest.mark.parametrize("name", DESCRIBED)
-def test_the_first_line_says_what_it_is_for(name: str) -> None:
-    text = inspect.getdoc(DESCRIBED[name]) or ""
+def test_first_lines_say_what_they_are_for() -> None:
+    for name, value in DESCRIBED.items():
+        with named(name):
+            check_first_line(value)
+
+
+def check_first_line(value: Any) -> None:
+    text = inspect.getdoc(value) or ""
     assert re.match(r"[`A-Z0-9][^\n]{9,98}[^\n.]\.(\n\n|$)", text), text.split("\n\n")[0]
 
 
-@pytest.mark.parametrize("name", DESCRIBED)
-def test_what_it_takes_is_described(name: str) -> None:
-    value = DESCRIBED[name]
+def test_what_they_take_is_described() -> None:
+    for name, value in DESCRIBED.items():
+        with named(name):
+            check_parameters(value)
+
+
+def check_parameters(value: Any) -> None:
     if isinstance(value, property) or getattr(value, "_is_protocol", False):
         return
     takes = [p for p in inspect.signature(value).parameters if p not in ("self", "cls")]
@@ -123,18 +131,26 @@ def test_what_it_takes_is_described(name: str) -> None:
     assert not untyped, f"no type: {untyped}"
 
 
-@pytest.mark.parametrize("name", DESCRIBED)
-def test_what_it_gives_is_described(name: str) -> None:
-    value = DESCRIBED[name]
+def test_what_they_give_is_described() -> None:
+    for name, value in DESCRIBED.items():
+        with named(name):
+            check_returns(value)
+
+
+def check_returns(value: Any) -> None:
     if inspect.isclass(value) or isinstance(value, property):
         return
     gives = inspect.signature(value).return_annotation not in (None, "None")
     assert gives == ("Returns" in sections(value))
 
 
-@pytest.mark.parametrize("name", DESCRIBED)
-def test_what_it_raises_is_described(name: str) -> None:
-    value = DESCRIBED[name]
+def test_what_they_raise_is_described() -> None:
+    for name, value in DESCRIBED.items():
+        with named(name):
+            check_raises(value)
+
+
+def check_raises(value: Any) -> None:
     listed = entries(sections(value).get("Raises", ""))
     assert listed <= ERRORS.keys() | {"IndexError", "KeyError"}
     for error in raised(value):
@@ -142,11 +158,10 @@ def test_what_it_raises_is_described(name: str) -> None:
         assert listed & family, f"{error} is raised and not listed"
 
 
-@pytest.mark.parametrize("name", DESCRIBED)
-def test_it_stands_in_the_reference(name: str) -> None:
-    inner = "." in name
-    found = re.search(rf"^(\*\*`)?{name}\b" if inner else rf"^### {name}$", PAGE, re.MULTILINE)
-    assert found
+def test_they_stand_in_the_reference() -> None:
+    for name in DESCRIBED:
+        heading = rf"^(\*\*`)?{name}\b" if "." in name else rf"^### {name}$"
+        assert re.search(heading, PAGE, re.MULTILINE), name
 
 
 def test_all_errors_are_defined_in_one_file() -> None:

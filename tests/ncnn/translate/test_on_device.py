@@ -15,15 +15,21 @@ from int8calib.ncnn.param import parse_param
 from int8calib.ncnn.translate.layers.registry import OWN
 from int8calib.ncnn.translate.network import translate_model
 from int8calib.ncnn.translate.options import PREFIX
-from tests.layer_cases import deviation
+from tests.layer_cases import by_type, deviation, named
 from tests.ncnn.translate.cases import CASES, Case
 from tests.ncnn.translate.layers.test_layers import images_of
 from tests.ncnn.translate.models import model_of
 from tests.strict_arrays import STRICT
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_layer(case: Case, device: Device) -> None:
+@pytest.mark.parametrize("cases", by_type(CASES).values(), ids=by_type(CASES))
+def test_layer(cases: list[Case], device: Device) -> None:
+    for case in cases:
+        with named(case):
+            check(case, device)
+
+
+def check(case: Case, device: Device) -> None:
     images = images_of(case)
     shapes = {name: (1, *x.shape[1:]) for name, x in images.items()}
     cpu = translate_model(model_of(case), shapes)

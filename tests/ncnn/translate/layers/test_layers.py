@@ -9,6 +9,7 @@ import pytest
 
 from int8calib.ncnn.schema import parameter_names
 from int8calib.ncnn.translate.network import obstacles, translate_model, translated_types
+from tests.layer_cases import by_type, named
 from tests.ncnn.runtime import run_blobs
 from tests.ncnn.translate.cases import CASES, Case
 from tests.ncnn.translate.models import model_of
@@ -43,9 +44,15 @@ def assert_near(found: np.ndarray, expected: np.ndarray, what: object) -> None:
     assert np.abs(found - expected).max() <= 1e-4 * largest, what
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_layer_gives_what_ncnn_gives(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cases", by_type(CASES).values(), ids=by_type(CASES))
+def test_layer_gives_what_ncnn_gives(cases: list[Case], tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
+    for case in cases:
+        with named(case):
+            check(case, tmp_path)
+
+
+def check(case: Case, folder: Path) -> None:
     model, inputs = model_of(case), images_of(case)
     net = translate_model(model, {name: (1, *x.shape[1:]) for name, x in inputs.items()})
     assert not obstacles(net)
@@ -53,7 +60,7 @@ def test_layer_gives_what_ncnn_gives(case: Case, tmp_path: Path) -> None:
     found = net.forward(inputs, outputs=tops)
     for image in range(BATCH):
         single = {name: x[image] for name, x in inputs.items()}
-        expected = run_blobs(model.layers, single, tops, winograd=False, folder=tmp_path)
+        expected = run_blobs(model.layers, single, tops, winograd=False, folder=folder)
         for name, top in zip(tops, expected, strict=True):
             # Boxes are the same for all images, so they have no batch.
             own = found[name][0 if case.line.startswith("PriorBox") else image]
