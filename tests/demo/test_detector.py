@@ -76,6 +76,7 @@ def test_every_shape_gets_a_prior_and_decodes_to_its_box() -> None:
         assert decoded == set(truths)
 
 
+@pytest.mark.usefixtures("few_columns")
 @pytest.mark.long
 def test_the_demo_compares_float_and_int8(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

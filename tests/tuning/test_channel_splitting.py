@@ -239,6 +239,7 @@ def test_channels_that_nobody_uses_get_no_copies(tmp_path: Path) -> None:
     assert unused.sum() == 4 + max(0, new - 4 - 4 * MAX_COPIES)
 
 
+@pytest.mark.usefixtures("few_columns")
 @pytest.mark.long
 def test_copies_are_worth_it(tmp_path) -> None:
     net, given, fresh = chain(tmp_path), batches(24), batches(40, seed=71)

@@ -71,7 +71,7 @@ def plain() -> float:
     )
 
 
-@pytest.mark.usefixtures("enough_images")
+@pytest.mark.usefixtures("enough_images", "few_columns")
 @pytest.mark.long
 def test_a_changed_model_loses_far_less_and_its_files_say_the_same(plain, tmp_path) -> None:
     net = demo_net(SIZE)
@@ -124,7 +124,7 @@ def test_equalizing_is_worth_it(net) -> None:
     assert found[("equalize",)] > found[()] + 2
 
 
-@pytest.mark.usefixtures("few_images_will_do")
+@pytest.mark.usefixtures("few_images_will_do", "few_columns")
 def test_validation_images_are_never_tuned_on(net, monkeypatch) -> None:
     # Validation images choose between results, so here the tuned one wins whatever they say.
     monkeypatch.setattr("int8calib.tuning.search.closeness", lambda r: float(r.name == "tuned"))
@@ -139,7 +139,7 @@ def test_validation_images_are_never_tuned_on(net, monkeypatch) -> None:
     assert_same(a, b)
 
 
-@pytest.mark.usefixtures("few_images_will_do")
+@pytest.mark.usefixtures("few_images_will_do", "few_columns")
 @pytest.mark.long
 def test_the_result_does_not_depend_on_workers(net) -> None:
     given = batches(16)
