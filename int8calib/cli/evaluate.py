@@ -141,8 +141,9 @@ def _refuse_idle_values(net: Net | NcnnNet, how: Comparison, *, labeled: bool) -
     ):
         if given and kind != name:
             raise OptionError(
-                f"{option}: is for networks of the kind {kind}, and this is taken for a {name}; "
-                f"give --kind {kind} where that is wrong, or leave it out"
+                f"{option}: is for networks of the kind {kind}, and this one is of "
+                f"{f'the kind {name}' if name else 'no kind'}; give --kind {kind} where that is "
+                "wrong, or leave it out"
             )
 
 
