@@ -131,7 +131,10 @@ def test_an_ncnn_model_is_judged_in_the_same_way(
         (("--boxes", "{folder}/boxes.json", "--transpose"), "leave it out"),
         (("--boxes", "{folder}/boxes.json", "--outputs", "conv5_conf"), "list of detections"),
         (("--peak", "0"), "peak 0"),
-        (("--peak", "255"), "--peak: is for networks of the kind image-to-image, and this is"),
+        (
+            ("--peak", "255"),
+            "--peak: is for networks of the kind image-to-image, and this one is of",
+        ),
         (("--box-score", "0.4", "--kind", "regressor"), "--box-score: is for networks of the kind"),
         (("--kind", "classifier"), "name the blob that is"),
     ],
