@@ -141,8 +141,8 @@ def test_processes_evaluate_the_same(
     client: Any,
     labels: bool,
 ) -> None:
-    # Once with a scheduler that is there, once with a process for this run alone.
-    address = client.scheduler.address if labels else "local:1"
+    # Once with a scheduler that is there, once with processes for this run alone.
+    address = client.scheduler.address if labels else "local:2"
     monkeypatch.setattr("int8calib.cluster.chunks.MIN_CHUNK_IMAGES", 5)
     words = ["--table", str(table), "--json", "--batch", "3"]
     words += ["--labels", str(folder / "labels.txt")] if labels else []
