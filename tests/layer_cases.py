@@ -50,6 +50,13 @@ def named(case: object) -> Iterator[None]:
         raise AssertionError(f"{case}: {error}") from error
 
 
+def check_each(cases: Iterable[Any], check_case: Callable[..., None], *given: Any) -> None:
+    """Call `check_case(case, *given)` for every case; a failure names its case."""
+    for case in cases:
+        with named(case):
+            check_case(case, *given)
+
+
 @dataclass(frozen=True)
 class Case:
     """One layer to test.

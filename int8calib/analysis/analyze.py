@@ -153,10 +153,9 @@ def _not_measured(net: Net, left_out: Sequence[str]) -> list[str]:
     stopped = [name for name in left_out if name in blocked]
     unread = [name for name in left_out if name not in blocked]
     notes = [f"layer {name!r} cannot run and is not measured: {blocked[name]}" for name in stopped]
-    return [
-        *notes,
-        *([f"not measured, no compared blob needs it: {listed(unread)}"] * bool(unread)),
-    ]
+    if unread:
+        notes.append(f"not measured, no compared blob needs it: {listed(unread)}")
+    return notes
 
 
 @dataclass(frozen=True)

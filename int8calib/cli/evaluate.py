@@ -131,14 +131,15 @@ def _refuse_idle_values(net: Net | NcnnNet, how: Comparison, *, labeled: bool) -
     from int8calib.evaluation.measures import MIN_SCORE
     from int8calib.evaluation.outputs import compared_blobs
 
-    if not isinstance(net, Net):
+    asked = (
+        ("--box-score", how.box_score != MIN_SCORE, DETECTOR),
+        ("--peak", how.peak is not None, IMAGES),
+    )
+    if not isinstance(net, Net) or not any(given for _, given, _ in asked):
         return
     blobs = compared_blobs(net, how.scores, how.outputs, kind=how.kind, labeled=labeled)
     name = "" if blobs.kind is None else blobs.kind.name
-    for option, given, kind in (
-        ("--box-score", how.box_score != MIN_SCORE, DETECTOR),
-        ("--peak", how.peak is not None, IMAGES),
-    ):
+    for option, given, kind in asked:
         if given and kind != name:
             raise OptionError(
                 f"{option}: is for networks of the kind {kind}, and this one is of "

@@ -25,7 +25,7 @@ from int8calib.device import Device
 from int8calib.errors import ModelError, OptionError, WeightsError
 from tests.caffe.layers.families import CASES
 from tests.generated import make_model
-from tests.layer_cases import Case, by_type, deviation, named
+from tests.layer_cases import Case, by_type, check_each, deviation
 from tests.network_styles import STYLES, conv, conv_bn, data, head, layer
 from tests.random_networks import Network, networks
 from tests.strict_arrays import STRICT, Transfers, strict_device
@@ -68,9 +68,7 @@ def test_types_that_run_on_the_host() -> None:
 
 @pytest.mark.parametrize("cases", by_type(CASES).values(), ids=by_type(CASES))
 def test_layer(cases: list[Case], device: Device) -> None:
-    for case in cases:
-        with named(case):
-            check(case, device)
+    check_each(cases, check, device)
 
 
 def check(case: Case, device: Device) -> None:

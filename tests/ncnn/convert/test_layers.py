@@ -15,7 +15,7 @@ from int8calib.errors import Int8CalibError, ModelError
 from int8calib.ncnn.convert.network import CONVERTERS, DROPPED, convert_network
 from int8calib.ncnn.optimize import optimize_model
 from tests.caffe.layers.families import FAMILIES
-from tests.layer_cases import Case, by_type, named
+from tests.layer_cases import Case, by_type, check_each
 from tests.ncnn.runtime import run_blobs
 
 # What ncnn has no layer for, or another meaning.
@@ -100,9 +100,7 @@ def test_every_type_is_converted_or_named_here() -> None:
 @pytest.mark.parametrize("cases", by_type(CASES).values(), ids=by_type(CASES))
 def test_the_runtime_gives_what_the_engine_gives(cases: list[Case], tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
-    for case in cases:
-        with named(case):
-            check_case(case, tmp_path)
+    check_each(cases, check_case, tmp_path)
 
 
 def check_case(case: Case, folder: Path) -> None:

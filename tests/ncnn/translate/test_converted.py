@@ -12,15 +12,13 @@ from int8calib.ncnn.convert.network import convert_network
 from int8calib.ncnn.model import NcnnModel
 from int8calib.ncnn.optimize import optimize_model
 from int8calib.ncnn.translate.network import obstacles, translate_model
-from tests.layer_cases import Case, by_type, named
+from tests.layer_cases import Case, by_type, check_each
 from tests.ncnn.convert.test_layers import CASES, one_layer, shares
 
 
 @pytest.mark.parametrize("cases", by_type(CASES).values(), ids=by_type(CASES))
 def test_a_converted_layer_gives_what_it_gave(cases: list[Case], tmp_path: Path) -> None:
-    for case in cases:
-        with named(case):
-            check(case, tmp_path)
+    check_each(cases, check, tmp_path)
 
 
 def check(case: Case, folder: Path) -> None:

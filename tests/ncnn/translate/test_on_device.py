@@ -15,7 +15,7 @@ from int8calib.ncnn.param import parse_param
 from int8calib.ncnn.translate.layers.registry import OWN
 from int8calib.ncnn.translate.network import translate_model
 from int8calib.ncnn.translate.options import PREFIX
-from tests.layer_cases import by_type, deviation, named
+from tests.layer_cases import by_type, check_each, deviation
 from tests.ncnn.translate.cases import CASES, Case
 from tests.ncnn.translate.layers.test_layers import images_of
 from tests.ncnn.translate.models import model_of
@@ -24,9 +24,7 @@ from tests.strict_arrays import STRICT
 
 @pytest.mark.parametrize("cases", by_type(CASES).values(), ids=by_type(CASES))
 def test_layer(cases: list[Case], device: Device) -> None:
-    for case in cases:
-        with named(case):
-            check(case, device)
+    check_each(cases, check, device)
 
 
 def check(case: Case, device: Device) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from int8calib.ncnn.schema import parameter_names
 from int8calib.ncnn.translate.network import obstacles, translate_model, translated_types
-from tests.layer_cases import by_type, named
+from tests.layer_cases import by_type, check_each
 from tests.ncnn.runtime import run_blobs
 from tests.ncnn.translate.cases import CASES, Case
 from tests.ncnn.translate.models import model_of
@@ -47,9 +47,7 @@ def assert_near(found: np.ndarray, expected: np.ndarray, what: object) -> None:
 @pytest.mark.parametrize("cases", by_type(CASES).values(), ids=by_type(CASES))
 def test_layer_gives_what_ncnn_gives(cases: list[Case], tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
-    for case in cases:
-        with named(case):
-            check(case, tmp_path)
+    check_each(cases, check, tmp_path)
 
 
 def check(case: Case, folder: Path) -> None:
